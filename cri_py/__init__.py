@@ -1,0 +1,1 @@
+"""A container runtime for Kubernetes nodes."""

@@ -1,0 +1,149 @@
+"""Records in SQLite: WAL, one writer thread, versioned.
+
+A record is a kind, a key, a version of its layout, a small JSON body of ours, and the kubelet's bytes as they came.
+Changes that arrive while the writer is busy are committed together in one transaction, so a burst pays one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cri_py.errors import Internal
+from cri_py.state.migrations import migrate
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Insert or replace one record."""
+
+    kind: str
+    key: str
+    body: bytes
+    verbatim: bytes = b""
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove one record; a missing one is fine."""
+
+    kind: str
+    key: str
+
+
+Change = Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    changes: tuple[Change, ...]
+    done: Callable[[BaseException | None], None]
+
+
+_STOP: Final = None
+
+
+class Store:
+    """One database file, owned by this object and its one writer thread.
+
+    ``durable`` asks for ``synchronous=FULL`` (a commit survives a power cut, 0.3 ms) instead of NORMAL (it survives a
+    crash of the process, 0.04 ms).
+    """
+
+    def __init__(self, path: str, *, durable: bool) -> None:
+        self._path = path
+        self._connection = _connect(path, durable=durable)
+        self._queue: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_loop, name="store", daemon=True)
+        self._thread.start()
+
+    def load(self, kind: str) -> list[Put]:
+        """All records of a kind, ordered by key. Meant for the start, before the first commit."""
+        rows = self._connection.execute(
+            "SELECT kind, key, body, verbatim, version FROM records WHERE kind = ? ORDER BY key", (kind,)
+        )
+        return [Put(*row) for row in rows]
+
+    async def commit(self, *changes: Change) -> None:
+        """Make all changes or none; returns once they are recorded. Raises Internal if the disk refuses."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def settle(error: BaseException | None) -> None:
+            if future.done():  # the caller was cancelled; the record stands all the same
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(Internal(f"{self._path} could not be written: {error}", hint="is the disk full?"))
+
+        self._queue.put(_Commit(changes, lambda error: loop.call_soon_threadsafe(settle, error)))
+        await future
+
+    def close(self) -> None:
+        """Finish what was asked for and close the file."""
+        self._queue.put(_STOP)
+        self._thread.join()
+        self._connection.close()
+
+    def _write_loop(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch, ended = self._gather(first)
+            self._write(batch)
+            if ended:
+                return
+
+    def _gather(self, first: _Commit) -> tuple[list[_Commit], bool]:
+        batch = [first]
+        while not self._queue.empty():
+            following = self._queue.get()
+            if following is None:
+                return batch, True
+            batch.append(following)
+        return batch, False
+
+    def _write(self, batch: list[_Commit]) -> None:
+        """One transaction for all; if it fails, each by itself, so that one bad change harms no other."""
+        try:
+            self._transact([change for commit in batch for change in commit.changes])
+        except sqlite3.Error as error:
+            if len(batch) == 1:
+                batch[0].done(error)
+                return
+            for commit in batch:
+                self._write([commit])
+            return
+        for commit in batch:
+            commit.done(None)
+
+    def _transact(self, changes: list[Change]) -> None:
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for change in changes:
+                if isinstance(change, Put):
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO records (kind, key, body, verbatim, version) VALUES (?, ?, ?, ?, ?)",
+                        (change.kind, change.key, change.body, change.verbatim, change.version),
+                    )
+                else:
+                    self._connection.execute(
+                        "DELETE FROM records WHERE kind = ? AND key = ?", (change.kind, change.key)
+                    )
+
+
+def _connect(path: str, *, durable: bool) -> sqlite3.Connection:
+    try:
+        # check_same_thread: the opening thread only reads, and only before the writer's first commit.
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        migrate(connection, path)
+    except sqlite3.Error as error:
+        raise Internal(f"the database {path} can't be opened: {error}", hint="move it away to start empty") from error
+    return connection
