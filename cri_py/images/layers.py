@@ -1,0 +1,429 @@
+"""A layer's tar becomes a directory that overlayfs can use, and nothing is written outside of it.
+
+OCI image-spec layer.md (whiteouts), kernel Documentation/filesystems/overlayfs.rst (character device 0:0,
+trusted.overlay.opaque). Every parent is resolved by openat2(RESOLVE_IN_ROOT): the kernel keeps ``..``, absolute and
+symbolic links inside the layer, also while they change.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from cri_py.errors import Aborted, CriError, DataLoss, Internal, ResourceExhausted
+from cri_py.images.compression import inflate
+from cri_py.images.tarstream import Entry, Inflow, Kind, entries
+from cri_py.kernel.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
+from cri_py.kernel.syscalls import openat2
+from cri_py.model import Digest
+
+ENTRIES_MAX: Final = 1_000_000
+BOMB_RATIO: Final = 200  # gzip reaches 1,032; what people ship stays below 50
+BOMB_FLOOR: Final = 1 << 30
+OPAQUE: Final = "trusted.overlay.opaque"
+_WHITEOUT: Final = b".wh."
+_OPAQUE_MARK: Final = b".wh..wh..opq"
+_AUFS_MARK: Final = b".wh..wh."
+_HIDDEN_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
+_INSIDE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+_CACHED_DIRECTORIES: Final = 64
+_ALLOCATION: Final = 4096
+_HOPS_MAX: Final = 40  # as the kernel has it (path_resolution(7))
+_DEPTH_MAX: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What an unpacked layer takes on disk, and the directories that it uses without describing them."""
+
+    used_bytes: int
+    inodes: int
+    implied: tuple[bytes, ...] = ()  # parents before children
+
+
+def unpack(
+    blob: BinaryIO, target: str, *, diff_id: Digest, base: bool, subject: str, stopped: Callable[[], bool]
+) -> Unpacked:
+    """Unpack the layer ``blob`` (any compression) into the empty directory ``target`` and verify its diff id.
+
+    ``base``: nothing lies below, so whiteouts are dropped. ``subject`` names the layer in messages; ``stopped`` is
+    asked between entries and pieces. Nothing is synced. On an error the target is left for the caller to delete.
+    Raises DataLoss (damaged, or not ``diff_id``; an entry that leaves the layer), ResourceExhausted (disk full, bomb),
+    Aborted (stopped), Internal (the kernel refused).
+    """
+    size = os.fstat(blob.fileno()).st_size
+    hasher = hashlib.new(diff_id.partition(":")[0])
+    pieces = inflate(blob, subject, max(BOMB_FLOOR, BOMB_RATIO * size))
+    inflow = Inflow(_hashed(pieces, hasher.update, stopped, subject), subject)
+    root = os.open(target, _DIRECTORY | os.O_CLOEXEC)
+    try:
+        writer = _Writer(root, base=base, subject=subject)
+        try:
+            for entry in entries(inflow, subject):
+                writer.add(entry, inflow)
+            writer.finish()
+        finally:
+            writer.close()
+    finally:
+        os.close(root)
+    inflow.drain()
+    if f"{diff_id.partition(':')[0]}:{hasher.hexdigest()}" != diff_id:
+        raise DataLoss(f"{subject} unpacks to {hasher.hexdigest()}, its image's config says {diff_id}")
+    return writer.unpacked()
+
+
+def adopt(target: str, implied: Sequence[bytes], lowers: Sequence[str]) -> None:
+    """Give directories that a layer only implies the owner, mode and mtime that they have below.
+
+    Overlayfs shows the uppermost directory's attributes: without this, a layer that holds ``tmp/x`` but not ``tmp/``
+    would turn a 1777 /tmp into 0755. ``lowers`` are the layers below, topmost first.
+    """
+    root = os.open(target, _DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path in reversed(implied):
+            found = _find_below(lowers, path)
+            if found is not None:
+                _restyle(root, path, found)
+    finally:
+        os.close(root)
+
+
+def _find_below(lowers: Sequence[str], path: bytes) -> os.stat_result | None:
+    """The topmost thing of that name, if it is a directory (a whiteout or a file ends the search)."""
+    for lower in lowers:
+        fd = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = _stat_inside(fd, path)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                continue
+            return None  # a file or a link stands in the way
+        finally:
+            os.close(fd)
+        return found if stat.S_ISDIR(found.st_mode) else None
+    return None
+
+
+def _stat_inside(root: int, path: bytes) -> os.stat_result:
+    fd = openat2(root, path or b".", os.O_PATH | os.O_NOFOLLOW, resolve=_INSIDE)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _restyle(root: int, path: bytes, found: os.stat_result) -> None:
+    fd = openat2(root, path or b".", _DIRECTORY | os.O_NOFOLLOW, resolve=_INSIDE)
+    try:
+        _own(fd, found.st_uid, found.st_gid)
+        os.fchmod(fd, stat.S_IMODE(found.st_mode))
+        os.utime(fd, ns=(found.st_mtime_ns, found.st_mtime_ns))
+    finally:
+        os.close(fd)
+
+
+def _hashed(
+    pieces: Iterator[bytes], update: Callable[[bytes], object], stopped: Callable[[], bool], subject: str
+) -> Iterator[bytes]:
+    for piece in pieces:
+        if stopped():
+            raise Aborted(f"unpacking {subject} was given up")
+        update(piece)
+        yield piece
+
+
+def _own(fd: int, uid: int, gid: int) -> None:
+    """chown, unless it is so already: without it, tests of plain layers need no root."""
+    found = os.fstat(fd)
+    if (found.st_uid, found.st_gid) != (uid, gid):
+        os.fchown(fd, uid, gid)
+
+
+class _Writer:
+    """Places entries below one directory."""
+
+    def __init__(self, root: int, *, base: bool, subject: str) -> None:
+        self._root = root
+        self._base = base
+        self._subject = subject
+        self._open: dict[bytes, int] = {}
+        self._described: dict[bytes, Entry] = {}  # directories, to be finished when nothing touches them any more
+        self._implied: dict[bytes, None] = {}
+        self._bytes = _ALLOCATION
+        self._inodes = 1
+        self._entries = 0
+        self._identity = (os.geteuid(), os.getegid())
+
+    def add(self, entry: Entry, inflow: Inflow) -> None:
+        """Place one entry, taking its content from ``inflow``."""
+        self._entries += 1
+        if self._entries > ENTRIES_MAX:
+            raise ResourceExhausted(f"{self._subject} holds more than {ENTRIES_MAX} entries")
+        path = self._inside(entry.path)
+        try:
+            self._place(path, entry, inflow)
+        except OSError as error:
+            raise self._failed(error, entry) from error
+
+    def finish(self) -> None:
+        """Set modes and times of directories, the deepest first: placing a file would have changed them again."""
+        for path in sorted(self._described, reverse=True):
+            entry = self._described[path]
+            try:
+                fd = openat2(self._root, path or b".", _DIRECTORY | os.O_NOFOLLOW, resolve=_INSIDE)
+            except OSError as error:
+                if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+                    continue  # replaced through another name, by way of a symlink
+                raise self._failed(error, entry) from error
+            try:
+                self._style(fd, entry)
+            except OSError as error:
+                raise self._failed(error, entry) from error
+            finally:
+                os.close(fd)
+
+    def close(self) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+
+    def unpacked(self) -> Unpacked:
+        return Unpacked(self._bytes, self._inodes, tuple(path for path in self._implied if path not in self._described))
+
+    # ---------------------------------------------------------------- placing
+
+    def _place(self, path: bytes, entry: Entry, inflow: Inflow) -> None:
+        parent_path, _, name = path.rpartition(b"/")
+        if name.startswith(_WHITEOUT):
+            self._whiteout(parent_path, name)
+            inflow.skip(entry.size)
+        elif entry.kind is Kind.DIRECTORY:
+            self._directory(path, parent_path, name, entry)
+        elif not name:
+            raise DataLoss(f"{self._subject} holds a {entry.kind.value} in place of its root")
+        elif entry.kind is Kind.FILE:
+            self._file(self._parent(parent_path), path, entry, inflow)
+        elif entry.kind is Kind.HARD_LINK:
+            self._hard_link(path, entry)
+        else:
+            self._special(self._parent(parent_path), path, entry)
+
+    def _file(self, parent: int, path: bytes, entry: Entry, inflow: Inflow) -> None:
+        name = path.rpartition(b"/")[2]
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = self._fresh(parent, path, lambda: os.open(name, flags, 0o600, dir_fd=parent))
+        try:
+            for portion in inflow.portions(entry.size):
+                written = os.write(fd, portion)
+                while written < len(portion):  # a disk that fills up writes less before it refuses
+                    written += os.write(fd, portion[written:])
+            self._style(fd, entry)
+        finally:
+            os.close(fd)
+        self._count(entry.size)
+
+    def _hard_link(self, path: bytes, entry: Entry) -> None:
+        source = self._inside(entry.link)
+        if source == path:
+            return
+        source_parent, _, source_name = source.rpartition(b"/")
+        if not source_name:
+            raise DataLoss(f"{self._subject} holds a hard link to its root: {entry.path!r}")
+        parent, name = self._parent(path.rpartition(b"/")[0]), path.rpartition(b"/")[2]
+        # Opened apart from the cache: asking it for a second directory could close the first.
+        origin = openat2(self._root, source_parent or b".", _DIRECTORY, resolve=_INSIDE)
+        try:
+            self._fresh(
+                parent,
+                path,
+                lambda: os.link(source_name, name, src_dir_fd=origin, dst_dir_fd=parent, follow_symlinks=False),
+            )
+        finally:
+            os.close(origin)
+
+    def _special(self, parent: int, path: bytes, entry: Entry) -> None:
+        name = path.rpartition(b"/")[2]
+        if entry.kind is Kind.SYMLINK:
+            self._fresh(parent, path, lambda: os.symlink(entry.link, name, dir_fd=parent))
+        elif entry.kind is Kind.FIFO:
+            self._fresh(parent, path, lambda: os.mkfifo(name, 0o600, dir_fd=parent))
+        else:
+            kind = stat.S_IFCHR if entry.kind is Kind.CHARACTER else stat.S_IFBLK
+            device = os.makedev(*entry.device)
+            self._fresh(parent, path, lambda: os.mknod(name, kind | 0o600, device, dir_fd=parent))
+        self._count(0)
+        if (entry.uid, entry.gid) != self._identity:
+            os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        if entry.kind is not Kind.SYMLINK:
+            os.chmod(name, entry.mode, dir_fd=parent)  # just made by us, so no link to follow
+        if entry.xattrs:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                self._label(f"/proc/self/fd/{fd}", entry)
+            finally:
+                os.close(fd)
+        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
+
+    def _directory(self, path: bytes, parent_path: bytes, name: bytes, entry: Entry) -> None:
+        if name:
+            self._make_directory(self._parent(parent_path), path)
+        fd = self._parent(path)
+        self._described[path] = entry
+        self._label(fd, entry)
+
+    def _whiteout(self, parent_path: bytes, name: bytes) -> None:
+        if self._base or (name.startswith(_AUFS_MARK) and name != _OPAQUE_MARK):
+            return
+        parent = self._parent(parent_path)
+        if name == _OPAQUE_MARK:
+            os.setxattr(parent, OPAQUE, b"y")
+            return
+        hidden = name[len(_WHITEOUT) :]
+        if hidden in {b"", b".", b".."}:
+            raise DataLoss(f"{self._subject} holds the whiteout {name!r}, which hides nothing")
+        try:
+            os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
+        except FileExistsError:
+            # A whiteout hides what lies below, never what its own layer holds: a file covers that anyway, a
+            # directory has to be told.
+            found = os.stat(hidden, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                self._make_opaque(parent, hidden)
+            return
+        self._count(0)
+
+    # ------------------------------------------------------------ directories
+
+    def _parent(self, path: bytes, hops: int = 0) -> int:
+        """An open fd of the directory ``path``, made if missing; ours to keep until the next call."""
+        fd = self._open.get(path)
+        if fd is not None:
+            return fd
+        try:
+            fd = openat2(self._root, path or b".", _DIRECTORY, resolve=_INSIDE)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+                raise
+            fd = self._missing_parent(path, hops)
+        if len(self._open) >= _CACHED_DIRECTORIES:
+            os.close(self._open.pop(next(iter(self._open))))
+        self._open[path] = fd
+        return fd
+
+    def _missing_parent(self, path: bytes, hops: int) -> int:
+        """Make the directory ``path``, or what it links to, and open it."""
+        parent_path, _, name = path.rpartition(b"/")
+        parent = self._parent(parent_path, hops)
+        try:
+            link = os.readlink(name, dir_fd=parent)
+        except OSError:  # the usual case: nothing, or no link
+            if self._make_directory(parent, path):
+                self._implied[path] = None
+        else:
+            if hops >= _HOPS_MAX:
+                raise DataLoss(f"{self._subject} holds links that lead in a circle at {path!r}")
+            self._parent(self._inside(link if link.startswith(b"/") else parent_path + b"/" + link), hops + 1)
+        return openat2(self._root, path, _DIRECTORY, resolve=_INSIDE)
+
+    def _make_directory(self, parent: int, path: bytes) -> bool:
+        """Make a directory, over whatever has its name; False if it was there."""
+        name = path.rpartition(b"/")[2]
+        try:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        except FileExistsError:
+            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                return False
+            self._clear(parent, path)
+            os.mkdir(name, 0o755, dir_fd=parent)
+            if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
+                self._make_opaque(parent, name)  # it stands where this layer had a whiteout
+        self._count(_ALLOCATION)
+        return True
+
+    def _make_opaque(self, parent: int, name: bytes) -> None:
+        fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            os.setxattr(fd, OPAQUE, b"y")
+        finally:
+            os.close(fd)
+
+    def _fresh(self, parent: int, path: bytes, make: Callable[[], int | None]) -> int:
+        """Run ``make``; if something has the name already, remove it and run it again."""
+        try:
+            return make() or 0
+        except FileExistsError:
+            self._clear(parent, path)
+            return make() or 0
+
+    def _clear(self, parent: int, path: bytes) -> None:
+        """Remove what an earlier entry of this layer put there, whatever it is."""
+        name = path.rpartition(b"/")[2]
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            shutil.rmtree(name, dir_fd=parent)
+            for known in (self._described, self._implied):
+                for gone in [each for each in known if each == path or each.startswith(path + b"/")]:
+                    del known[gone]
+        else:
+            os.unlink(name, dir_fd=parent)
+        if stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode):
+            # Open directories may lie below it, or their names may have led through it.
+            for cached in [each for each in self._open if self._open[each] != parent]:
+                os.close(self._open.pop(cached))
+
+    # -------------------------------------------------------------- attributes
+
+    def _style(self, fd: int, entry: Entry) -> None:
+        """Owner, mode, xattrs and time, in this order: chown clears set-uid bits and capabilities."""
+        _own(fd, entry.uid, entry.gid)
+        os.fchmod(fd, entry.mode)
+        self._label(fd, entry)
+        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def _label(self, target: int | str, entry: Entry) -> None:
+        for name, content in entry.xattrs:
+            if name.startswith(_HIDDEN_XATTRS):
+                continue  # overlayfs would obey them: a layer could redirect or uncover what others hold
+            try:
+                os.setxattr(target, name, content)
+            except OSError as error:
+                refused = error.errno == errno.EPERM and name.startswith(b"user.")  # on links, devices and fifos
+                unsupported = error.errno == errno.ENOTSUP and name != b"security.capability"
+                if not (refused or unsupported):
+                    raise
+
+    def _count(self, size: int) -> None:
+        self._bytes += -(-size // _ALLOCATION) * _ALLOCATION
+        self._inodes += 1
+
+    def _inside(self, path: bytes) -> bytes:
+        """The path without empty parts, ``.`` and ``..``; DataLoss if it leaves the layer."""
+        if b"\0" in path:
+            raise DataLoss(f"{self._subject} holds a name with a NUL: {path!r}")
+        parts: list[bytes] = []
+        for part in path.split(b"/"):
+            if part == b"..":
+                if not parts:
+                    raise DataLoss(f"{self._subject} holds {path!r}, which leaves the layer", hint="don't trust it")
+                parts.pop()
+            elif part not in {b"", b"."}:
+                parts.append(part)
+        if len(parts) > _DEPTH_MAX:
+            raise DataLoss(f"{self._subject} nests directories more than {_DEPTH_MAX} deep")
+        return b"/".join(parts)
+
+    def _failed(self, error: OSError, entry: Entry) -> CriError:
+        what = f"{entry.path!r} ({entry.kind.value}) of {self._subject}"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return ResourceExhausted(f"the disk is full at {what}", hint="free space below the root directory")
+        if error.errno in {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EXDEV}:
+            return DataLoss(f"{what} can't be placed: {error.strerror}")
+        return Internal(f"{what} can't be written: {error}")
