@@ -274,3 +274,10 @@ def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: i
     if fd < 0:
         raise _fail("openat2", os.fsdecode(path))
     return fd
+
+
+def syncfs(fd: int) -> None:
+    """Write the filesystem that holds ``fd`` to its disk (syncfs(2)): one call for any number of files."""
+    _begin("syncfs", "")
+    if _libc.syncfs(fd) != 0:
+        raise _fail("syncfs")
