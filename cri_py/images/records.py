@@ -1,0 +1,102 @@
+"""What is remembered of an image, and how tags and digests move between images. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Final
+
+import msgspec
+
+from cri_py.errors import InvalidArgument
+from cri_py.images.reference import ImageRef, parse_ref
+from cri_py.model import ChainId, Digest, Image, ImageId
+from cri_py.state.store import Put
+
+IMAGE: Final = "image"
+RETIRED: Final = "retired"  # removed, but containers still use its layers
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image, the digests of the manifest and index that led to it, and its config as it came."""
+
+    image: Image
+    manifests: tuple[Digest, ...]
+    config_file: bytes = b""
+
+
+class _Body(msgspec.Struct):
+    image: Image
+    manifests: tuple[Digest, ...]
+
+
+def encode(record: ImageRecord) -> Put:
+    body = msgspec.json.encode(_Body(record.image, record.manifests))
+    return Put(IMAGE, record.image.id, body, record.config_file)
+
+
+def decode(put: Put) -> ImageRecord:
+    body = msgspec.json.decode(put.body, type=_Body)
+    return ImageRecord(body.image, body.manifests, put.verbatim)
+
+
+def encode_retired(image: Image) -> Put:
+    return Put(RETIRED, image.id, msgspec.json.encode(image.chain_ids))
+
+
+def decode_retired(put: Put) -> tuple[ChainId, ...]:
+    return msgspec.json.decode(put.body, type=tuple[ChainId, ...])
+
+
+def attach(records: Iterable[ImageRecord], record: ImageRecord, ref: ImageRef, digest: Digest) -> list[ImageRecord]:
+    """The records that change when ``ref`` now names ``record``'s image, whose manifest or index is ``digest``.
+
+    An image that loses its tag keeps its digests; one that loses its last digest too (the same index led to another
+    image, for another platform) stays reachable by its id.
+    """
+    tags, digests = {ref.tagged} - {""}, {ref.at(digest)}
+    losers = [
+        _renamed(other, set(other.image.repo_tags) - tags, set(other.image.repo_digests) - digests)
+        for other in records
+        if other.image.id != record.image.id
+        and (tags.intersection(other.image.repo_tags) or digests.intersection(other.image.repo_digests))
+    ]
+    return [
+        *losers,
+        _renamed(record, tags.union(record.image.repo_tags), digests.union(record.image.repo_digests)),
+    ]
+
+
+def names_of(image: Image) -> tuple[str, ...]:
+    """Every exact text that finds the image: tags, digests, the id with and without its algorithm."""
+    return (*image.repo_tags, *image.repo_digests, image.id, image.id.partition(":")[2])
+
+
+def candidates(ref_or_id: str) -> tuple[str, ...]:
+    """The exact names to look for, as given and normalised."""
+    try:
+        ref = parse_ref(ref_or_id)
+    except InvalidArgument:  # an id, or nothing that we know
+        return (ref_or_id,)
+    if ref.digest is not None:
+        return (ref_or_id, ref.at(ref.digest))
+    return (ref_or_id, ref.tagged)
+
+
+def pinned(image: Image, patterns: Iterable[str]) -> bool:
+    """Whether a glob of the config matches one of the image's tags or digests."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in image.repo_tags + image.repo_digests)
+
+
+def by_prefix(ids: Iterable[ImageId], prefix: str) -> ImageId | None:
+    """The only id whose hex digits start with ``prefix`` (with or without ``sha256:``); None for none or several."""
+    wanted = prefix.removeprefix("sha256:")
+    found = [each for each in ids if wanted and each.partition(":")[2].startswith(wanted)]
+    return found[0] if len(found) == 1 else None
+
+
+def _renamed(record: ImageRecord, tags: Iterable[str], digests: Iterable[str]) -> ImageRecord:
+    image = replace(record.image, repo_tags=tuple(sorted(tags)), repo_digests=tuple(sorted(digests)))
+    return replace(record, image=image)

@@ -1,0 +1,312 @@
+"""The node's images: pull (resolve → fetch → verify → unpack → commit), find, remove, collect."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+
+from cri_py.config import ImagesConfig
+from cri_py.errors import DataLoss, NotFound
+from cri_py.images import records
+from cri_py.images.downloads import Downloads
+from cri_py.images.flights import Flights, on_thread
+from cri_py.images.manifest import (
+    CONFIG_LIMIT,
+    ConfigFile,
+    Manifest,
+    check_config,
+    check_image,
+    choose,
+    node_platform,
+    parse_config,
+    parse_manifest,
+)
+from cri_py.images.records import ImageRecord
+from cri_py.images.reference import ImageRef, parse_ref
+from cri_py.images.registry import Repository, endpoints
+from cri_py.images.snapshots import RECORD, Layer, Snapshots, remove_tree
+from cri_py.images.transport import Transport
+from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageId, Nanos, RegistryAuth
+from cri_py.state.store import Change, Delete, Store
+
+INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
+LAYERS_MAX: Final = 500  # what overlayfs stacks
+DISK_THREADS: Final = 2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """What a ref led to: the digest that it names, and all digests on the way to the image's manifest."""
+
+    digest: Digest
+    manifests: tuple[Digest, ...]
+    manifest: Manifest
+    manifest_size: int
+
+
+class Images:
+    """The image store below ``root``. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        root: str,
+        config: ImagesConfig,
+        store: Store,
+        in_use: Callable[[], Collection[ImageId]],
+        clock: Callable[[], Nanos],
+    ) -> None:
+        self._root = os.path.abspath(root)
+        self._config = config
+        self._store = store
+        self._in_use = in_use
+        self._clock = clock
+        self._platform = node_platform(os.uname().machine)
+        self._disk = ThreadPoolExecutor(DISK_THREADS, "images-disk")
+        self._unpackers = ThreadPoolExecutor(config.max_parallel_unpacks, "images-unpack")
+        self._transport = Transport(config.pull_progress_timeout_s)
+        self._ingest = os.path.join(self._root, "ingest")
+        self._downloads = Downloads(self._ingest, config.max_parallel_downloads, self._disk)
+        self._snapshots = Snapshots(os.path.join(self._root, "layers"), self._unpackers)
+        self._pulls: Flights[tuple[str, RegistryAuth | None], Image] = Flights()
+        self._lock = asyncio.Lock()  # held while records change
+        self._records: dict[ImageId, ImageRecord] = {}
+        self._retired: dict[ImageId, tuple[ChainId, ...]] = {}
+        self._names: dict[str, ImageId] = {}
+
+    # ------------------------------------------------------------ from start to end
+
+    async def start(self) -> None:
+        """Load what an earlier life recorded and delete what it left unfinished."""
+        stored = {kind: self._store.load(kind) for kind in (RECORD, records.IMAGE, records.RETIRED)}
+        changes = await on_thread(self._disk, self._snapshots.load, stored[RECORD])
+        await on_thread(self._disk, self._clear_ingest)
+        for put in stored[records.IMAGE]:
+            record = records.decode(put)
+            if all(chain_id in self._snapshots for chain_id in record.image.chain_ids):
+                self._records[record.image.id] = self._pinned(record)
+            else:
+                _log.warning("the image %s has lost layers and is forgotten: pull it again", put.key)
+                changes.append(Delete(put.kind, put.key))
+        for put in stored[records.RETIRED]:
+            self._retired[ImageId(put.key)] = records.decode_retired(put)
+        self._index()
+        if changes:
+            await self._store.commit(*changes)
+        await self._drop_unneeded()
+
+    async def close(self) -> None:
+        """Close connections and threads; pulls that run are cancelled by who asked for them, before."""
+        await self._transport.close()
+        self._disk.shutdown(wait=True)
+        self._unpackers.shutdown(wait=True)
+
+    def _clear_ingest(self) -> None:
+        remove_tree(self._ingest)
+        os.makedirs(self._ingest, mode=0o700)
+
+    # -------------------------------------------------------------------- pull
+
+    async def pull(self, ref: str, auth: RegistryAuth | None) -> Image:
+        """Make the image that ``ref`` names now present, and return it.
+
+        Equal pulls under way are joined. A caller who is cancelled takes the pull down unless others wait for it too.
+        Raises InvalidArgument (the ref, an unusable kind of image), NotFound, PermissionDenied, Unavailable,
+        DeadlineExceeded, DataLoss, ResourceExhausted.
+        """
+        parsed = parse_ref(ref)
+        return await self._pulls.join((str(parsed), auth), lambda: self._pull(parsed, auth))
+
+    async def _pull(self, ref: ImageRef, auth: RegistryAuth | None) -> Image:
+        repository = Repository(ref, endpoints(ref, self._config.registries, auth), self._transport)
+        first = await repository.manifest(ref.digest or ref.tag, ref.digest)
+        here = [each.image for each in self._records.values() if first.digest in each.manifests]
+        if here and (known := await self._retag(here[0].id, ref, first.digest)) is not None:
+            return known
+        resolved = await self._resolve(repository, ref, first.digest, first.content, first.media_type)
+        content = await repository.small_blob(resolved.manifest.config, CONFIG_LIMIT)
+        config = parse_config(content, str(ref))
+        check_config(config, resolved.manifest, self._platform, str(ref))
+        record = self._record(resolved, config, content)
+        return await self._fetch(ref, repository, resolved, config, record)
+
+    async def _resolve(
+        self, repository: Repository, ref: ImageRef, digest: Digest, content: bytes, media_type: str
+    ) -> _Resolved:
+        """From what the ref names, down through indexes, to the manifest for this platform."""
+        path = [digest]
+        for _ in range(INDEX_DEPTH):
+            document = parse_manifest(content, media_type, str(ref))
+            if isinstance(document, Manifest):
+                check_image(document, str(ref))
+                if len(document.layers) > LAYERS_MAX:
+                    raise DataLoss(f"{ref} has {len(document.layers)} layers; overlayfs stacks {LAYERS_MAX}")
+                return _Resolved(digest, tuple(path), document, len(content))
+            chosen = choose(document, self._platform, str(ref))
+            fetched = await repository.manifest(chosen.digest, chosen.digest)
+            content, media_type = fetched.content, fetched.media_type
+            path.append(chosen.digest)
+        raise DataLoss(f"{ref} nests indexes more than {INDEX_DEPTH} deep")
+
+    def _record(self, resolved: _Resolved, config: ConfigFile, content: bytes) -> ImageRecord:
+        manifest = resolved.manifest
+        image = Image(
+            id=ImageId(manifest.config.digest),
+            repo_tags=(),
+            repo_digests=(),
+            size=sum(layer.size for layer in manifest.layers) + manifest.config.size + resolved.manifest_size,
+            config=config.config,
+            chain_ids=config.chain_ids,
+        )
+        return ImageRecord(image, resolved.manifests, content)
+
+    async def _fetch(
+        self, ref: ImageRef, repository: Repository, resolved: _Resolved, config: ConfigFile, record: ImageRecord
+    ) -> Image:
+        chain_ids = record.image.chain_ids
+        stack = [Layer(*each) for each in zip(resolved.manifest.layers, config.diff_ids, chain_ids, strict=True)]
+        began = self._clock()
+        try:
+            with self._snapshots.lease(chain_ids):
+                await self._snapshots.prepare(
+                    stack, lambda descriptor: self._downloads.blob(descriptor, repository), str(ref)
+                )
+                image = await self._commit(record, ref, resolved.digest)
+        except BaseException:
+            await self._drop_unneeded()
+            raise
+        _log.info("pulled %s as %s in %.1f s", ref, image.id, (self._clock() - began) / 1e9)
+        return image
+
+    async def _retag(self, image_id: ImageId, ref: ImageRef, digest: Digest) -> Image | None:
+        """Let ``ref`` name an image that is here; None if it has been removed meanwhile."""
+        async with self._lock:
+            record = self._records.get(image_id)
+            if record is None:
+                return None
+            return await self._change(records.attach(self._records.values(), record, ref, digest), image_id, [])
+
+    async def _commit(self, record: ImageRecord, ref: ImageRef, digest: Digest) -> Image:
+        image_id, chain_ids = record.image.id, record.image.chain_ids
+        async with self._lock:
+            here = self._records.get(image_id)
+            if here is not None:  # the same config by way of another manifest, or pulled meanwhile
+                manifests = tuple(dict.fromkeys(here.manifests + record.manifests))
+                record = replace(here, manifests=manifests)
+            changes = await self._snapshots.record(chain_ids)
+            if image_id in self._retired:
+                changes.append(Delete(records.RETIRED, image_id))
+            changed = records.attach(self._records.values(), record, ref, digest)
+            image = await self._change(changed, image_id, changes)
+            self._snapshots.recorded(chain_ids)
+            self._retired.pop(image_id, None)
+            return image
+
+    async def _change(self, changed: Collection[ImageRecord], image_id: ImageId, more: list[Change]) -> Image:
+        """Record changed images, then let them be seen. Called with the lock held."""
+        pinning = [self._pinned(each) for each in changed]
+        if more or any(self._records.get(each.image.id) != each for each in pinning):
+            await self._store.commit(*more, *(records.encode(each) for each in pinning))
+            self._records.update({each.image.id: each for each in pinning})
+            self._index()
+        return self._records[image_id].image
+
+    # -------------------------------------------------------------- for containers
+
+    def lower_dirs(self, image_id: ImageId) -> tuple[str, ...]:
+        """The overlay's lower directories, absolute, the topmost layer first; also of a removed image in use."""
+        record = self._records.get(image_id)
+        chain_ids = record.image.chain_ids if record is not None else self._retired.get(image_id)
+        if chain_ids is None:
+            raise NotFound(f"the image {image_id} is not here", hint="pull it first")
+        return tuple(self._snapshots.path(chain_id) for chain_id in reversed(chain_ids))
+
+    def verbose(self, image: Image) -> dict[str, str]:
+        """``info``: JSON with the chain id and the whole image config, as ``crictl inspecti`` shows it."""
+        record = self._records.get(image.id)
+        if record is None:
+            return {}
+        top = image.chain_ids[-1] if image.chain_ids else ""
+        answer = {"chainID": top, "imageSpec": msgspec.Raw(record.config_file)}
+        return {"info": msgspec.json.encode(answer).decode()}
+
+    async def filesystem_usage(self) -> list[FilesystemUsage]:
+        """What the layers take, from the sizes noted while they were unpacked."""
+        return [FilesystemUsage(self._root, self._snapshots.used_bytes, self._snapshots.inodes, self._clock())]
+
+    # ------------------------------------------------------------ look and remove
+
+    def list(self, ref: str = "") -> list[Image]:
+        """All images, or the one that ``ref`` finds."""
+        if ref:
+            found = self.find(ref)
+            return [found] if found is not None else []
+        return [record.image for record in self._records.values()]
+
+    def find(self, ref_or_id: str) -> Image | None:
+        """By tag, repo digest, id with or without ``sha256:``, or an id prefix that fits one image only."""
+        for name in records.candidates(ref_or_id):
+            if (image_id := self._names.get(name)) is not None:
+                return self._records[image_id].image
+        prefixed = records.by_prefix(self._records, ref_or_id)
+        return self._records[prefixed].image if prefixed is not None else None
+
+    async def remove(self, ref_or_id: str) -> None:
+        """Remove an image under all its names; an unknown one is fine. Layers in use stay until ``collect``."""
+        async with self._lock:
+            image = self.find(ref_or_id)
+            if image is None:
+                return
+            changes: list[Change] = [Delete(records.IMAGE, image.id)]
+            in_use = image.id in self._in_use()
+            if in_use:
+                changes.append(records.encode_retired(image))
+            await self._store.commit(*changes)
+            del self._records[image.id]
+            if in_use:
+                self._retired[image.id] = image.chain_ids
+            self._index()
+        await self._drop_unneeded()
+
+    async def collect(self) -> None:
+        """Drop the layers of removed images that no container uses any more."""
+        if not self._retired:
+            return
+        async with self._lock:
+            in_use = self._in_use()
+            unused = [image_id for image_id in self._retired if image_id not in in_use]
+            if not unused:
+                return
+            await self._store.commit(*(Delete(records.RETIRED, image_id) for image_id in unused))
+            for image_id in unused:
+                del self._retired[image_id]
+        await self._drop_unneeded()
+
+    async def _drop_unneeded(self) -> None:
+        """Delete layers that neither an image, a retired image nor a pull needs: the record first, then the files."""
+        async with self._lock:
+            stacks = [record.image.chain_ids for record in self._records.values()]
+            needed = set(itertools.chain(*stacks, *self._retired.values()))
+            gone = self._snapshots.take_unneeded(needed)
+            if gone:
+                await self._store.commit(*(Delete(RECORD, chain_id) for chain_id, _ in gone))
+        for _, directory in gone:
+            await on_thread(self._disk, remove_tree, directory)
+
+    def _index(self) -> None:
+        self._names = {
+            name: image_id for image_id, record in self._records.items() for name in records.names_of(record.image)
+        }
+
+    def _pinned(self, record: ImageRecord) -> ImageRecord:
+        pinned = records.pinned(record.image, self._config.pinned)
+        return replace(record, image=replace(record.image, pinned=pinned))

@@ -1,0 +1,217 @@
+"""Unpacked layers by chain id: the lower directories of overlay mounts, shared between images.
+
+A directory is whole if and only if its record exists, and the record is committed after the disk has the content:
+whatever lies there without a record is a leftover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from cri_py.errors import CriError, Internal
+from cri_py.images.flights import Flights, on_thread
+from cri_py.images.layers import Unpacked, adopt, unpack
+from cri_py.images.manifest import Descriptor
+from cri_py.kernel.syscalls import syncfs
+from cri_py.model import ChainId, Digest
+from cri_py.state.store import Change, Delete, Put
+
+RECORD: Final = "snapshot"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer in its place: ``chain_id`` is that of the stack that ends with it."""
+
+    descriptor: Descriptor
+    diff_id: Digest
+    chain_id: ChainId
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """``directory`` is a short name: mount(2) takes a page of lower paths, and chain ids would fill it soon."""
+
+    directory: str
+    used_bytes: int
+    inodes: int
+
+
+OpenBlob = Callable[[Descriptor], AbstractAsyncContextManager[str]]
+
+
+class Snapshots:
+    """All snapshots below ``root``, in memory and on disk; unpacks on ``executor``."""
+
+    def __init__(self, root: str, executor: Executor) -> None:
+        self._root = root
+        self._executor = executor
+        self._ready: dict[ChainId, Snapshot] = {}
+        self._recorded: set[ChainId] = set()
+        self._leases: Counter[ChainId] = Counter()
+        self._flights: Flights[ChainId, None] = Flights()
+        self._numbers = itertools.count(1)
+        self.used_bytes = 0
+        self.inodes = 0
+
+    def __contains__(self, chain_id: ChainId) -> bool:
+        return chain_id in self._ready
+
+    def path(self, chain_id: ChainId) -> str:
+        """The absolute directory of a snapshot that is there."""
+        return os.path.join(self._root, self._ready[chain_id].directory)
+
+    def load(self, records: Sequence[Put]) -> list[Change]:
+        """Take over the records of an earlier life and delete what has none; returns records to be dropped."""
+        os.makedirs(self._root, mode=0o700, exist_ok=True)
+        there = set(os.listdir(self._root))
+        lost: list[Change] = []
+        for record in records:
+            snapshot = msgspec.json.decode(record.body, type=Snapshot)
+            if snapshot.directory not in there:
+                _log.warning("the layer %s is gone from %s", record.key, self._root)
+                lost.append(Delete(RECORD, record.key))
+                continue
+            there.discard(snapshot.directory)
+            self._add(ChainId(record.key), snapshot)
+            self._recorded.add(ChainId(record.key))
+        taken = [int(each.directory, 36) for each in self._ready.values()]
+        self._numbers = itertools.count(max(taken, default=0) + 1)
+        for leftover in there:
+            _log.info("removing the unfinished layer %s", os.path.join(self._root, leftover))
+            remove_tree(os.path.join(self._root, leftover))
+        return lost
+
+    @contextmanager
+    def lease(self, chain_ids: Collection[ChainId]) -> Iterator[None]:
+        """Within the block, none of these is dropped, whether it is there already or not."""
+        self._leases.update(chain_ids)
+        try:
+            yield
+        finally:
+            self._leases.subtract(chain_ids)
+            self._leases += Counter()  # drops what nobody leases any more
+
+    async def prepare(self, stack: Sequence[Layer], open_blob: OpenBlob, subject: str) -> None:
+        """Unpack what is missing of a stack (the base first), side by side. The caller holds a lease on it.
+
+        ``open_blob`` gives the path of a verified blob. Raises the first layer's error, and then nothing runs on.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for position in range(len(stack)):
+                    group.create_task(self._ensure(stack, position, open_blob, subject))
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from failures
+
+    async def record(self, chain_ids: Sequence[ChainId]) -> list[Change]:
+        """Bring these snapshots to the disk and return the records that make them last, to be committed."""
+        missing = [each for each in chain_ids if each not in self._recorded]
+        if missing:
+            await on_thread(self._executor, _sync, self._root)
+        return [Put(RECORD, each, msgspec.json.encode(self._ready[each])) for each in missing]
+
+    def recorded(self, chain_ids: Collection[ChainId]) -> None:
+        """Their records are committed."""
+        self._recorded.update(chain_ids)
+
+    def take_unneeded(self, needed: Collection[ChainId]) -> list[tuple[ChainId, str]]:
+        """Forget what is neither needed nor leased; returns ids and directories, to be deleted in this order."""
+        gone = [each for each in self._ready if each not in needed and each not in self._leases]
+        taken = [(each, self.path(each)) for each in gone]
+        for chain_id in gone:
+            snapshot = self._ready.pop(chain_id)
+            self._recorded.discard(chain_id)
+            self.used_bytes -= snapshot.used_bytes
+            self.inodes -= snapshot.inodes
+        return taken
+
+    def _add(self, chain_id: ChainId, snapshot: Snapshot) -> None:
+        self._ready[chain_id] = snapshot
+        self.used_bytes += snapshot.used_bytes
+        self.inodes += snapshot.inodes
+
+    async def _ensure(self, stack: Sequence[Layer], position: int, open_blob: OpenBlob, subject: str) -> None:
+        chain_id = stack[position].chain_id
+        if chain_id not in self._ready:
+            await self._flights.join(chain_id, lambda: self._make(stack, position, open_blob, subject))
+
+    async def _make(self, stack: Sequence[Layer], position: int, open_blob: OpenBlob, subject: str) -> None:
+        layer = stack[position]
+        directory = _base36(next(self._numbers))
+        path = os.path.join(self._root, directory)
+        try:
+            async with open_blob(layer.descriptor) as blob:
+                what = f"layer {position + 1} of {subject} ({layer.descriptor.digest})"
+                unpacked = await self._unpack(blob, path, layer, base=position == 0, subject=what)
+            if position:
+                await self._ensure(stack, position - 1, open_blob, subject)
+            if position and unpacked.implied:
+                lowers = [self.path(each.chain_id) for each in reversed(stack[:position])]
+                await on_thread(self._executor, adopt, path, unpacked.implied, lowers)
+        except BaseException:
+            await on_thread(self._executor, remove_tree, path)
+            raise
+        self._add(layer.chain_id, Snapshot(directory, unpacked.used_bytes, unpacked.inodes))
+
+    async def _unpack(self, blob: str, path: str, layer: Layer, *, base: bool, subject: str) -> Unpacked:
+        stop = threading.Event()
+
+        def work() -> Unpacked:
+            os.mkdir(path, 0o755)
+            with open(blob, "rb") as file:
+                return unpack(file, path, diff_id=layer.diff_id, base=base, subject=subject, stopped=stop.is_set)
+
+        try:
+            return await on_thread(self._executor, work, stop=stop)
+        except OSError as error:
+            raise Internal(f"{subject} can't be unpacked: {error}") from error
+
+
+def remove_tree(path: str) -> None:
+    """Delete a directory; a missing one is fine."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Internal(f"{path} can't be removed: {error}") from error
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to show of those that layers met side by side: one raised on purpose, if any."""
+    expected, _ = failures.split(CriError)
+    found: BaseException = expected or failures
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+    return digits
