@@ -328,7 +328,7 @@ class Attachment:
     host_interface: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Sandbox:
     id: SandboxId
     config: SandboxConfig
@@ -348,7 +348,7 @@ class User:
     supplemental_groups: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Container:
     id: ContainerId
     sandbox_id: SandboxId
@@ -378,7 +378,7 @@ class ImageConfig:
     volumes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Image:
     id: ImageId
     repo_tags: tuple[str, ...]
