@@ -253,7 +253,7 @@ def _groups_policy(message: Security) -> model.GroupsPolicy:
 
 def _profile(message: Security, field: str, deprecated: str) -> model.SecurityProfile | None:
     """The profile in ``field``, else the one that older clients name by a word in a field that is deprecated now."""
-    if message.HasField(field):  # type: ignore[arg-type]  # one of the fields that both contexts have
+    if message.HasField(field):
         profile: pb.SecurityProfile = getattr(message, field)
         where = f"linux.security_context.{field}.profile_type"
         return model.SecurityProfile(_enum(model.ProfileKind, profile.profile_type, where), profile.localhost_ref)
@@ -271,7 +271,7 @@ def _profile(message: Security, field: str, deprecated: str) -> model.SecurityPr
 
 
 def _optional(message: Security, field: str) -> int | None:
-    if not message.HasField(field):  # type: ignore[arg-type]  # one of the fields that both contexts have
+    if not message.HasField(field):
         return None
     value: int = getattr(message, field).value
     return value

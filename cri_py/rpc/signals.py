@@ -15,7 +15,7 @@ def _common_name(name: str) -> str:
 _WORDS: Final = {
     number: _common_name(name) for name, number in pb.Signal.items() if number != pb.SIGNAL_RUNTIME_DEFAULT
 }
-_NUMBERS: Final = {word: number for number, word in _WORDS.items()}
+_CRI_NAMES: Final = {_common_name(name): name for name in pb.Signal.keys() if name != "SIGNAL_RUNTIME_DEFAULT"}  # noqa: SIM118 - not a dict
 
 
 def word(signal: int) -> str:
@@ -28,10 +28,7 @@ def word(signal: int) -> str:
     return name
 
 
-def number(name: str) -> pb.Signal:
-    """CRI's number for a name, with or without SIG; SIGNAL_RUNTIME_DEFAULT for "" and for what CRI can't say."""
+def cri_name(name: str) -> str:
+    """CRI's name of a signal given with or without SIG; SIGNAL_RUNTIME_DEFAULT for "" and for what CRI can't say."""
     upper = name.upper()
-    wanted = upper if upper.startswith("SIG") else f"SIG{upper}"
-    return (
-        pb.Signal.Value("SIGNAL_RUNTIME_DEFAULT") if wanted not in _NUMBERS else pb.Signal.ValueType(_NUMBERS[wanted])
-    )
+    return _CRI_NAMES.get(upper if upper.startswith("SIG") else f"SIG{upper}", "SIGNAL_RUNTIME_DEFAULT")

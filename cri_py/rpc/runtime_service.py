@@ -1,0 +1,186 @@
+"""RuntimeService: decode, one call down, encode. What a method lacks here answers UNIMPLEMENTED (see ``methods``)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol
+
+from cri_py import model
+from cri_py.errors import InvalidArgument
+from cri_py.rpc import answers, convert, listing
+from cri_py.rpc.convert import object_id
+from cri_py.rpc.gen import api_pb2 as pb
+
+KUBELET_API_VERSION: Final = "0.1.0"
+RUNTIME_NAME: Final = "cri_py"
+RUNTIME_VERSION: Final = "0.1.0"
+CRI_VERSION: Final = "v1"
+
+# What the runtime can do, as the kubelet asks before it admits a pod that needs it.
+HANDLER_FEATURES: Final = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=False, user_namespaces=False)
+FEATURES: Final = pb.RuntimeFeatures(
+    supplemental_groups_policy=True, user_namespaces_host_network=False, mount_options=False
+)
+
+
+class Sandboxes(Protocol):
+    async def run(self, config: model.SandboxConfig, handler: str) -> model.SandboxId: ...
+    async def stop(self, sandbox_id: str, /) -> None: ...
+    async def remove(self, sandbox_id: str, /) -> None: ...
+    def find(self, sandbox_id: str, /) -> model.Sandbox: ...
+    def list(self, wanted: model.SandboxFilter, /) -> Sequence[model.Sandbox]: ...
+    def verbose(self, sandbox: model.Sandbox) -> dict[str, str]: ...
+
+
+class Containers(Protocol):
+    async def create(
+        self, sandbox_id: str, config: model.ContainerConfig, sandbox_config: model.SandboxConfig | None
+    ) -> model.ContainerId: ...
+    async def start(self, container_id: str, /) -> None: ...
+    async def stop(self, container_id: str, timeout_s: int, /) -> None: ...
+    async def remove(self, container_id: str, /) -> None: ...
+    def find(self, container_id: str, /) -> model.Container: ...
+    def list(self, wanted: model.ContainerFilter, /) -> Sequence[model.Container]: ...
+    def verbose(self, container: model.Container) -> dict[str, str]: ...
+    async def reopen_log(self, container_id: str, /) -> None: ...
+    async def exec_sync(self, container_id: str, command: Sequence[str], timeout_s: int, /) -> model.ExecResult: ...
+
+
+class Events(Protocol):
+    def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[model.Event]]: ...
+
+
+class Node(Protocol):
+    def conditions(self) -> Sequence[model.Condition]: ...
+    def verbose(self) -> dict[str, str]: ...
+    def cgroup_driver(self) -> str: ...
+    async def update_pod_cidr(self, cidr: str) -> None: ...
+    def handlers(self) -> Sequence[str]: ...
+
+
+class RuntimeService:
+    """The methods bear the names of the RPCs."""
+
+    def __init__(self, sandboxes: Sandboxes, containers: Containers, events: Events, node: Node) -> None:
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._events = events
+        self._node = node
+        self._sandbox_listing = listing.sandboxes()
+        self._container_listing = listing.containers()
+
+    # ---------------------------------------------------------------- node
+
+    async def Version(self, _: pb.VersionRequest) -> pb.VersionResponse:
+        return pb.VersionResponse(
+            version=KUBELET_API_VERSION,
+            runtime_name=RUNTIME_NAME,
+            runtime_version=RUNTIME_VERSION,
+            runtime_api_version=CRI_VERSION,
+        )
+
+    async def Status(self, request: pb.StatusRequest) -> pb.StatusResponse:
+        return pb.StatusResponse(
+            status=pb.RuntimeStatus(conditions=[answers.condition(c) for c in self._node.conditions()]),
+            info=self._node.verbose() if request.verbose else {},
+            runtime_handlers=[pb.RuntimeHandler(name=n, features=HANDLER_FEATURES) for n in self._node.handlers()],
+            features=FEATURES,
+        )
+
+    async def RuntimeConfig(self, _: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
+        return pb.RuntimeConfigResponse(linux=answers.runtime_configuration(self._node.cgroup_driver()))
+
+    async def UpdateRuntimeConfig(self, request: pb.UpdateRuntimeConfigRequest) -> pb.UpdateRuntimeConfigResponse:
+        if cidr := request.runtime_config.network_config.pod_cidr:
+            await self._node.update_pod_cidr(cidr)
+        return pb.UpdateRuntimeConfigResponse()
+
+    # ----------------------------------------------------------- sandboxes
+
+    async def RunPodSandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
+        config = convert.sandbox_config(request.config)
+        return pb.RunPodSandboxResponse(pod_sandbox_id=await self._sandboxes.run(config, request.runtime_handler))
+
+    async def StopPodSandbox(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
+        await self._sandboxes.stop(object_id(request.pod_sandbox_id, "pod_sandbox_id"))
+        return pb.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
+        await self._sandboxes.remove(object_id(request.pod_sandbox_id, "pod_sandbox_id"))
+        return pb.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
+        sandbox = self._sandboxes.find(object_id(request.pod_sandbox_id, "pod_sandbox_id"))
+        containers = self._containers.list(model.ContainerFilter(sandbox_id=sandbox.id))
+        return pb.PodSandboxStatusResponse(
+            status=answers.sandbox_status(sandbox),
+            info=self._sandboxes.verbose(sandbox) if request.verbose else {},
+            containers_statuses=[answers.container_status(c) for c in containers],
+            timestamp=time.time_ns(),
+        )
+
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
+        return self._sandbox_listing.whole(self._sandboxes.list(convert.sandbox_filter(request.filter)))
+
+    async def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest) -> AsyncIterator[bytes]:
+        for part in self._sandbox_listing.parts(self._sandboxes.list(convert.sandbox_filter(request.filter))):
+            yield part
+
+    # ---------------------------------------------------------- containers
+
+    async def CreateContainer(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
+        sandbox_id = object_id(request.pod_sandbox_id, "pod_sandbox_id")
+        config = convert.container_config(request.config)
+        given = convert.sandbox_config(request.sandbox_config) if request.HasField("sandbox_config") else None
+        return pb.CreateContainerResponse(container_id=await self._containers.create(sandbox_id, config, given))
+
+    async def StartContainer(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
+        await self._containers.start(object_id(request.container_id, "container_id"))
+        return pb.StartContainerResponse()
+
+    async def StopContainer(self, request: pb.StopContainerRequest) -> pb.StopContainerResponse:
+        container_id = object_id(request.container_id, "container_id")
+        await self._containers.stop(container_id, _seconds(request.timeout))
+        return pb.StopContainerResponse()
+
+    async def RemoveContainer(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:
+        await self._containers.remove(object_id(request.container_id, "container_id"))
+        return pb.RemoveContainerResponse()
+
+    async def ContainerStatus(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
+        container = self._containers.find(object_id(request.container_id, "container_id"))
+        return pb.ContainerStatusResponse(
+            status=answers.container_status(container),
+            info=self._containers.verbose(container) if request.verbose else {},
+        )
+
+    async def ListContainers(self, request: pb.ListContainersRequest) -> bytes:
+        return self._container_listing.whole(self._containers.list(convert.container_filter(request.filter)))
+
+    async def StreamContainers(self, request: pb.StreamContainersRequest) -> AsyncIterator[bytes]:
+        for part in self._container_listing.parts(self._containers.list(convert.container_filter(request.filter))):
+            yield part
+
+    async def ReopenContainerLog(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
+        await self._containers.reopen_log(object_id(request.container_id, "container_id"))
+        return pb.ReopenContainerLogResponse()
+
+    async def ExecSync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
+        container_id = object_id(request.container_id, "container_id")
+        if not request.cmd:
+            raise InvalidArgument(f"cmd is empty: ExecSync in {container_id} has nothing to run")
+        result = await self._containers.exec_sync(container_id, tuple(request.cmd), _seconds(request.timeout))
+        return pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.code)
+
+    async def GetContainerEvents(self, _: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
+        async with self._events.subscribe() as events:
+            async for event in events:
+                yield answers.event(event)
+
+
+def _seconds(timeout: int) -> int:
+    if timeout < 0:
+        raise InvalidArgument(f"timeout is {timeout} s; it must not be negative")
+    return timeout
