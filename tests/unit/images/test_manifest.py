@@ -21,7 +21,7 @@ def described(**more: Any) -> dict[str, Any]:
 
 
 def entry(platform: str, digit: str = "b") -> dict[str, Any]:
-    os, architecture, variant = (platform.split("/") + [""])[:3]
+    os, architecture, variant = [*platform.split("/"), ""][:3]
     named = {"os": os, "architecture": architecture, "variant": variant}
     return {"mediaType": m.OCI_MANIFEST, "digest": "sha256:" + digit * 64, "size": 9, "platform": named}
 

@@ -66,9 +66,7 @@ def test_a_full_tagged_ref_reads_as_its_parts(host: str, port: str, path: str, t
 
 
 @given(host=hosts, port=ports, path=paths, tag=st.one_of(st.just(""), tags), digest=st.one_of(st.none(), digests))
-def test_the_text_of_a_ref_reads_as_the_same_ref(
-    host: str, port: str, path: str, tag: str, digest: str | None
-) -> None:
+def test_the_text_of_a_ref_reads_as_the_same_ref(host: str, port: str, path: str, tag: str, digest: str | None) -> None:
     text = f"{host}{port}/{path}" + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
     ref = parse_ref(text)
     assert parse_ref(str(ref)) == ref

@@ -1,0 +1,211 @@
+"""What is found, removed, kept for containers, and there again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cri_py.errors import NotFound
+from cri_py.images.service import Images
+from cri_py.model import Image, ImageId
+from tests.simulators.registry import File, RegistrySimulator, tar_layer
+from tests.unit.images.conftest import OpenImages
+
+BASE = tar_layer(File("etc/base", b"base" * 5000))
+TOP = tar_layer(File("etc/top", b"top"))
+
+
+async def pulled(images: Images, registry: RegistrySimulator, name: str, *layers: bytes) -> Image:
+    registry.push(name, "1", layers)
+    return await images.pull(f"{registry.host}/{name}:1", None)
+
+
+def layers_on_disk(root: Path) -> int:
+    return len(os.listdir(root / "layers"))
+
+
+def holds_base(images: Images, image: Image) -> bool:
+    return Path(images.lower_dirs(image.id)[-1], "etc/base").exists()
+
+
+async def test_an_image_is_found_by_all_its_names(images: Images, registry: RegistrySimulator) -> None:
+    await pulled(images, registry, "other", TOP)
+    image = await pulled(images, registry, "app", BASE)
+    hexadecimal = image.id.removeprefix("sha256:")
+    names = [
+        *image.repo_tags,
+        *image.repo_digests,
+        image.id,
+        hexadecimal,
+        hexadecimal[:12],
+        f"sha256:{hexadecimal[:9]}",
+    ]
+    assert [images.find(name) for name in names] == [image] * len(names)
+    assert images.list(image.repo_tags[0]) == [image]
+    assert len(images.list()) == 2
+
+
+@pytest.mark.parametrize("name", ["", "sha256:", "nothing", "nothing:1", "sha256:" + "0" * 64, "0" * 64, "a b"])
+async def test_unknown_names_find_nothing_and_may_be_removed(
+    images: Images, registry: RegistrySimulator, name: str
+) -> None:
+    await pulled(images, registry, "app", BASE)
+    assert images.find(name) is None
+    assert images.list(name or "nothing") == []
+    await images.remove(name)
+    assert len(images.list()) == 1
+
+
+async def test_one_image_under_several_names_is_one_image(images: Images, registry: RegistrySimulator) -> None:
+    await pulled(images, registry, "one", BASE)
+    image = await pulled(images, registry, "two", BASE)
+    assert images.list() == [image]
+    assert image.repo_tags == (f"{registry.host}/one:1", f"{registry.host}/two:1")
+    assert len(image.repo_digests) == 2
+
+
+@pytest.mark.parametrize("by", ["tag", "digest", "id"])
+async def test_removal_by_one_name_removes_all_of_them(
+    images: Images, registry: RegistrySimulator, root: Path, by: str
+) -> None:
+    await pulled(images, registry, "one", BASE)
+    image = await pulled(images, registry, "two", BASE)
+    await images.remove({"tag": image.repo_tags[0], "digest": image.repo_digests[1], "id": image.id}[by])
+    assert images.list() == []
+    assert layers_on_disk(root) == 0
+    with pytest.raises(NotFound):
+        images.lower_dirs(image.id)
+
+
+async def test_removals_at_the_same_time_succeed(images: Images, registry: RegistrySimulator, root: Path) -> None:
+    image = await pulled(images, registry, "app", BASE)
+    await asyncio.gather(*(images.remove(name) for name in (image.id, image.repo_tags[0], image.id)))
+    assert layers_on_disk(root) == 0
+
+
+async def test_layers_that_another_image_needs_stay(images: Images, registry: RegistrySimulator, root: Path) -> None:
+    one = await pulled(images, registry, "one", BASE, TOP)
+    two = await pulled(images, registry, "two", BASE)
+    await images.remove(one.id)
+    assert layers_on_disk(root) == 1
+    assert holds_base(images, two)
+
+
+async def test_a_removed_image_keeps_its_layers_while_containers_use_it(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path, in_use: set[ImageId]
+) -> None:
+    async with open_images() as images:
+        image = await pulled(images, registry, "app", BASE)
+        in_use.add(image.id)
+        await images.remove(image.id)
+        assert images.list() == []
+        await images.collect()
+        assert holds_base(images, image)
+    async with open_images() as images:
+        assert holds_base(images, image), "a restart forgets no use"
+        in_use.clear()
+        await images.collect()
+        assert layers_on_disk(root) == 0
+        with pytest.raises(NotFound):
+            images.lower_dirs(image.id)
+
+
+async def test_a_removed_image_in_use_may_be_pulled_again(
+    images: Images, registry: RegistrySimulator, in_use: set[ImageId]
+) -> None:
+    image = await pulled(images, registry, "app", BASE)
+    in_use.add(image.id)
+    await images.remove(image.id)
+    await images.pull(f"{registry.host}/app:1", None)
+    in_use.clear()
+    await images.collect()
+    assert holds_base(images, image)
+
+
+async def test_lower_directories_start_with_the_topmost(images: Images, registry: RegistrySimulator) -> None:
+    image = await pulled(images, registry, "app", BASE, TOP)
+    top, base = images.lower_dirs(image.id)
+    assert (os.listdir(f"{top}/etc"), os.listdir(f"{base}/etc")) == (["top"], ["base"])
+    assert os.path.isabs(top)
+
+
+async def test_usage_follows_what_is_there(images: Images, registry: RegistrySimulator, root: Path) -> None:
+    image = await pulled(images, registry, "app", BASE)
+    [usage] = await images.filesystem_usage()
+    assert (usage.mountpoint, usage.used_bytes, usage.inodes_used) == (str(root), 20480 + 2 * 4096, 3)
+    await images.remove(image.id)
+    [usage] = await images.filesystem_usage()
+    assert (usage.used_bytes, usage.inodes_used) == (0, 0)
+
+
+async def test_verbose_tells_the_whole_config(images: Images, registry: RegistrySimulator) -> None:
+    registry.push("app", "1", [BASE], config={"ExposedPorts": {"80/tcp": {}}})
+    image = await images.pull(f"{registry.host}/app:1", None)
+    told = json.loads(images.verbose(image)["info"])
+    assert told["imageSpec"]["config"]["ExposedPorts"] == {"80/tcp": {}}
+    assert told["chainID"] == image.chain_ids[-1]
+
+
+@pytest.mark.parametrize(("pattern", "pinned"), [("*/app:1", True), ("*/app@*", True), ("*/app", False)])
+async def test_images_are_pinned_by_globs(
+    open_images: OpenImages, registry: RegistrySimulator, pattern: str, pinned: bool
+) -> None:
+    async with open_images() as images:
+        assert not (await pulled(images, registry, "app", BASE)).pinned
+    async with open_images(pinned=(pattern,)) as images:
+        assert images.list()[0].pinned == pinned
+
+
+async def test_a_restart_keeps_images(open_images: OpenImages, registry: RegistrySimulator) -> None:
+    async with open_images() as images:
+        image = await pulled(images, registry, "app", BASE, TOP)
+        lower = images.lower_dirs(image.id)
+        usage = await images.filesystem_usage()
+    async with open_images() as images:
+        assert images.list() == [image]
+        assert images.lower_dirs(image.id) == lower
+        assert await images.filesystem_usage() == usage
+        assert "imageSpec" in images.verbose(image)["info"]
+        other = await pulled(images, registry, "other", tar_layer(File("x")))
+        assert not set(images.lower_dirs(other.id)) & set(lower)
+
+
+async def test_a_start_sweeps_what_an_earlier_life_left_unfinished(open_images: OpenImages, root: Path) -> None:
+    for leftover in ("layers/1/etc", "layers/zz", "ingest"):
+        (root / leftover).mkdir(parents=True)
+        (root / leftover / "half").write_bytes(b"written")
+    async with open_images():
+        assert os.listdir(root / "layers") + os.listdir(root / "ingest") == []
+
+
+async def test_an_image_whose_layer_is_gone_is_forgotten_and_can_be_pulled_again(
+    open_images: OpenImages, registry: RegistrySimulator
+) -> None:
+    async with open_images() as images:
+        image = await pulled(images, registry, "app", BASE, TOP)
+        shutil.rmtree(images.lower_dirs(image.id)[0])
+    async with open_images() as images:
+        assert images.list() == []
+        again = await images.pull(f"{registry.host}/app:1", None)
+        assert holds_base(images, again)
+    async with open_images() as images:
+        assert images.list() == [again]
+
+
+async def test_pulls_and_removals_at_random_leave_what_is_listed(
+    images: Images, registry: RegistrySimulator, root: Path
+) -> None:
+    names = ("a", "b", "c")
+    for name, layers in zip(names, ([BASE], [BASE, TOP], [TOP, BASE]), strict=True):
+        registry.push(name, "1", layers)
+    for _ in range(5):
+        pulls = [images.pull(f"{registry.host}/{name}:1", None) for name in names]
+        removals = [images.remove(f"{registry.host}/{name}:1") for name in names]
+        await asyncio.gather(*pulls, *removals)
+    needed = {lower for image in images.list() for lower in images.lower_dirs(image.id)}
+    assert {str(root / "layers" / name) for name in os.listdir(root / "layers")} == needed

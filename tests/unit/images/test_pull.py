@@ -1,0 +1,414 @@
+"""Pulls from a simulated registry, whole and broken."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cri_py.config import RegistryConfig
+from cri_py.errors import CriError, DataLoss, DeadlineExceeded, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from cri_py.images.service import Images
+from cri_py.model import ImageId, RegistryAuth
+from tests.simulators.registry import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    TOKEN,
+    Fault,
+    File,
+    Pushed,
+    RegistrySimulator,
+    sha256,
+    tar_layer,
+)
+from tests.unit.images.conftest import OpenImages
+
+BASE = tar_layer(File("etc/base", b"base" * 5000))
+TOP = tar_layer(File("etc/top", b"top"))
+
+
+def leftovers(root: Path) -> list[str]:
+    """What lies in the store beside its database."""
+    return sorted(os.listdir(root / "layers") + os.listdir(root / "ingest"))
+
+
+def content(images: Images, image_id: ImageId, path: str) -> bytes:
+    for lower in images.lower_dirs(image_id):
+        if os.path.exists(f"{lower}/{path}"):
+            return Path(lower, path).read_bytes()
+    raise FileNotFoundError(path)
+
+
+# ------------------------------------------------------------------ what works
+
+
+async def test_a_tag_is_pulled_with_its_layers(images: Images, registry: RegistrySimulator, root: Path) -> None:
+    pushed = registry.push("team/app", "1", [BASE, TOP], config={"Cmd": ["/bin/app"], "User": "7"})
+    image = await images.pull(f"{registry.host}/team/app:1", None)
+    assert image.id == pushed.config
+    assert image.repo_tags == (f"{registry.host}/team/app:1",)
+    assert image.repo_digests == (f"{registry.host}/team/app@{pushed.index}",)
+    assert (image.config.cmd, image.config.user) == (("/bin/app",), "7")
+    sizes = sum(len(registry.blobs[digest]) for digest in (pushed.config, *pushed.layers))
+    assert image.size == sizes + len(registry.manifests["team/app", pushed.manifest][0])
+    assert content(images, image.id, "etc/base") == b"base" * 5000
+    assert content(images, image.id, "etc/top") == b"top"
+    assert len(leftovers(root)) == 2
+
+
+@pytest.mark.parametrize("suffix", ["", ":latest", "@{index}", ":nothing@{index}", "@{manifest}"])
+async def test_every_form_of_ref_is_pulled(images: Images, registry: RegistrySimulator, suffix: str) -> None:
+    pushed = registry.push("app", "latest", [BASE])
+    written = suffix.format(index=pushed.index, manifest=pushed.manifest)
+    image = await images.pull(f"{registry.host}/app{written}", None)
+    assert image.id == pushed.config
+    assert bool(image.repo_tags) == ("@" not in written)
+    assert images.find(f"{registry.host}/app{written}") == image
+
+
+async def test_uncompressed_layers_are_pulled(images: Images, registry: RegistrySimulator) -> None:
+    registry.push("app", "1", [BASE, TOP], compressed=False)
+    image = await images.pull(f"{registry.host}/app:1", None)
+    assert content(images, image.id, "etc/top") == b"top"
+
+
+async def test_a_nested_index_is_followed(images: Images, registry: RegistrySimulator) -> None:
+    pushed = registry.push("app", "inner", [BASE])
+    inner = {"mediaType": OCI_INDEX, "digest": pushed.index, "size": 1}
+    outer = json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode()
+    registry.put_manifest("app", "1", outer, OCI_INDEX)
+    assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+
+
+async def test_layers_that_images_share_are_fetched_and_unpacked_once(
+    images: Images, registry: RegistrySimulator, root: Path
+) -> None:
+    first = registry.push("one", "1", [BASE, TOP])
+    registry.push("two", "1", [BASE, tar_layer(File("etc/other", b"o"))])
+    one, two = await asyncio.gather(*(images.pull(f"{registry.host}/{name}:1", None) for name in ("one", "two")))
+    assert registry.count(first.layers[0]) == 1
+    assert images.lower_dirs(one.id)[-1] == images.lower_dirs(two.id)[-1]
+    assert len(leftovers(root)) == 3
+
+
+async def test_a_blob_in_two_places_of_stacks_is_fetched_once(images: Images, registry: RegistrySimulator) -> None:
+    pushed = registry.push("app", "1", [TOP, BASE, TOP])
+    image = await images.pull(f"{registry.host}/app:1", None)
+    assert len(set(images.lower_dirs(image.id))) == 3
+    assert registry.count(pushed.layers[0]) <= 2  # the second place may come after the first has let go of the blob
+
+
+async def test_equal_pulls_join(images: Images, registry: RegistrySimulator) -> None:
+    registry.push("app", "1", [BASE])
+    pulled = await asyncio.gather(*(images.pull(f"{registry.host}/app:1", None) for _ in range(5)))
+    assert len({image.id for image in pulled}) == 1
+    assert registry.count("/manifests/1") == 1
+
+
+async def test_a_pull_of_what_is_here_asks_for_the_manifest_only(images: Images, registry: RegistrySimulator) -> None:
+    registry.push("app", "1", [BASE])
+    await images.pull(f"{registry.host}/app:1", None)
+    registry.asked.clear()
+    await images.pull(f"{registry.host}/app:1", None)
+    assert [asked.path for asked in registry.asked] == ["/v2/app/manifests/1"]
+
+
+async def test_a_tag_that_moves_leaves_the_old_image_its_digest(images: Images, registry: RegistrySimulator) -> None:
+    ref = f"{registry.host}/app:1"
+    registry.push("app", "1", [BASE])
+    old = await images.pull(ref, None)
+    registry.push("app", "1", [TOP])
+    new = await images.pull(ref, None)
+    assert images.find(ref) == new
+    left = images.find(old.id)
+    assert left is not None
+    assert (left.repo_tags, left.repo_digests) == ((), old.repo_digests)
+
+
+def test_a_daemon_that_never_pulls_does_not_load_the_http_library() -> None:
+    program = "import sys, cri_py.images.service; print('aiohttp' in sys.modules, 'ssl' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).split()[0] == "False"
+
+
+# ---------------------------------------------------------------------- mirrors
+
+
+async def test_mirrors_are_asked_in_order_and_failing_ones_passed_over(
+    open_images: OpenImages, registry: RegistrySimulator
+) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    with RegistrySimulator() as broken, RegistrySimulator() as empty:
+        broken.faults.append(Fault("/v2/", status=500))
+        mirrors = (broken.url, empty.url, registry.url, "http://127.0.0.1:1")
+        async with open_images(registries={"registry.example": RegistryConfig(mirrors=mirrors)}) as images:
+            image = await images.pull("registry.example/app:1", None)
+            assert image.repo_tags == ("registry.example/app:1",)
+            assert image.id == pushed.config
+            assert (broken.count("manifests/1"), empty.count("manifests/1")) == (1, 1)
+            assert empty.count("blobs") == 0, "the mirror that served the manifest is asked first for the rest"
+
+
+async def test_a_mirror_that_serves_damaged_content_is_passed_over(
+    open_images: OpenImages, registry: RegistrySimulator
+) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    with RegistrySimulator() as damaged:
+        damaged.push("app", "1", [BASE])
+        damaged.faults.append(Fault(pushed.layers[0], replace=b"x" * len(registry.blobs[pushed.layers[0]])))
+        config = {"registry.example": RegistryConfig(mirrors=(damaged.url, registry.url))}
+        async with open_images(registries=config) as images:
+            assert (await images.pull("registry.example/app:1", None)).id == pushed.config
+
+
+async def test_credentials_for_the_host_are_not_shown_to_its_mirrors(
+    open_images: OpenImages, registry: RegistrySimulator
+) -> None:
+    registry.push("app", "1", [BASE])
+    with RegistrySimulator("basic") as nosy:
+        nosy.push("app", "1", [BASE])
+        async with open_images(registries={registry.host: RegistryConfig(mirrors=(nosy.url,))}) as images:
+            await images.pull(f"{registry.host}/app:1", RegistryAuth(nosy.user, nosy.secret))
+        assert [asked.authorization for asked in nosy.asked if asked.authorization] == []
+
+
+async def test_credentials_that_name_a_mirror_are_for_it(open_images: OpenImages) -> None:
+    with RegistrySimulator("basic") as mirror:
+        mirror.push("app", "1", [BASE])
+        auth = RegistryAuth(mirror.user, mirror.secret, server_address=mirror.host)
+        async with open_images(registries={"registry.example": RegistryConfig(mirrors=(mirror.url,))}) as images:
+            await images.pull("registry.example/app:1", auth)
+
+
+# ------------------------------------------------------------------ who may pull
+
+
+@pytest.mark.parametrize("login", ["basic", "bearer"])
+async def test_a_user_and_password_open_a_registry(images: Images, registry: RegistrySimulator, login: str) -> None:
+    registry.login = login
+    registry.push("app", "1", [BASE, TOP])
+    await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
+    assert registry.count("/token") == (login == "bearer"), "one token serves the whole pull"
+
+
+@pytest.mark.parametrize("auth", [RegistryAuth(identity_token="s3cr3t"), RegistryAuth(registry_token=TOKEN)])
+async def test_tokens_open_a_registry(images: Images, registry: RegistrySimulator, auth: RegistryAuth) -> None:
+    registry.login = "bearer"
+    registry.push("app", "1", [BASE])
+    await images.pull(f"{registry.host}/app:1", auth)
+
+
+async def test_nobody_gets_an_anonymous_token(images: Images, registry: RegistrySimulator) -> None:
+    registry.login, registry.anonymous = "bearer", True
+    registry.push("app", "1", [BASE])
+    await images.pull(f"{registry.host}/app:1", None)
+
+
+@pytest.mark.parametrize("login", ["basic", "bearer"])
+@pytest.mark.parametrize("auth", [None, RegistryAuth("robot", "wr0ng"), RegistryAuth(registry_token="wr0ng")])
+async def test_wrong_credentials_are_denied_and_not_shown(
+    images: Images, registry: RegistrySimulator, root: Path, login: str, auth: RegistryAuth | None
+) -> None:
+    registry.login = login
+    registry.push("app", "1", [BASE])
+    with pytest.raises(PermissionDenied) as denied:
+        await images.pull(f"{registry.host}/app:1", auth)
+    assert f"{registry.host}/app:1" in str(denied.value)
+    assert "wr0ng" not in str(denied.value)
+    assert len(registry.asked) <= 3, "a 401 that stays is no loop"
+    assert leftovers(root) == []
+
+
+async def test_a_redirect_to_another_host_gets_no_credentials(images: Images, registry: RegistrySimulator) -> None:
+    registry.login = "basic"
+    pushed = registry.push("app", "1", [BASE])
+    with RegistrySimulator() as other:
+        other.blobs.update(registry.blobs)
+        registry.faults.append(Fault("/blobs/", redirect=f"{other.url}{{path}}?signature=a%2Fb"))
+        await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
+        assert [asked.authorization for asked in other.asked] == ["", ""]
+        assert other.count(f"{pushed.layers[0]}?signature=a%2Fb") == 1, "signed URLs travel unchanged"
+    assert all(asked.authorization for asked in registry.asked if "/blobs/" in asked.path)
+
+
+async def test_a_redirect_within_the_host_keeps_credentials(images: Images, registry: RegistrySimulator) -> None:
+    registry.login = "basic"
+    registry.push("app", "1", [BASE])
+    registry.faults.append(Fault("/blobs/", redirect="{path}?again", times=1))
+    await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
+
+
+# -------------------------------------------------------------------- what breaks
+
+Break = Callable[[RegistrySimulator, Pushed], Fault]
+
+FAULTS: dict[str, tuple[Break, type[CriError], str]] = {
+    "manifest of the index missing": (lambda _, p: Fault(p.manifest, status=404), NotFound, "has no"),
+    "forbidden": (lambda _, p: Fault("/manifests/1", status=403), PermissionDenied, "denies"),
+    "too many requests": (lambda _, p: Fault("/manifests/1", status=429), Unavailable, "429"),
+    "broken registry": (lambda _, p: Fault(p.layers[0], status=500), Unavailable, "answers 500"),
+    "blob missing": (lambda _, p: Fault(p.layers[1], status=404), NotFound, "has no"),
+    "wrong manifest": (lambda _, p: Fault(p.manifest, replace=b"{}"), DataLoss, "not sha256:"),
+    "tag with a wrong digest": (
+        lambda _, p: Fault("/manifests/1", headers={"Docker-Content-Digest": "sha256:" + "0" * 64}),
+        DataLoss,
+        "not sha256:0",
+    ),
+    "wrong config": (lambda r, p: Fault(p.config, replace=b"x" * len(r.blobs[p.config])), DataLoss, "is sha256:"),
+    "wrong layer": (lambda r, p: Fault(p.layers[1], replace=b"x" * len(r.blobs[p.layers[1]])), DataLoss, "damaged"),
+    "short layer": (lambda r, p: Fault(p.layers[0], replace=r.blobs[p.layers[0]][:-1]), DataLoss, "has only"),
+    "long layer": (lambda r, p: Fault(p.layers[0], replace=r.blobs[p.layers[0]] * 2), DataLoss, "has more"),
+    "cut layer": (lambda _, p: Fault(p.layers[0], cut_after=20), Unavailable, "cut the connection"),
+    "cut manifest": (lambda _, p: Fault("/manifests/1", cut_after=20), Unavailable, "cut the connection"),
+    "huge manifest": (lambda _, p: Fault("/manifests/1", replace=b" " * (5 << 20)), DataLoss, "more than"),
+    "huge header": (lambda _, p: Fault("/manifests/1", headers={"X": "y" * 100_000}), Unavailable, "properly"),
+    "endless redirects": (lambda _, p: Fault(p.layers[0], redirect="{path}"), Unavailable, "redirects more than"),
+    "redirect to a file": (lambda _, p: Fault(p.layers[0], redirect="file:///etc/passwd"), Unavailable, "no http"),
+    "redirect to nobody": (lambda _, p: Fault(p.config, redirect="http://127.0.0.1:1/"), Unavailable, "be reached"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_a_broken_pull_says_why_leaves_nothing_and_can_be_repeated(
+    images: Images, registry: RegistrySimulator, root: Path, name: str
+) -> None:
+    pushed = registry.push("app", "1", [BASE, TOP])
+    fault, expected, words = FAULTS[name]
+    registry.faults.append(fault(registry, pushed))
+    with pytest.raises(expected, match=words):
+        await images.pull(f"{registry.host}/app:1", None)
+    assert images.list() == []
+    assert leftovers(root) == []
+    registry.faults.clear()
+    assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+
+
+@pytest.mark.parametrize("where", ["/manifests/1", "layer"])
+async def test_a_stalled_registry_is_given_up(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path, where: str
+) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    registry.faults.append(Fault(pushed.layers[0] if where == "layer" else where, stall_after=10))
+    async with open_images(pull_progress_timeout_s=0.2) as images:
+        with pytest.raises(DeadlineExceeded, match=r"sent nothing for 0\.2 s"):
+            await images.pull(f"{registry.host}/app:1", None)
+    assert leftovers(root) == []
+
+
+async def test_a_registry_that_is_down_is_unavailable(images: Images) -> None:
+    with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:1 can't be reached"):
+        await images.pull("127.0.0.1:1/app:1", None)
+
+
+@pytest.mark.parametrize("ref", ["missing:1", "app:2"])
+async def test_what_the_registry_lacks_is_not_found(images: Images, registry: RegistrySimulator, ref: str) -> None:
+    registry.push("app", "1", [BASE])
+    with pytest.raises(NotFound, match=ref):
+        await images.pull(f"{registry.host}/{ref}", None)
+
+
+async def test_a_ref_that_can_t_be_read_is_refused(images: Images) -> None:
+    with pytest.raises(InvalidArgument):
+        await images.pull("A:b:c", None)
+
+
+async def test_a_layer_that_is_not_its_diff_id_is_refused(
+    images: Images, registry: RegistrySimulator, root: Path
+) -> None:
+    registry.push("app", "1", [BASE, TOP], diff_ids=[sha256(BASE), sha256(BASE)])
+    with pytest.raises(DataLoss, match=r"layer 2 of .* unpacks to"):
+        await images.pull(f"{registry.host}/app:1", None)
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("layer", [b"x" * 600, b"\x1f\x8b" + b"x" * 600, gzip.compress(BASE)[:40]])
+async def test_a_layer_that_is_no_tar_is_refused(
+    images: Images, registry: RegistrySimulator, root: Path, layer: bytes
+) -> None:
+    registry.push("app", "1", [layer], compressed=False)
+    with pytest.raises(DataLoss, match="layer 1 of"):
+        await images.pull(f"{registry.host}/app:1", None)
+    assert leftovers(root) == []
+
+
+async def test_an_artifact_is_refused_by_its_kind(images: Images, registry: RegistrySimulator) -> None:
+    config = registry.describe(b"{}", "application/vnd.example+json")
+    document = {"schemaVersion": 2, "config": config, "layers": [registry.describe(b"x", OCI_LAYER)]}
+    registry.put_manifest("app", "1", json.dumps(document).encode(), OCI_MANIFEST)
+    with pytest.raises(CriError, match=r"artifact \(application/vnd\.example"):
+        await images.pull(f"{registry.host}/app:1", None)
+
+
+async def test_an_index_that_holds_itself_ends(images: Images, registry: RegistrySimulator) -> None:
+    document = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
+    for _ in range(6):
+        described = registry.put_manifest("app", "1", document, OCI_INDEX)
+        document = json.dumps({"schemaVersion": 2, "manifests": [described]}).encode()
+    with pytest.raises(DataLoss, match="deep"):
+        await images.pull(f"{registry.host}/app:1", None)
+
+
+async def test_a_config_over_the_limit_is_not_read(images: Images, registry: RegistrySimulator) -> None:
+    config = registry.describe(b" ", OCI_CONFIG) | {"size": 1 << 40}
+    document = {"schemaVersion": 2, "config": config, "layers": []}
+    registry.put_manifest("app", "1", json.dumps(document).encode(), OCI_MANIFEST)
+    with pytest.raises(DataLoss, match="at most"):
+        await images.pull(f"{registry.host}/app:1", None)
+
+
+# ---------------------------------------------------------------------- giving up
+
+
+async def asked_for(registry: RegistrySimulator, part: str) -> None:
+    while not registry.count(part):  # noqa: ASYNC110 (the simulator runs on threads of its own)
+        await asyncio.sleep(0.005)
+
+
+async def test_a_cancelled_pull_stops_and_leaves_nothing(
+    images: Images, registry: RegistrySimulator, root: Path
+) -> None:
+    pushed = registry.push("app", "1", [BASE, TOP])
+    registry.faults.append(Fault(pushed.layers[1], stall_after=10))
+    pull = asyncio.create_task(images.pull(f"{registry.host}/app:1", None))
+    await asked_for(registry, pushed.layers[1])
+    pull.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pull
+    assert images.list() == []
+    assert leftovers(root) == []
+
+
+async def test_one_of_two_callers_may_leave(images: Images, registry: RegistrySimulator) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    registry.faults.append(Fault(pushed.config, redirect=f"{registry.url}{{path}}", times=1))
+    first, second = (asyncio.create_task(images.pull(f"{registry.host}/app:1", None)) for _ in range(2))
+    await asked_for(registry, "/manifests/1")
+    first.cancel()
+    assert (await second).id == pushed.config
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_a_pull_that_shares_a_layer_survives_the_other_being_cancelled(
+    images: Images, registry: RegistrySimulator, root: Path
+) -> None:
+    one = registry.push("one", "1", [BASE, TOP])
+    two = registry.push("two", "1", [BASE])
+    registry.faults.append(Fault(one.layers[1], stall_after=10))
+    doomed = asyncio.create_task(images.pull(f"{registry.host}/one:1", None))
+    await asked_for(registry, one.layers[0])
+    other = asyncio.create_task(images.pull(f"{registry.host}/two:1", None))
+    await asked_for(registry, one.layers[1])
+    doomed.cancel()
+    assert (await other).id == two.config
+    with pytest.raises(asyncio.CancelledError):
+        await doomed
+    assert len(leftovers(root)) == 1
