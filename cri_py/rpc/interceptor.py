@@ -26,10 +26,11 @@ Context = Any  # grpc.aio.ServicerContext; grpc ships no types
 STATUSES: Final = {status.name: status for status in grpc.StatusCode}
 STATUS_NAMES: Final = {status.value[0]: status.name for status in grpc.StatusCode}
 
-# A status travels in a header, percent-encoded; gRPC's default limit for all headers is 8 KiB.
-MAX_DETAILS: Final = 2000
+# A status travels in a header, where a byte may take three (%FF); gRPC's default limit for all headers is 8 KiB.
+MAX_DETAILS_BYTES: Final = 2000
 
-READ_PREFIXES: Final = ("List", "Stream", "Version", "Status", "RuntimeConfig", "ImageFsInfo", "Check", "Watch")
+READ_NAMES: Final = frozenset({"Version", "RuntimeConfig", "ImageFsInfo", "Check", "Watch"})
+READ_PREFIXES: Final = ("List", "Stream")
 READ_SUFFIXES: Final = ("Status", "Stats")
 ENDLESS: Final = frozenset({"GetContainerEvents", "Watch"})
 QUIET_FAILURES: Final = frozenset({"NOT_FOUND", "UNIMPLEMENTED", "CANCELLED"})
@@ -157,9 +158,10 @@ def _set_deadline(name: str, context: Context) -> None:
 
 
 async def _abort(context: Context, code: str, details: str) -> None:
-    if len(details) > MAX_DETAILS:
-        details = details[: MAX_DETAILS - 1] + "…"
-    await context.abort(STATUSES.get(code, grpc.StatusCode.UNKNOWN), details)
+    raw = details.encode(errors="replace")
+    if len(raw) > MAX_DETAILS_BYTES:
+        raw = raw[:MAX_DETAILS_BYTES] + "…".encode()
+    await context.abort(STATUSES.get(code, grpc.StatusCode.UNKNOWN), raw.decode(errors="ignore"))
 
 
 def _record(name: str, code: str, seconds: float, failure: str, unexpected: Exception | None) -> None:
@@ -181,4 +183,4 @@ def _record(name: str, code: str, seconds: float, failure: str, unexpected: Exce
 
 def is_read(name: str) -> bool:
     """Whether an RPC only looks; the kubelet calls these all the time, so they are logged at debug."""
-    return name.startswith(READ_PREFIXES) or name.endswith(READ_SUFFIXES)
+    return name in READ_NAMES or name.startswith(READ_PREFIXES) or name.endswith(READ_SUFFIXES)
