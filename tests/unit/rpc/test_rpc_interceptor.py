@@ -115,7 +115,7 @@ async def test_the_layers_below_see_request_id_and_deadline(world: Any) -> None:
     await world.runtime.RunPodSandbox(RUN, timeout=30)
     assert seen["id"]
     assert seen["id"] == seen["logged"]
-    assert 0 < seen["deadline"] - time.monotonic() <= 30
+    assert 25 < seen["deadline"] - time.monotonic() < 31  # gRPC rounds to its own ticks
     await world.runtime.RunPodSandbox(RUN)
     assert seen["deadline"] is None
 
