@@ -1,0 +1,186 @@
+"""The commands of ``cri-py``: what they are called and take, and which code they run.
+
+Imports are lazy: ``serve`` starts the spawner before grpc is in the process, and ``--help`` should not wait for either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TextIO
+
+from cri_py import config
+from cri_py.errors import ConfigError, CriError
+
+USAGE_ERROR: Final = 2
+
+_TOP: Final = """\
+cri_py is a container runtime for Kubernetes nodes: it serves CRI v1 on a unix socket to a kubelet or crictl.
+
+  cri-py check                     what this machine lacks, and the remedy
+  cri-py serve                     run the daemon, as /etc/cri_py/config.toml says
+  crictl -r unix:///run/cri_py/cri.sock info
+"""
+
+_SERVE: Final = """\
+examples:
+  cri-py serve
+      socket in /run/cri_py/cri.sock, images in /var/lib/cri_py
+
+  cri-py serve --root /srv/second --state /run/second --cgroup-parent /second --bridge second0 --subnet 10.86.0.0/16
+      a second daemon beside the first: all that one makes lies under its root and state directories, its cgroup
+      parent and its bridge, and no two daemons may share any of them
+
+  cri-py serve --config ./node.toml --log-level debug
+      ./node.toml and then ./node.d/*.toml; a flag wins over a file
+
+signals: TERM and INT end the daemon; pods go on, and the next daemon with the same directories finds them again.
+"""
+
+_CONFIG: Final = """\
+examples:
+  cri-py config default > /etc/cri_py/config.toml
+  cri-py config check --config ./node.toml
+  cri-py config show --log-level debug        every value with the file and line, or flag, that set it
+"""
+
+_CHECK: Final = """\
+Exit status 1 if something is missing that cri_py needs. What is merely worse without is told and costs nothing.
+
+examples:
+  cri-py check
+  cri-py check --json | python3 -m json.tool
+  cri-py check --root /srv/second --state /run/second
+"""
+
+_FLAGS: Final[Mapping[str, tuple[config.Path, str, str]]] = {
+    "--listen": (("server", "listen"), "ADDRESS", "the CRI socket, unix:///path (default: STATE/cri.sock)"),
+    "--root": (("server", "root"), "DIR", "images and what else outlives a reboot (default: /var/lib/cri_py)"),
+    "--state": (("server", "state"), "DIR", "sockets, bundles, records of what runs (default: /run/cri_py)"),
+    "--metrics": (("metrics", "listen"), "ADDRESS", "Prometheus metrics, unix:///path, 127.0.0.1:PORT or off"),
+    "--cgroup-parent": (("cgroups", "parent"), "PATH", "cgroup of pods that name none (default: /cri_py)"),
+    "--bridge": (("network", "bridge"), "NAME", "the pods' bridge (default: crip0)"),
+    "--subnet": (("network", "subnet"), "CIDR", "the pods' IPv4 network (default: 10.85.0.0/16)"),
+    "--log-level": (("log", "level"), "LEVEL", "debug, info, warning or error (default: info)"),
+}
+_DIRECTORIES: Final = ("--root", "--state")  # typed relative to where the user stands
+
+
+def run(arguments: Sequence[str], out: TextIO | None = None) -> int:
+    """Run one command; what it prints goes to ``out`` (standard output). Returns the exit status."""
+    parsed = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace, TextIO], int] = parsed.command
+    try:
+        return command(parsed, sys.stdout if out is None else out)
+    except ConfigError as error:
+        print(f"cri-py: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except CriError as error:
+        print(f"cri-py: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader (head, less) has had enough; what is still buffered must not raise once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _serve(parsed: argparse.Namespace, _out: TextIO) -> int:
+    loaded = _load(parsed)
+    from cri_py import app  # noqa: PLC0415
+
+    return app.serve(loaded.config)
+
+
+def _check(parsed: argparse.Namespace, out: TextIO) -> int:
+    loaded = _load(parsed)
+    from cri_py import cli_check  # noqa: PLC0415
+
+    findings = cli_check.findings(loaded.config)
+    out.write(cli_check.as_json(findings) if parsed.json else cli_check.as_text(findings))
+    return 1 if any(finding.verdict is cli_check.Verdict.MISSING for finding in findings) else 0
+
+
+def _config_default(_parsed: argparse.Namespace, out: TextIO) -> int:
+    out.write(config.default_text())
+    return 0
+
+
+def _config_check(parsed: argparse.Namespace, out: TextIO) -> int:
+    _load(parsed)
+    files = config.files_of(parsed.config)
+    out.write(f"{', '.join(files) if files else 'no file, all defaults'}: valid\n")
+    return 0
+
+
+def _config_show(parsed: argparse.Namespace, out: TextIO) -> int:
+    out.write(config.effective_text(_load(parsed)))
+    return 0
+
+
+def _version(_parsed: argparse.Namespace, out: TextIO) -> int:
+    from importlib import metadata  # noqa: PLC0415
+
+    out.write(f"cri_py {metadata.version('cri_py')} (CRI v1, Python {sys.version.split()[0]})\n")
+    return 0
+
+
+def _load(parsed: argparse.Namespace) -> config.Loaded:
+    flags = {}
+    for name, (path, _, _) in _FLAGS.items():
+        value = getattr(parsed, name.removeprefix("--").replace("-", "_"))
+        if value is not None:
+            flags[path] = config.Flag(name, os.path.abspath(value) if name in _DIRECTORIES else value)
+    return config.load(config.files_of(parsed.config), flags)
+
+
+# ------------------------------------------------------------------ parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _described(argparse.ArgumentParser, prog="cri-py", description=_TOP)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add(commands, "serve", _serve, "run the daemon", _SERVE)
+    check = _add(commands, "check", _check, "what this machine lacks, and the remedy", _CHECK)
+    check.add_argument("--json", action="store_true", help="for programs: a list of findings")
+    _add_config_commands(commands)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(command=_version)
+    return parser
+
+
+def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parent = _described(commands.add_parser, name="config", help="print or check the configuration", epilog=_CONFIG)
+    inner = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    inner.add_parser("default", help="print a config file with all defaults and what each key means").set_defaults(
+        command=_config_default
+    )
+    _add(inner, "check", _config_check, "check the files; exit status 2 if they are wrong", "")
+    _add(inner, "show", _config_show, "print the effective config, each value with where it was set", "")
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    command: Callable[[argparse.Namespace, TextIO], int],
+    purpose: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """A command that reads the config, so that it takes the config's flags."""
+    parser = _described(commands.add_parser, name=name, help=purpose, description=purpose, epilog=examples)
+    parser.set_defaults(command=command)
+    parser.add_argument(
+        "--config", metavar="FILE", default=config.DEFAULT_FILE, help=f"TOML (default: {config.DEFAULT_FILE})"
+    )
+    for flag, (_, metavar, meaning) in _FLAGS.items():
+        parser.add_argument(flag, metavar=metavar, help=meaning)
+    return parser
+
+
+def _described(make: Callable[..., argparse.ArgumentParser], **arguments: str) -> argparse.ArgumentParser:
+    """A parser that keeps the lines of its examples, and takes no abbreviated flags: new ones would break them."""
+    return make(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **arguments)
