@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import http
 import ipaddress
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -65,11 +66,13 @@ class MetricsServer:
         except OSError as error:
             raise Unavailable(f"metrics can't be served on {self._address}: {error}") from error
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
+        """Take no more scrapes. One that runs is not waited for: a client that only connects must not delay the end."""
         if self._server is None:
             return
         self._server.close()
-        await self._server.wait_closed()
+        if isinstance(self._address, UnixAddress):
+            Path(self._address.path).unlink(missing_ok=True)  # asyncio does that from Python 3.13 on
 
 
 def _loopback(listen: str) -> UnixAddress | TcpAddress:

@@ -23,7 +23,7 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     server = MetricsServer(Config(metrics=MetricsConfig(listen)))
     await server.start()
     yield server
-    await server.stop()
+    server.stop()
 
 
 async def ask(server: MetricsServer, sent: bytes, *, end: bool = False) -> tuple[bytes, bytes]:
@@ -86,7 +86,14 @@ async def test_the_socket_is_for_its_group_and_nobody_else(tmp_path: Path) -> No
     server = MetricsServer(Config(metrics=MetricsConfig(f"unix://{tmp_path}/m.sock")))
     await server.start()
     assert stat.S_IMODE((tmp_path / "m.sock").stat().st_mode) == 0o660
-    await server.stop()
+    server.stop()
+
+
+async def test_a_stop_removes_the_socket(tmp_path: Path) -> None:
+    server = MetricsServer(Config(metrics=MetricsConfig(f"unix://{tmp_path}/m.sock")))
+    await server.start()
+    server.stop()
+    assert not (tmp_path / "m.sock").exists()
 
 
 async def test_a_socket_in_use_is_not_taken_over(tmp_path: Path) -> None:
@@ -95,7 +102,7 @@ async def test_a_socket_in_use_is_not_taken_over(tmp_path: Path) -> None:
     await first.start()
     with pytest.raises(FailedPrecondition, match="another process listens"):
         await MetricsServer(config).start()
-    await first.stop()
+    first.stop()
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:9090", "tcp://10.0.0.1:9090", "[::]:9090", "example.org:1"])
@@ -113,4 +120,4 @@ async def test_off_listens_nowhere() -> None:
     server = MetricsServer(Config(metrics=MetricsConfig("off")))
     await server.start()
     assert server.address is None
-    await server.stop()
+    server.stop()
