@@ -43,7 +43,7 @@ Change = Put | Delete
 @dataclass(frozen=True, slots=True)
 class _Commit:
     changes: tuple[Change, ...]
-    done: Callable[[BaseException | None], None]
+    done: Callable[[BaseException | None], object]
 
 
 _STOP: Final = None
