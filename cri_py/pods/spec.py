@@ -1,0 +1,301 @@
+"""From what the kubelet asks for to the OCI document (runtime-spec 1.3) that a pod's monitor executes. Pure.
+
+Nothing is looked up here: pids, paths, device numbers and what the host has come in as values. The document is
+JSON-able. Environment values may be any bytes; they are text by ``surrogateescape``, which ``json`` carries as escapes
+and ``os.fsencode`` turns back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cri_py.errors import InvalidArgument, Unimplemented
+from cri_py.model import (
+    ContainerConfig,
+    ImageConfig,
+    LinuxResources,
+    NamespaceMode,
+    NamespaceOption,
+    Sandbox,
+    SandboxConfig,
+)
+from cri_py.pods import spec_mounts, spec_security
+from cri_py.pods.files import sandbox_hostname
+from cri_py.pods.spec_mounts import DeviceNode, SandboxFiles
+from cri_py.pods.spec_security import user_request
+
+__all__ = [
+    "DeviceNode",
+    "SandboxFiles",
+    "SpecDefaults",
+    "check_sandbox_security",
+    "container_document",
+    "sandbox_namespaces",
+    "user_request",
+]
+
+Json = dict[str, Any]
+_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ANNOTATION: Final = "io.kubernetes.cri."  # runtimes of virtual machines read these (kata, runsc)
+
+
+@dataclass(frozen=True, slots=True)
+class SpecDefaults:
+    """What the node's config and kernel decide for every container."""
+
+    seccomp: bool = True  # whether containers that name no profile get the default one
+    nofile: int = 1048576  # RLIMIT_NOFILE, soft and hard
+    arch: str = "x86_64"  # the machine, as uname(2) has it
+    cgroup_version: int = 1  # on 2 a container has a cgroup namespace of its own
+    apparmor: bool = False  # whether the kernel has it
+    selinux: bool = False
+    node_hostname: str = ""
+
+
+def container_document(
+    *,
+    sandbox: Sandbox,
+    config: ContainerConfig,
+    image: ImageConfig,
+    container_id: str,
+    root_path: str,
+    holder_pid: int,
+    files: SandboxFiles,
+    defaults: SpecDefaults,
+    cgroup: str = "",
+    target_pid: int | None = None,
+    device_nodes: Sequence[DeviceNode] | None = None,
+    localhost_seccomp: Mapping[str, Any] | None = None,
+) -> Json:
+    """The whole document of a container.
+
+    ``root_path``: its mounted root file system. ``holder_pid``: the process whose namespaces the pod shares.
+    ``cgroup``: below the root of every hierarchy, "" to leave it out. ``target_pid``: a process of the container that
+    pid mode TARGET names. ``device_nodes``: config.devices, looked up, and for privileged containers the host's.
+    ``localhost_seccomp``: the profile that the seccomp field names, in OCI's form.
+
+    Raises InvalidArgument or Unimplemented that names the field which can't be honoured.
+    """
+    security = config.security
+    _check_privileged(sandbox, config)
+    spec_security.check_apparmor(security.apparmor, enabled=defaults.apparmor)
+    spec_security.check_selinux(security.selinux, enabled=defaults.selinux)
+    if defaults.selinux and any(mount.selinux_relabel for mount in config.mounts):
+        raise Unimplemented("mounts.selinux_relabel is not supported by this version")
+    spec_mounts.check_devices(config, device_nodes)
+    document: Json = {
+        "ociVersion": "1.3.0",
+        "root": {"path": root_path, "readonly": security.readonly_rootfs},
+        "process": _process(sandbox, config, image, defaults),
+        "mounts": spec_mounts.mounts(sandbox, config, files),
+        "annotations": _annotations(sandbox, config, container_id),
+        "linux": {
+            "namespaces": _namespaces(sandbox, config, holder_pid, target_pid, defaults),
+            "devices": spec_mounts.device_nodes(config, device_nodes or ()),
+            "resources": _resources(config.resources)
+            | {"devices": spec_mounts.device_rules(device_nodes or (), privileged=security.privileged)},
+            "rootfsPropagation": spec_mounts.root_propagation(config),
+            "maskedPaths": _paths("masked_paths", security.masked_paths, security.privileged),
+            "readonlyPaths": _paths("readonly_paths", security.readonly_paths, security.privileged),
+        },
+    }
+    if cgroup:
+        document["linux"]["cgroupsPath"] = cgroup
+    profile = spec_security.seccomp_profile(
+        security,
+        document["process"]["capabilities"]["bounding"],
+        enabled=defaults.seccomp,
+        arch=defaults.arch,
+        localhost=localhost_seccomp,
+    )
+    if profile is not None:
+        document["linux"]["seccomp"] = profile
+    return document
+
+
+def sandbox_namespaces(config: SandboxConfig) -> tuple[str, ...]:
+    """The namespaces that the holder of the sandbox has of its own, in OCI's words; the others are the host's.
+
+    The UTS namespace goes with the network: a pod on the host's network has the host's name. A pid namespace is the
+    pod's only in mode POD; in mode CONTAINER every container makes one.
+    """
+    asked = config.namespaces
+    own = []
+    if asked.network is not NamespaceMode.NODE:
+        own += ["network", "uts"]
+    if asked.ipc is not NamespaceMode.NODE:
+        own.append("ipc")
+    if asked.pid is NamespaceMode.POD:
+        own.append("pid")
+    return tuple(own)
+
+
+def check_sandbox_security(config: SandboxConfig, defaults: SpecDefaults) -> None:
+    """Raises for what a sandbox is asked to enforce and this version or this host can't.
+
+    The other fields of the sandbox's security context (user, groups, read-only root, seccomp) are about a pause
+    container. Ours has none: the holder executes nothing of any image and has no root file system of its own.
+    """
+    _check_userns(config.namespaces)
+    spec_security.check_apparmor(config.apparmor, enabled=defaults.apparmor)
+    spec_security.check_selinux(config.selinux, enabled=defaults.selinux)
+
+
+def _check_userns(asked: NamespaceOption) -> None:
+    if asked.userns is None or asked.userns.mode is NamespaceMode.NODE:
+        return
+    if asked.userns.mode is not NamespaceMode.POD:
+        raise InvalidArgument(f"userns_options.mode is {asked.userns.mode.name}", hint="use POD or NODE")
+    raise Unimplemented("user namespaces (userns_options.mode POD) are not supported by this version")
+
+
+def _check_privileged(sandbox: Sandbox, config: ContainerConfig) -> None:
+    if config.security.privileged and not sandbox.config.privileged:
+        raise InvalidArgument(
+            f"container {config.metadata.name} is privileged, its sandbox is not", hint="run the sandbox privileged too"
+        )
+
+
+# ---------------------------------------------------------------- process
+
+
+def _process(sandbox: Sandbox, config: ContainerConfig, image: ImageConfig, defaults: SpecDefaults) -> Json:
+    security = config.security
+    cwd = config.working_dir or image.working_dir or "/"
+    if not cwd.startswith("/"):
+        raise InvalidArgument(f"working_dir {cwd!r} is relative", hint="use an absolute path")
+    return {
+        "terminal": config.tty,
+        "user": spec_security.process_user(user_request(config, image)),
+        "args": _arguments(config, image),
+        "env": _environment(sandbox, config, image, defaults),
+        "cwd": cwd,
+        "capabilities": spec_security.process_capabilities(security),
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": defaults.nofile, "hard": defaults.nofile}],
+        "noNewPrivileges": security.no_new_privs,
+        "oomScoreAdj": config.resources.oom_score_adj if config.resources else 0,
+    }
+
+
+def _arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
+    """The kubelet's command goes before the image's entrypoint, and makes the image's cmd meaningless."""
+    command = config.command or image.entrypoint
+    arguments = config.args or (() if config.command else image.cmd)
+    if not (command or arguments):
+        raise InvalidArgument(
+            f"no command: neither container {config.metadata.name} nor its image names one",
+            hint="set command or args, or give the image an ENTRYPOINT or CMD",
+        )
+    return [*command, *arguments]
+
+
+def _environment(sandbox: Sandbox, config: ContainerConfig, image: ImageConfig, defaults: SpecDefaults) -> list[str]:
+    """NAME=value, each name once; of ours, the image's and the kubelet's values the last one wins."""
+    ours = [_PATH, f"HOSTNAME={sandbox_hostname(sandbox, defaults.node_hostname)}"]
+    if config.tty:
+        ours.append("TERM=xterm")
+    values = dict(entry.split("=", 1) for entry in (*ours, *image.env) if "=" in entry)
+    for name, value in config.envs:
+        values[name] = value.decode("utf-8", "surrogateescape")
+    for name, text in values.items():
+        if not name or "\0" in name or "\0" in text:
+            raise InvalidArgument(f"the environment variable {name!r} can't be passed by execve(2)")
+    return [f"{name}={text}" for name, text in values.items()]
+
+
+def _annotations(sandbox: Sandbox, config: ContainerConfig, container_id: str) -> dict[str, str]:
+    metadata = sandbox.config.metadata
+    words = {
+        "container-type": "container",
+        "container-name": config.metadata.name,
+        "container-id": container_id,
+        "image-name": config.image.user_specified_image or config.image.image,
+        "sandbox-id": sandbox.id,
+        "sandbox-name": metadata.name,
+        "sandbox-namespace": metadata.namespace,
+        "sandbox-uid": metadata.uid,
+    }
+    return {_ANNOTATION + word: text for word, text in words.items()}
+
+
+# ------------------------------------------------------------------ linux
+
+
+def _namespaces(
+    sandbox: Sandbox, config: ContainerConfig, holder_pid: int, target_pid: int | None, defaults: SpecDefaults
+) -> list[Json]:
+    """``linux.namespaces``: without a path a new one, with a path a joined one, not listed the host's."""
+    asked, pod = config.security.namespaces, sandbox.config.namespaces
+    for field, wanted, given in (
+        ("network", asked.network, pod.network),
+        ("ipc", asked.ipc, pod.ipc),
+        ("pid", asked.pid, pod.pid),
+    ):
+        if wanted is NamespaceMode.NODE and given is not NamespaceMode.NODE:
+            raise InvalidArgument(
+                f"namespace_options.{field} of container {config.metadata.name} is NODE, its sandbox's is {given.name}",
+                hint="a container shares the namespaces of its sandbox: run the sandbox with NODE",
+            )
+        if field != "pid" and wanted in {NamespaceMode.CONTAINER, NamespaceMode.TARGET}:
+            raise InvalidArgument(f"namespace_options.{field} is {wanted.name}", hint="use POD or NODE")
+    _check_userns(asked)
+    own = sandbox_namespaces(sandbox.config)
+    listed: list[Json] = [{"type": "mount"}]
+    for kind, name in (("network", "net"), ("uts", "uts"), ("ipc", "ipc")):
+        if kind in own:
+            listed.append({"type": kind, "path": f"/proc/{holder_pid}/ns/{name}"})
+    listed += _pid_namespace(asked, pod, holder_pid, target_pid)
+    if defaults.cgroup_version == 2 and not config.security.privileged:
+        listed.append({"type": "cgroup"})
+    return listed
+
+
+def _pid_namespace(asked: NamespaceOption, pod: NamespaceOption, holder_pid: int, target_pid: int | None) -> list[Json]:
+    """POD, which is also what a client sends that says nothing, means what the sandbox was run with."""
+    if asked.pid is NamespaceMode.TARGET:
+        if target_pid is None:
+            raise InvalidArgument(
+                f"pid mode TARGET: container {asked.target_id!r} has no process to share with",
+                hint="target_id names a running container of the same sandbox",
+            )
+        return [{"type": "pid", "path": f"/proc/{target_pid}/ns/pid"}]
+    if NamespaceMode.CONTAINER in {asked.pid, pod.pid} and asked.pid is not NamespaceMode.NODE:
+        return [{"type": "pid"}]
+    if pod.pid is NamespaceMode.NODE:
+        return []
+    return [{"type": "pid", "path": f"/proc/{holder_pid}/ns/pid"}]
+
+
+def _paths(field: str, paths: Sequence[str], privileged: bool) -> list[str]:
+    """As sent, and none for a privileged container."""
+    for path in paths:
+        if not path.startswith("/") or ".." in path.split("/"):
+            raise InvalidArgument(f"{field} has {path!r}", hint="use absolute paths without '..'")
+    return [] if privileged else list(paths)
+
+
+def _resources(asked: LinuxResources | None) -> Json:
+    """``linux.resources`` of what was asked for; 0 and "" are left out.
+
+    A memory limit without a swap limit is one for both together: a container that may swap without end is not limited.
+    """
+    if asked is None:
+        return {}
+    limit = asked.memory_limit_in_bytes
+    memory = {"limit": limit, "swap": asked.memory_swap_limit_in_bytes or limit}
+    cpu = {
+        "shares": asked.cpu_shares,
+        "quota": asked.cpu_quota,
+        "period": asked.cpu_period,
+        "cpus": asked.cpuset_cpus,
+        "mems": asked.cpuset_mems,
+    }
+    sections: Json = {
+        "memory": {key: value for key, value in memory.items() if value},
+        "cpu": {key: value for key, value in cpu.items() if value},
+        "hugepageLimits": [{"pageSize": huge.page_size, "limit": huge.limit} for huge in asked.hugepage_limits],
+        "unified": dict(asked.unified),
+    }
+    return {name: section for name, section in sections.items() if section}

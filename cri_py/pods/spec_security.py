@@ -1,0 +1,165 @@
+"""Who a container is and what it may: user, capabilities, seccomp, AppArmor, SELinux, from CRI to OCI words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from cri_py.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from cri_py.kernel import capabilities
+from cri_py.model import (
+    Capabilities,
+    ContainerConfig,
+    ContainerSecurity,
+    ImageConfig,
+    ProfileKind,
+    SecurityProfile,
+    SelinuxOption,
+)
+from cri_py.pods.seccomp_default import default_profile
+
+_LAST_ID: Final = 0xFFFFFFFE
+# What containers have had since Docker's first days; images rely on it.
+DEFAULT_CAPABILITIES: Final = tuple(
+    capabilities.canonical(name)
+    for name in (
+        *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP"),
+        *("NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
+    )
+)
+
+
+def user_request(config: ContainerConfig, image: ImageConfig) -> dict[str, Any]:
+    """What ``cri_py.runtime.users.resolve`` looks up in the container's root.
+
+    ``{"text": str, "gid": int | None, "groups": [int], "policy": "merge" | "strict"}``; text is USER or USER:GROUP as
+    an image has it, "" for root. Raises InvalidArgument for a contradiction.
+    """
+    security = config.security
+    if security.run_as_user is not None and security.run_as_username:
+        raise InvalidArgument("run_as_user and run_as_username are both set", hint="set one of them")
+    named = security.run_as_username or ("" if security.run_as_user is None else str(security.run_as_user))
+    if security.run_as_group is not None and not named:
+        raise InvalidArgument(
+            f"run_as_group {security.run_as_group} is set without a user", hint="set run_as_user or run_as_username too"
+        )
+    asked = {"run_as_user": security.run_as_user, "run_as_group": security.run_as_group}
+    groups = [("supplemental_groups", group) for group in security.supplemental_groups]
+    for field, number in (*asked.items(), *groups):
+        if number is not None and not 0 <= number <= _LAST_ID:
+            raise InvalidArgument(f"{field} {number} is no id", hint=f"ids go from 0 to {_LAST_ID}")
+    return {
+        "text": named or image.user,
+        "gid": security.run_as_group,
+        "groups": list(security.supplemental_groups),
+        "policy": security.groups_policy.name.lower(),
+    }
+
+
+def process_user(request: Mapping[str, Any]) -> dict[str, Any]:
+    """``process.user`` as far as numbers tell; the runtime replaces it by what it finds in the container's root."""
+    user, _, group = request["text"].partition(":")
+    gid = request["gid"] if request["gid"] is not None else int(group) if group.isdigit() else 0
+    return {"uid": int(user) if user.isdigit() else 0, "gid": gid, "additionalGids": list(request["groups"])}
+
+
+def process_capabilities(security: ContainerSecurity) -> dict[str, list[str]]:
+    """``process.capabilities``. Privileged means all that Linux has; the runtime grants what it has itself.
+
+    ``inheritable`` is empty: a set of it lets files of the image give capabilities to other users (CVE-2022-24769),
+    except for the ambient ones, which the kernel takes from there.
+    """
+    asked = security.capabilities
+    granted = set(capabilities.NAMES) if security.privileged else _granted(asked)
+    ambient = _names(asked.add_ambient, "add_ambient_capabilities")
+    if _has_all(asked.add_ambient):
+        ambient.update(granted)
+    bounding = [name for name in capabilities.NAMES if name in granted | ambient]
+    raised = [name for name in bounding if name in ambient]
+    return {
+        "bounding": bounding,
+        "effective": list(bounding),
+        "permitted": list(bounding),
+        "inheritable": raised,
+        "ambient": list(raised),
+    }
+
+
+def _granted(asked: Capabilities) -> set[str]:
+    """The default set, changed by adding ALL, dropping ALL, adding single ones, dropping single ones, in this order."""
+    granted = set(capabilities.NAMES) if _has_all(asked.add) else set(DEFAULT_CAPABILITIES)
+    if _has_all(asked.drop):
+        granted = set()
+    return (granted | _names(asked.add, "add_capabilities")) - _names(asked.drop, "drop_capabilities")
+
+
+def _has_all(names: Iterable[str]) -> bool:
+    return any(name.upper() == "ALL" for name in names)
+
+
+def _names(names: Iterable[str], field: str) -> set[str]:
+    """The single capabilities among ``names``."""
+    try:
+        return {capabilities.canonical(name) for name in names if name.upper() != "ALL"}
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{field}: {error.message}", hint=error.hint) from None
+
+
+def seccomp_profile(
+    security: ContainerSecurity,
+    granted: Iterable[str],
+    *,
+    enabled: bool,
+    arch: str,
+    localhost: Mapping[str, Any] | None,
+) -> Mapping[str, Any] | None:
+    """``linux.seccomp``, None for no filter.
+
+    ``enabled``: whether containers that name no profile get the default one. ``localhost``: the profile that
+    ``localhost_ref`` names, read and reduced to OCI's form by the caller. Privileged containers have no filter.
+    """
+    profile = security.seccomp
+    if security.privileged:
+        return None
+    if profile is None:
+        return default_profile(frozenset(granted), arch) if enabled else None
+    match profile.kind:
+        case ProfileKind.UNCONFINED:
+            return None
+        case ProfileKind.RUNTIME_DEFAULT:
+            return default_profile(frozenset(granted), arch)
+        case ProfileKind.LOCALHOST if not profile.localhost_ref:
+            raise InvalidArgument("the seccomp profile is LOCALHOST without localhost_ref", hint="name the file")
+        case ProfileKind.LOCALHOST if localhost is None:
+            raise Unimplemented(
+                f"the seccomp profile localhost/{profile.localhost_ref} can't be loaded by this version",
+                hint="use RuntimeDefault",
+            )
+        case ProfileKind.LOCALHOST:
+            return localhost
+
+
+def check_apparmor(profile: SecurityProfile | None, *, enabled: bool) -> None:
+    """Raises for a profile that would not be enforced. ``enabled``: whether the kernel has AppArmor."""
+    if profile is None or profile.kind is ProfileKind.UNCONFINED:
+        return
+    if profile.kind is ProfileKind.LOCALHOST and not enabled:
+        raise FailedPrecondition(
+            f"the AppArmor profile {profile.localhost_ref!r} is asked for, but this kernel has no AppArmor",
+            hint="boot with security=apparmor, or leave the profile out",
+        )
+    if enabled:
+        raise Unimplemented(
+            f"AppArmor profiles are not supported by this version ({profile.kind.name})", hint="use Unconfined"
+        )
+
+
+def check_selinux(options: SelinuxOption | None, *, enabled: bool) -> None:
+    """Raises for a label that would not be enforced. ``enabled``: whether the kernel has SELinux."""
+    if options is None or options == SelinuxOption():
+        return
+    if enabled:
+        raise Unimplemented("SELinux labels (selinux_options) are not supported by this version")
+    raise FailedPrecondition(
+        "selinux_options are asked for, but this kernel has no SELinux", hint="boot with SELinux, or leave them out"
+    )
