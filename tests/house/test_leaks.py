@@ -33,7 +33,7 @@ def test_a_child_that_goes_on_is_a_leak(tmp_path: Path) -> None:
             lines = left_over(before, tmp_path)
         finally:
             child.kill()
-    assert [line for line in lines if line.startswith("children: ")] == [f"children: {child.pid} sleep 60"]
+    assert any(line.startswith(f"children: {child.pid}") for line in lines)
 
 
 def test_a_process_of_the_machine_is_a_leak_when_nobody_else_uses_it(tmp_path: Path) -> None:
