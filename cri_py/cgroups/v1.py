@@ -101,16 +101,16 @@ class V1(Cgroups):
 
     def oom_kills(self, path: str) -> int:
         """As Cgroups.oom_kills. v1 counts each kill in the victim's group alone, so those below are added."""
-        if "memory" not in self._mount_of:
-            return 0
-        groups = files.tree(self._mount_of["memory"] + checked(path))
+        below = checked(path)
+        groups = files.tree(self._mount_of["memory"] + below) if "memory" in self._mount_of else ()
         return sum(oom_count(files.read_if_there(f"{group}/memory.oom_control")) for group in groups)
 
     def open_oom(self, path: str) -> int | None:
         """As Cgroups.open_oom; of the group alone, without those below it (see ``oom_kills``)."""
+        below = checked(path)
         if "memory" not in self._mount_of:
             return None
-        return files.open_to_read(f"{self._mount_of['memory']}{checked(path)}/memory.oom_control")
+        return files.open_to_read(f"{self._mount_of['memory']}{below}/memory.oom_control")
 
     # --------------------------------------------------------------------------- ended
 
