@@ -1,0 +1,219 @@
+"""The daemon's end: the spawner that it keeps, and one connection per monitor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, Internal, NotFound, StartError, Unavailable
+from cri_py.monitor import transport
+
+SOCKET_NAME: Final = "monitor.sock"
+_ERRORS: Final[dict[str, type[CriError]]] = {
+    "start": StartError,
+    "state": FailedPrecondition,
+    "missing": NotFound,
+    "failed": Internal,
+}
+
+
+class SpawnerClient:
+    """Keeps one spawner. It holds no state, so a dead one is simply replaced at the next need."""
+
+    def __init__(self, on_start: Callable[[], None] = lambda: None) -> None:
+        self._control: socket.socket | None = None
+        self._on_start = on_start
+        self.pid = 0
+
+    def start(self) -> None:
+        """Execute a spawner. posix_spawn, not fork: no handler of grpc runs, nothing of this process is copied."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-m", "cri_py.monitor.spawner", "3"],
+                {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
+            )
+        ours.setblocking(False)
+        self._control = ours
+        self._on_start()
+
+    def spawn(self, directory: str) -> MonitorClient:
+        """Ask for a monitor that lives in ``directory``. Its client is connected at once; the monitor says ``up``."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            request = {"dir": directory}
+            try:
+                self._send(request, theirs)
+            except OSError:
+                self.close()
+                self.start()
+                self._send(request, theirs)
+        return MonitorClient(ours)
+
+    def _send(self, request: dict[str, Any], connection: socket.socket) -> None:
+        if self._control is None:
+            raise BrokenPipeError
+        transport.send(self._control, request, (connection.fileno(),))
+
+    def close(self) -> None:
+        """Let the spawner go; its monitors live on."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self.pid:
+            try:
+                os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self.pid = 0
+
+
+class MonitorClient:
+    """One connection to one monitor: requests with answers, events as they come.
+
+    ``on_event`` is called with each event; ``on_lost`` once, when the monitor has gone without being asked to.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._loop = asyncio.get_running_loop()
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._up: asyncio.Future[int] = self._loop.create_future()
+        self._seq = 0
+        self._outbox: list[tuple[dict[str, Any], tuple[int, ...]]] = []
+        self._closed = False
+        self.on_event: Callable[[dict[str, Any]], None] = lambda _event: None
+        self.on_lost: Callable[[], None] = lambda: None
+        self._loop.add_reader(connection.fileno(), self._read)
+
+    @classmethod
+    def connect(cls, directory: str) -> MonitorClient:
+        """Find the monitor that lives in ``directory`` again. Raises Unavailable if none listens there."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                connection.connect(f"/proc/self/fd/{fd}/{SOCKET_NAME}")
+            finally:
+                os.close(fd)
+        except OSError as error:
+            connection.close()
+            raise Unavailable(f"no monitor answers in {directory}: {error.strerror}") from error
+        return cls(connection)
+
+    async def wait_until_up(self, timeout_s: float) -> int:
+        """The pid of a monitor that was just spawned. Raises Unavailable if it died, DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._up
+        except TimeoutError:
+            raise DeadlineExceeded(f"the pod's monitor did not come up within {timeout_s:.0f} s") from None
+
+    async def request(
+        self, op: str, *, timeout_s: float | None, fds: tuple[int, ...] = (), **fields: Any
+    ) -> dict[str, Any]:
+        """One frame out, one frame back. Raises the monitor's refusal as a CriError, Unavailable if it is gone."""
+        if self._closed:
+            raise Unavailable("the pod's monitor is gone", hint="stop and remove the pod")
+        self._seq += 1
+        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._answers[self._seq] = answer
+        seq = self._seq
+        try:
+            self._send({"op": op, "seq": seq, **fields}, fds)
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise DeadlineExceeded(f"the pod's monitor did not answer {op} within {timeout_s} s") from None
+        finally:
+            self._answers.pop(seq, None)
+
+    def close(self) -> None:
+        """Let the connection go; the monitor lives on and awaits the next one."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
+            self._socket.close()
+            for answer in self._answers.values():
+                if not answer.done():
+                    answer.set_exception(Unavailable("the pod's monitor is gone", hint="stop and remove the pod"))
+            if not self._up.done():
+                self._up.set_exception(Unavailable("the pod's monitor died at once"))
+                self._up.exception()  # whoever waits hears of it; nobody need
+
+    # ---------------------------------------------------------------- socket
+
+    def _send(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
+        if self._outbox:
+            self._outbox.append((message, _duplicates(fds)))
+            return
+        try:
+            transport.send(self._socket, message, fds)
+        except BlockingIOError:
+            self._outbox.append((message, _duplicates(fds)))
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+        except OSError:
+            self._lost()
+            raise Unavailable("the pod's monitor is gone", hint="stop and remove the pod") from None
+
+    def _flush(self) -> None:
+        while self._outbox:
+            message, fds = self._outbox[0]
+            try:
+                transport.send(self._socket, message, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._lost()
+                return
+            for fd in fds:
+                os.close(fd)
+            self._outbox.pop(0)
+        self._loop.remove_writer(self._socket.fileno())
+
+    def _read(self) -> None:
+        while not self._closed:
+            try:
+                message, fds = transport.receive(self._socket)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, fds = None, []
+            for fd in fds:
+                os.close(fd)
+            if message is None:
+                self._lost()
+                return
+            self._take(message)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if message.get("event") == "up":
+            if not self._up.done():
+                self._up.set_result(message["pid"])
+        elif "event" in message:
+            self.on_event(message)
+        else:
+            answer = self._answers.get(message["seq"])
+            if answer is not None and not answer.done():
+                if "ok" in message:
+                    answer.set_result(message["ok"])
+                else:
+                    answer.set_exception(_ERRORS.get(message["kind"], Internal)(message["error"]))
+
+    def _lost(self) -> None:
+        if self._closed:
+            return
+        self.close()
+        self.on_lost()
+
+
+def _duplicates(fds: tuple[int, ...]) -> tuple[int, ...]:
+    """The caller closes its descriptors when ``request`` returns; a frame that waits needs its own."""
+    return tuple(os.dup(fd) for fd in fds)

@@ -1,0 +1,110 @@
+"""A container's output: pipes or a tty in, the CRI log file out. Never blocks the container, never fails it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cri_py.monitor.crilog import LineCutter
+
+_READ_BYTES = 256 << 10
+PIPE_BYTES = 1 << 20
+_RETRY_S = 5.0
+
+
+class LogFile:
+    """One log file. What can't be written is dropped and counted by lines; the path is tried again later."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self._tried = 0.0
+        self._torn = False  # the last write was cut short by a full disk: the next begins on a line of its own
+        self.dropped = 0
+
+    def open(self) -> None:
+        """(Re)open the path, so that a rotated file is let go. Raises OSError and keeps the old one if that fails."""
+        os.makedirs(os.path.dirname(self._path), 0o755, exist_ok=True)
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self.close()
+        self._fd = fd
+
+    def write(self, lines: bytes) -> None:
+        if self._fd < 0 and not self._try_open():
+            self.dropped += lines.count(b"\n")
+            return
+        if self._torn:
+            lines = b"\n" + lines
+        view = memoryview(lines)
+        while view:
+            try:
+                written = os.write(self._fd, view)
+            except OSError:
+                self._torn = len(view) < len(lines)
+                self.dropped += bytes(view).count(b"\n")
+                return
+            view = view[written:]
+        self._torn = False
+
+    def _try_open(self) -> bool:
+        """Open a path that could not be opened before, at most every few seconds."""
+        now = time.monotonic()
+        if now - self._tried < _RETRY_S and self._tried:
+            return False
+        self._tried = now
+        try:
+            self.open()
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class OutputStream:
+    """One of stdout, stderr, or a tty's master: read when the selector says so."""
+
+    def __init__(self, fd: int, name: str, log: LogFile | None, line_bytes: int) -> None:
+        self.fd = fd
+        self._log = log
+        self._cutter = LineCutter(name, line_bytes)
+        os.set_blocking(fd, False)
+
+    def read_once(self) -> bool:
+        """Take what is there, up to a buffer's length; False once the stream has ended."""
+        try:
+            data = os.read(self.fd, _READ_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""  # EIO: the last slave of a tty was closed
+        now = time.time_ns()
+        lines = self._cutter.feed(data, now) if data else self._cutter.end(now)
+        if lines and self._log is not None:
+            self._log.write(lines)
+        return bool(data)
+
+    def drain(self) -> None:
+        """Read what the pipe holds, at most its size: whoever still writes after the container's end is not awaited."""
+        for _ in range(PIPE_BYTES // _READ_BYTES + 1):
+            try:
+                data = os.read(self.fd, _READ_BYTES)
+            except OSError:
+                break
+            if not data:
+                break
+            self._put(data)
+        rest = self._cutter.end(time.time_ns())
+        if rest and self._log is not None:
+            self._log.write(rest)
+
+    def _put(self, data: bytes) -> None:
+        lines = self._cutter.feed(data, time.time_ns())
+        if lines and self._log is not None:
+            self._log.write(lines)
+
+    def close(self) -> None:
+        os.close(self.fd)

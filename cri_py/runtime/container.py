@@ -1,0 +1,309 @@
+"""A container's init: forked by the pod's monitor, it builds its world, waits for the word, and becomes the program.
+
+The OCI document (``config.json`` in the bundle) says what; the launch request says the few things that OCI has no
+word for: the layers of the root, who looks up the user, the compiled filter, the cgroup that is already made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import stat
+import struct
+import termios
+from typing import Any, NamedTuple
+
+from cri_py.cgroups import Cgroups
+from cri_py.errors import CriError, StartError
+from cri_py.kernel import syscalls
+from cri_py.kernel.constants import (
+    CLONE_INTO_CGROUP,
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_REC,
+    MS_SHARED,
+    MS_SLAVE,
+    PR_SET_PDEATHSIG,
+    TIOCGPTN,
+    TIOCSPTLCK,
+)
+from cri_py.runtime import mounts, security, users
+from cri_py.runtime.child import Parent, keep_only
+
+_NAMESPACES = {
+    "mount": CLONE_NEWNS,
+    "pid": CLONE_NEWPID,
+    "network": CLONE_NEWNET,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "cgroup": CLONE_NEWCGROUP,
+}
+_ROOT_PROPAGATION = {
+    "": MS_SLAVE,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE,
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE,
+    "shared": MS_SHARED,
+    "rshared": MS_SHARED,
+}
+_PASSWD_LIMIT = 4 << 20
+_SYNC_FD = 3
+_HOLDER_FD = 4
+
+
+class Stdio(NamedTuple):
+    """What becomes 0, 1 and 2 of the program; -1 with a tty, which init opens inside the container."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+class Namespaces(NamedTuple):
+    """How the document's namespaces are reached: made by the fork, made later, or those of a process."""
+
+    new: int  # flags for clone3
+    cgroup: bool  # a new cgroup namespace, made once the process is in its cgroup
+    joined: int  # flags of those that are the holder's
+    holder: int  # its pid, 0 where nothing is shared
+
+    def open_holder(self) -> int:
+        """A pidfd of the holder, -1 where nothing is shared. Opened before the fork: a pid means little after it."""
+        return syscalls.pidfd_open(self.holder) if self.joined & ~CLONE_NEWPID else -1
+
+
+class World(NamedTuple):
+    """Where init has to go after the fork."""
+
+    spaces: Namespaces
+    holder_fd: int  # a pidfd, or -1
+    enter: Cgroups | None  # v1: groups are entered by hand; v2: init was born into its own
+
+
+def namespaces(document: list[dict[str, Any]]) -> Namespaces:
+    """Sort ``linux.namespaces`` of an OCI document. A path must be /proc/PID/ns/NAME of the pod's holder."""
+    new = joined = holder = 0
+    for entry in document:
+        flag = _NAMESPACES[entry["type"]]
+        path = entry.get("path", "")
+        if path:
+            joined |= flag
+            holder = int(path.split("/")[2])
+        else:
+            new |= flag
+    return Namespaces(new & ~CLONE_NEWCGROUP, bool(new & CLONE_NEWCGROUP), joined, holder)
+
+
+def fork_into(spaces: Namespaces, cgroup_fd: int | None) -> int:
+    """clone3 with what can be had at birth: new namespaces, the holder's pid namespace, the v2 cgroup."""
+    flags = spaces.new | (CLONE_INTO_CGROUP if cgroup_fd is not None else 0)
+    if not spaces.joined & CLONE_NEWPID:
+        return syscalls.clone3(flags, cgroup=cgroup_fd or 0)
+    # Only a child can be born into a pid namespace; this single-threaded process lends itself for the moment.
+    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    theirs = os.open(f"/proc/{spaces.holder}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    child = -1
+    try:
+        syscalls.setns(theirs, CLONE_NEWPID)
+        child = syscalls.clone3(flags, cgroup=cgroup_fd or 0)
+    finally:
+        if child != 0:
+            syscalls.setns(ours, CLONE_NEWPID)
+            os.close(ours)
+            os.close(theirs)
+    return child
+
+
+def create(request: dict[str, Any], stdio: Stdio, cgroups: Cgroups) -> tuple[int, Parent]:
+    """Fork init; returns its pid and the pair through which it will say ``ready`` or ``error``.
+
+    ``request``: bundle, namespaces (of the document), cgroup, rootfs {lower, upper, work}, user, seccomp, tty.
+    """
+    parent = Parent()
+    spaces = namespaces(request["namespaces"])
+    holder_fd = spaces.open_holder()
+    cgroup_fd = cgroups.directory_fd(request["cgroup"])
+    try:
+        pid = fork_into(spaces, cgroup_fd)
+        if pid == 0:
+            world = World(spaces, holder_fd, cgroups if cgroup_fd is None else None)
+            parent.run_child(lambda: _init(request, world, stdio, parent))
+    finally:
+        for fd in (cgroup_fd, holder_fd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+    parent.started()
+    return pid, parent
+
+
+# ------------------------------------------------- from here on, in the child
+
+
+def _init(request: dict[str, Any], world: World, stdio: Stdio, parent: Parent) -> None:
+    holder_fd = _take_descriptors(stdio, parent, world.holder_fd)
+    # Until execve, init ends with its monitor; what has not been started needs no witness.
+    syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setsid()
+    with open(f"{request['bundle']}/config.json", "rb") as file:
+        document = json.loads(file.read())
+    process = document["process"]
+    secure = security.read_filter(request["seccomp"])
+    if world.enter is not None:
+        world.enter.enter(request["cgroup"])
+    _join(world.spaces, holder_fd)
+    notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
+    notes += security.set_limits(process.get("rlimits", []))
+    terminal = _build_root(document, request, tty=request["tty"])
+    identity, home, refusal = _look_up(request["user"])
+    ready = {"user": identity._asdict() if identity else None, "notes": notes}
+    parent.say({"ready": ready}, [terminal] if terminal >= 0 else None)
+    if terminal >= 0:
+        os.close(terminal)
+    if not parent.await_go():
+        os._exit(0)
+    if identity is None:
+        raise refusal
+    launch(process, identity, home, secure)
+
+
+def _take_descriptors(stdio: Stdio, parent: Parent, holder_fd: int) -> int:
+    """Put what is needed at 0 to 4 and close all else, the monitor's sockets and other containers' pipes above all."""
+    if holder_fd >= 0:
+        os.dup2(holder_fd, _HOLDER_FD, inheritable=False)
+    if stdio.stdout >= 0:
+        for number, fd in enumerate(stdio):
+            os.dup2(fd, number)
+    parent.move_child_end(_SYNC_FD)
+    keep_only(_SYNC_FD, *([_HOLDER_FD] if holder_fd >= 0 else []), null_stdio=stdio.stdout < 0)
+    return _HOLDER_FD if holder_fd >= 0 else -1
+
+
+def _join(spaces: Namespaces, holder_fd: int) -> None:
+    if holder_fd >= 0:
+        syscalls.setns(holder_fd, spaces.joined & ~CLONE_NEWPID)
+        os.close(holder_fd)
+    if spaces.cgroup:
+        syscalls.unshare(CLONE_NEWCGROUP)
+
+
+def _build_root(document: dict[str, Any], request: dict[str, Any], *, tty: bool) -> int:
+    """Mount everything and pivot; returns the tty's master, or -1."""
+    linux = document["linux"]
+    path = document["root"]["path"]
+    syscalls.mount("", "/", "", MS_REC | _ROOT_PROPAGATION[linux.get("rootfsPropagation", "")])
+    os.umask(0)
+    mounts.mount_overlay(request["rootfs"], path)
+    # pivot_root refuses a root whose parent mount is shared, and a shared root would carry our mounts to the host.
+    syscalls.mount("", path, "", MS_PRIVATE)
+    root = mounts.Root(path)
+    for operation in mounts.plan(document.get("mounts", [])):
+        mounts.execute(operation, root)
+    mounts.make_devices(linux.get("devices", []), root)
+    terminal = _open_terminal(root) if tty else -1
+    mounts.pivot(root)
+    os.close(root.fd)
+    mounts.make_readonly(linux.get("readonlyPaths", []))
+    mounts.mask(linux.get("maskedPaths", []))
+    _make_working_directory(document["process"]["cwd"])
+    if document["root"].get("readonly"):
+        mounts.make_root_readonly()
+    os.umask(0o022)
+    return terminal
+
+
+def _open_terminal(root: mounts.Root) -> int:
+    """A pty of the container's own devpts: its slave becomes the stdio and /dev/console, its master the monitor's."""
+    master = root.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
+    (number,) = struct.unpack("i", fcntl.ioctl(master, TIOCGPTN, b"\0\0\0\0"))
+    slave = root.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY)
+    console = root.target("/dev/console", directory=False)
+    syscalls.mount(f"/proc/self/fd/{slave}", f"/proc/self/fd/{console}", "", MS_BIND)
+    os.close(console)
+    for target in (0, 1, 2):
+        os.dup2(slave, target)
+    os.close(slave)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    return master
+
+
+def _make_working_directory(path: str) -> None:
+    try:
+        os.makedirs(path, 0o755, exist_ok=True)
+    except OSError:
+        return  # a read-only volume, or a file in the way: chdir, which follows at start, says what is wrong with it
+
+
+def _look_up(request: dict[str, Any]) -> tuple[security.Identity | None, str, CriError]:
+    """The user, resolved in the image's own files; a failure is kept for StartContainer, which reports it."""
+    try:
+        uid, gid, groups, home = users.resolve(request, read_image_file("/etc/passwd"), read_image_file("/etc/group"))
+    except CriError as error:
+        return None, "", error
+    return security.Identity(uid, gid, groups), home, StartError("")
+
+
+def read_image_file(path: str) -> bytes:
+    """A file that an image may have made anything of: no fifo blocks, no device fills. Missing is empty."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""  # no such file, or a loop of links: as if it listed nobody
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return b""
+        return os.read(fd, _PASSWD_LIMIT)
+    finally:
+        os.close(fd)
+
+
+def launch(process: dict[str, Any], identity: security.Identity, home: str, secure: security.Filter | None) -> None:
+    """Become the program of an OCI ``process``. Returns only by raising, in words that name the cause."""
+    environment = environment_of(process["env"], home)
+    try:
+        os.chdir(process["cwd"])
+    except OSError as error:
+        raise StartError(f"the working directory {process['cwd']!r} can't be entered: {error.strerror}") from error
+    security.become(identity, process, secure)
+    security.restore_signals()
+    # Set last: a change of the user clears it. A monitor's death takes its containers along.
+    syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    execute(process["args"], environment)
+
+
+def environment_of(pairs: list[str], home: str) -> dict[bytes, bytes]:
+    """The document's environment as bytes, which is what it is; HOME from passwd where it names none."""
+    environment = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        environment[os.fsencode(name)] = os.fsencode(value)
+    environment.setdefault(b"HOME", os.fsencode(home))
+    return environment
+
+
+def execute(arguments: list[str], environment: dict[bytes, bytes]) -> None:
+    """execve, looked up in PATH where the name has no slash, as execvp(3) does."""
+    name = arguments[0]
+    if "/" in name:
+        candidates = [name]
+    else:
+        candidates = [f"{place}/{name}" for place in os.fsdecode(environment.get(b"PATH", b"")).split(":") if place]
+    refusal: OSError | None = None
+    for candidate in candidates:
+        try:
+            os.execve(candidate, arguments, environment)
+        except OSError as error:
+            if refusal is None or not isinstance(error, FileNotFoundError | NotADirectoryError):
+                refusal = error
+    if refusal is None or (isinstance(refusal, FileNotFoundError) and "/" not in name):
+        raise StartError(f'exec: "{name}": executable file not found in $PATH')
+    raise StartError(f'exec: "{name}": {(refusal.strerror or "").lower()}')

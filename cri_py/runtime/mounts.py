@@ -1,0 +1,371 @@
+"""The container's view of the filesystem: planned as data, then mounted by code too dull to be wrong.
+
+Everything happens in the mount namespace of the new process, so that nothing is to be unmounted afterwards: the
+namespace dies with its last process. Every target is resolved inside the root by openat2(2), and mounted on through
+/proc/self/fd, so that a symbolic link in the image can't lead a mount out of the container.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any, NamedTuple
+
+from cri_py.errors import KernelError
+from cri_py.kernel import syscalls
+from cri_py.kernel.constants import (
+    AT_FDCWD,
+    FSCONFIG_CMD_CREATE,
+    FSCONFIG_SET_FLAG,
+    FSCONFIG_SET_STRING,
+    MNT_DETACH,
+    MS_BIND,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NODIRATIME,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_RELATIME,
+    MS_REMOUNT,
+    MS_SHARED,
+    MS_SLAVE,
+    MS_STRICTATIME,
+    MS_UNBINDABLE,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+)
+
+_PAGE = 4096
+
+# mount(8)'s words for mount(2)'s flags: (bits to set, bits to clear)
+_FLAGS = {
+    "ro": (MS_RDONLY, 0),
+    "rw": (0, MS_RDONLY),
+    "nosuid": (MS_NOSUID, 0),
+    "suid": (0, MS_NOSUID),
+    "nodev": (MS_NODEV, 0),
+    "dev": (0, MS_NODEV),
+    "noexec": (MS_NOEXEC, 0),
+    "exec": (0, MS_NOEXEC),
+    "noatime": (MS_NOATIME, 0),
+    "nodiratime": (MS_NODIRATIME, 0),
+    "relatime": (MS_RELATIME, 0),
+    "strictatime": (MS_STRICTATIME, 0),
+    "bind": (MS_BIND, 0),
+    "rbind": (MS_BIND | MS_REC, 0),
+}
+_PROPAGATION = {
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE | MS_REC,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE | MS_REC,
+    "shared": MS_SHARED,
+    "rshared": MS_SHARED | MS_REC,
+    "unbindable": MS_UNBINDABLE,
+    "runbindable": MS_UNBINDABLE | MS_REC,
+}
+# a remount of a bind mount may only add to these
+_BIND_ATTRIBUTES = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME | MS_RELATIME
+
+
+class MountOp(NamedTuple):
+    """One mount of the OCI document, its options sorted into what mount(2) takes."""
+
+    fstype: str
+    source: str
+    destination: str
+    flags: int
+    propagation: int  # 0: leave as it comes
+    options: str  # for the filesystem itself
+
+
+def plan(mounts: list[dict[str, Any]]) -> list[MountOp]:
+    """The document's ``mounts`` in order (OCI runtime-spec, config.md#mounts)."""
+    return [_operation(mount) for mount in mounts]
+
+
+def _operation(mount: dict[str, Any]) -> MountOp:
+    flags, propagation, rest = 0, 0, []
+    for option in mount.get("options", ()):
+        if option in _FLAGS:
+            added, removed = _FLAGS[option]
+            flags = (flags | added) & ~removed
+        elif option in _PROPAGATION:
+            propagation = _PROPAGATION[option]
+        else:
+            rest.append(option)
+    fstype = mount.get("type", "")
+    if fstype == "bind" and not flags & MS_BIND:
+        flags |= MS_BIND
+    return MountOp(fstype, mount.get("source", fstype), mount["destination"], flags, propagation, ",".join(rest))
+
+
+class Root:
+    """The container's root while it is still a directory of the host's tree."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def open(self, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
+        """Open ``path`` with every link and ``..`` resolved inside the root; magic links are refused."""
+        return syscalls.openat2(self.fd, path, flags, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+    def target(self, path: str, *, directory: bool) -> int:
+        """An O_PATH descriptor of a mount target, made if it is missing."""
+        try:
+            return self.open(path)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        parent, name = os.path.split(path.rstrip("/"))
+        parent_fd = self.make_directories(parent)
+        try:
+            if directory:
+                os.mkdir(name, 0o755, dir_fd=parent_fd)
+            else:
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent_fd))
+        finally:
+            os.close(parent_fd)
+        return self.open(path)
+
+    def make_directories(self, path: str, mode: int = 0o755) -> int:
+        """Like mkdir -p inside the root; returns an O_PATH descriptor of the last directory."""
+        reached = ""
+        for part in path.split("/"):
+            if part in ("", "."):
+                continue
+            parent_fd = self.open(reached or "/", os.O_PATH | os.O_DIRECTORY)
+            try:
+                os.mkdir(part, mode, dir_fd=parent_fd)
+            except FileExistsError:
+                pass  # a directory, or a link that the next open follows inside the root
+            finally:
+                os.close(parent_fd)
+            reached = f"{reached}/{part}"
+        return self.open(reached or "/", os.O_PATH | os.O_DIRECTORY)
+
+
+def _fd_path(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def mount_overlay(rootfs: dict[str, Any], target: str) -> None:
+    """Mount the image's layers under a writable one.
+
+    ``volatile`` leaves out the sync at unmount (3 ms); it also means that the kernel refuses to mount this upper
+    directory again after a crash, which we never do: a container's root is mounted once.
+    """
+    lower = rootfs["lower"]
+    base = os.path.commonpath(lower) if len(lower) > 1 else os.path.dirname(lower[0])
+    os.chdir(base)  # relative paths keep a hundred layers within the page that mount(2) takes
+    relative = [os.path.relpath(path, base) for path in lower]
+    options = f"lowerdir={':'.join(relative)},upperdir={rootfs['upper']},workdir={rootfs['work']},volatile"
+    if len(options) < _PAGE:
+        syscalls.mount("overlay", target, "overlay", 0, options)
+    else:
+        _mount_deep_overlay(relative, rootfs, target)
+    os.chdir("/")
+
+
+def _mount_deep_overlay(lower: list[str], rootfs: dict[str, Any], target: str) -> None:
+    """The same, layer by layer through the new mount API (``lowerdir+``, Linux 6.5)."""
+    context = syscalls.fsopen("overlay")
+    for path in lower:
+        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "lowerdir+", path)
+    syscalls.fsconfig(context, FSCONFIG_SET_STRING, "upperdir", rootfs["upper"])
+    syscalls.fsconfig(context, FSCONFIG_SET_STRING, "workdir", rootfs["work"])
+    syscalls.fsconfig(context, FSCONFIG_SET_FLAG, "volatile")
+    syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)
+    fd = syscalls.fsmount(context)
+    os.close(context)
+    syscalls.move_mount(fd, target)
+    os.close(fd)
+
+
+def execute(operation: MountOp, root: Root) -> None:
+    """Mount one operation inside ``root``. Raises KernelError that names source and destination."""
+    if operation.fstype == "cgroup":
+        _mount_cgroup(operation, root)
+        return
+    bind = bool(operation.flags & MS_BIND)
+    directory = not bind or os.path.isdir(operation.source)
+    fd = root.target(operation.destination, directory=directory)
+    try:
+        if bind:
+            _bind(operation, root, fd)
+        else:
+            syscalls.mount(operation.source, _fd_path(fd), operation.fstype, operation.flags, operation.options)
+    except KernelError as error:
+        raise _named(error, operation) from error
+    finally:
+        os.close(fd)
+
+
+def _named(error: KernelError, operation: MountOp) -> KernelError:
+    subject = f"{operation.source or operation.fstype} on {operation.destination}"
+    return KernelError(error.errno or 0, error.strerror or "", error.syscall, subject)
+
+
+def _bind(operation: MountOp, root: Root, fd: int) -> None:
+    syscalls.mount(operation.source, _fd_path(fd), "", operation.flags & (MS_BIND | MS_REC))
+    attributes = operation.flags & _BIND_ATTRIBUTES
+    if not attributes and not operation.propagation:
+        return
+    mounted = root.open(operation.destination)  # the descriptor from before shows what lies under the mount
+    try:
+        if attributes:
+            kept = _attributes_of(mounted)
+            syscalls.mount("", _fd_path(mounted), "", MS_REMOUNT | MS_BIND | attributes | kept)
+        if operation.propagation:
+            syscalls.mount("", _fd_path(mounted), "", operation.propagation)
+    finally:
+        os.close(mounted)
+
+
+def _attributes_of(fd: int) -> int:
+    """The flags that a mount has already; a remount has to repeat them (ST_* and MS_* agree up to noexec)."""
+    flags = os.fstatvfs(fd).f_flag
+    kept = flags & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    return kept | (MS_NOATIME if flags & os.ST_NOATIME else 0) | (MS_NODIRATIME if flags & os.ST_NODIRATIME else 0)
+
+
+def _mount_cgroup(operation: MountOp, root: Root) -> None:
+    """/sys/fs/cgroup: the unified hierarchy where the host has it, else a bind of each v1 hierarchy's own group."""
+    fd = root.target(operation.destination, directory=True)
+    flags = operation.flags & ~MS_BIND
+    groups = _own_groups()
+    if set(groups) == {""}:
+        try:
+            syscalls.mount("cgroup2", _fd_path(fd), "cgroup2", flags, "nsdelegate")
+        except KernelError as error:
+            if error.errno not in (errno.EINVAL, errno.EBUSY):
+                raise _named(error, operation) from error
+            syscalls.mount("cgroup2", _fd_path(fd), "cgroup2", flags)
+        os.close(fd)
+        return
+    syscalls.mount("tmpfs", _fd_path(fd), "tmpfs", flags & ~MS_RDONLY, "mode=755,size=64k")
+    os.close(fd)
+    for controllers, source in groups.items():
+        if controllers:
+            place = f"{operation.destination}/{controllers}"
+            execute(MountOp("bind", source, place, MS_BIND | flags & _BIND_ATTRIBUTES, 0, ""), root)
+    if flags & MS_RDONLY:
+        top = root.open(operation.destination)
+        syscalls.mount("", _fd_path(top), "", MS_REMOUNT | MS_BIND | flags)
+        os.close(top)
+
+
+def _own_groups() -> dict[str, str]:
+    """{"cpu,cpuacct": directory of our own cgroup there, "": the unified hierarchy's} from /proc."""
+    places: dict[str, str] = {}
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            fstype, _, options = right.split()[:3]
+            if fstype in ("cgroup", "cgroup2"):
+                places[options if fstype == "cgroup" else ""] = left.split()[4]
+    groups: dict[str, str] = {}
+    with open("/proc/self/cgroup") as file:
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            for options, place in places.items():
+                wanted = set(controllers.split(",")) if controllers else set()
+                if (options == "") == (controllers == "") and wanted <= set(options.split(",")) | {""}:
+                    groups[controllers] = f"{place}{path}"
+                    break
+    if len(groups) > 1:
+        groups.pop("", None)  # on a hybrid host the controllers are the older version's
+    return groups
+
+
+# ------------------------------------------------------------------ devices
+
+_LINKS = (
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+)
+
+
+def make_devices(devices: list[dict[str, Any]], root: Root) -> None:
+    """The device nodes of the document and the links that OCI runtime-spec (config-linux.md#default-devices) asks."""
+    for device in devices:
+        _make_device(device, root)
+    fd = root.open("/dev", os.O_PATH | os.O_DIRECTORY)
+    for target, name in _LINKS:
+        try:
+            os.symlink(target, name, dir_fd=fd)
+        except FileExistsError:
+            continue  # the image or a volume brings its own
+    os.close(fd)
+
+
+def _make_device(device: dict[str, Any], root: Root) -> None:
+    parent, name = os.path.split(device["path"])
+    fd = root.make_directories(parent)
+    kinds = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+    mode = device.get("fileMode", 0o666)
+    try:
+        number = os.makedev(device.get("major", 0), device.get("minor", 0))
+        os.mknod(name, kinds[device["type"]] | mode, number, dir_fd=fd)
+        os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=fd, follow_symlinks=False)
+        os.chmod(f"{_fd_path(fd)}/{name}", mode)
+    except FileExistsError:
+        pass  # /dev is the host's own, bind-mounted: its node is the one that was asked for
+    finally:
+        os.close(fd)
+
+
+# --------------------------------------------------------------- after pivot
+
+
+def pivot(root: Root) -> None:
+    """Make ``root`` the namespace's root and let the host's tree go."""
+    os.fchdir(os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    # Old and new root on the same place: no directory in the image has to be there for the old one.
+    syscalls.pivot_root(".", ".")
+    syscalls.mount("", ".", "", MS_SLAVE | MS_REC)  # the unmount below must not reach the host
+    syscalls.umount2(".", MNT_DETACH)
+    os.chdir("/")
+
+
+def mask(paths: list[str]) -> None:
+    """Hide paths: files behind /dev/null, directories behind one empty read-only tmpfs, shared by all."""
+    empty = ""
+    for path in paths:
+        try:
+            directory = stat.S_ISDIR(os.lstat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # this kernel has no such file: nothing to hide
+        if not directory:
+            syscalls.mount("/dev/null", path, "", MS_BIND)
+        elif not empty:
+            syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k,nr_inodes=2")
+            empty = path
+        else:
+            syscalls.mount(empty, path, "", MS_BIND)
+
+
+def make_readonly(paths: list[str]) -> None:
+    """Bind paths over themselves, read-only."""
+    for path in paths:
+        if not os.path.lexists(path):
+            continue
+        syscalls.mount(path, path, "", MS_BIND | MS_REC)
+        fd = syscalls.openat2(AT_FDCWD, path, os.O_PATH)
+        syscalls.mount("", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | _attributes_of(fd))
+        os.close(fd)
+
+
+def make_root_readonly() -> None:
+    """The root's mount itself, not what is mounted inside."""
+    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    syscalls.mount("", "/", "", MS_REMOUNT | MS_BIND | MS_RDONLY | _attributes_of(fd))
+    os.close(fd)

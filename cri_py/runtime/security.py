@@ -1,0 +1,131 @@
+"""The last steps before execve: who the process is, what it may, and what is cut off from it.
+
+The order is the kernel's: limits and the bounding set need the rights that the next steps give away; supplementary
+groups before the gid, the gid before the uid; the filter as late as it can be loaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from typing import Any, NamedTuple
+
+from cri_py.errors import KernelError
+from cri_py.kernel import capabilities, seccomp, syscalls
+from cri_py.kernel.constants import (
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_CAP_AMBIENT_RAISE,
+    PR_CAPBSET_DROP,
+    PR_SET_DUMPABLE,
+    PR_SET_KEEPCAPS,
+    PR_SET_NO_NEW_PRIVS,
+)
+
+
+class Identity(NamedTuple):
+    """Who the process becomes."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+
+
+class Filter(NamedTuple):
+    """A compiled seccomp profile."""
+
+    bpf: bytes
+    flags: int
+
+
+def read_filter(request: dict[str, Any] | None) -> Filter | None:
+    """``request``: {"path": file of compiled BPF, "flags": seccomp(2) flags}; read while the host's files are seen."""
+    if not request:
+        return None
+    with open(request["path"], "rb") as file:
+        return Filter(file.read(), request["flags"])
+
+
+def set_oom_score(score: int | None) -> str:
+    """Write oom_score_adj; returns a note instead of failing where root lacks CAP_SYS_RESOURCE to lower it."""
+    if score is None:
+        return ""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(score))
+    except PermissionError:
+        return f"oom_score_adj {score} is below our own and root lacks CAP_SYS_RESOURCE: left as it is"
+    return ""
+
+
+def set_limits(rlimits: list[dict[str, Any]]) -> list[str]:
+    """Set resource limits (OCI process.rlimits); returns notes on those that need CAP_SYS_RESOURCE, which we lack."""
+    notes = []
+    for limit in rlimits:
+        kind = getattr(resource, limit["type"])
+        try:
+            resource.setrlimit(kind, (limit["soft"], limit["hard"]))
+        except (ValueError, PermissionError):
+            hard = resource.getrlimit(kind)[1]
+            most = limit["hard"] if hard == resource.RLIM_INFINITY else min(limit["hard"], hard)
+            resource.setrlimit(kind, (min(limit["soft"], most), most))
+            notes.append(f"{limit['type']} {limit['hard']} is above our own {hard} and root lacks CAP_SYS_RESOURCE")
+    return notes
+
+
+def become(identity: Identity, process: dict[str, Any], secure: Filter | None) -> None:
+    """Give up all that the document does not grant; afterwards only execve is left to do.
+
+    ``process`` is the OCI document's: capabilities, noNewPrivileges. Raises KernelError.
+    """
+    sets = process.get("capabilities", {})
+    permitted = _held(sets.get("permitted", ()))
+    if process.get("noNewPrivileges"):
+        syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
+    elif secure:
+        # Without no_new_privs a filter needs CAP_SYS_ADMIN, so it has to come before the capabilities go.
+        seccomp.load_filter(secure.bpf, secure.flags)
+    _drop_bounding(capabilities.mask(sets.get("bounding", ())))
+    syscalls.prctl(PR_SET_KEEPCAPS, 1)
+    os.setgroups(identity.groups)
+    os.setresgid(identity.gid, identity.gid, identity.gid)
+    os.setresuid(identity.uid, identity.uid, identity.uid)
+    # A change of ids makes the process dumpable again; others in its pid namespace could look into it until execve.
+    syscalls.prctl(PR_SET_DUMPABLE, 0)
+    effective = _held(sets.get("effective", ()))
+    syscalls.capset(effective & permitted, permitted, _held(sets.get("inheritable", ())) & permitted)
+    _raise_ambient(sets.get("ambient", ()))
+    if process.get("noNewPrivileges") and secure:
+        seccomp.load_filter(secure.bpf, secure.flags)
+
+
+def _held(names: list[str] | tuple[()]) -> int:
+    """Those of ``names`` that we have to give: root in a sandboxed node may lack some."""
+    return capabilities.mask(names) & syscalls.capget()[1]
+
+
+def _drop_bounding(kept: int) -> None:
+    for number in range(64):
+        if kept >> number & 1:
+            continue
+        try:
+            syscalls.prctl(PR_CAPBSET_DROP, number)
+        except KernelError as error:
+            if error.errno == errno.EINVAL:
+                return  # beyond the last capability of this kernel
+            raise
+
+
+def _raise_ambient(names: list[str] | tuple[()]) -> None:
+    syscalls.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    for name in names:
+        syscalls.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capabilities.NUMBERS[name])
+
+
+def restore_signals() -> None:
+    """Undo what Python changed: ignored signals stay ignored over execve (signal(7)), and a program expects none."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
