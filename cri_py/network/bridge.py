@@ -177,10 +177,20 @@ class Bridge:
         with Netlink() as node:
             netns.enter_new(pin)
             try:
-                node.request(*self._plan_node(host_end, address))
+                # The thread is in the pod's namespace by now, so its id names that namespace.
+                veth = make_veth(
+                    host_end,
+                    INTERFACE,
+                    bridge=self._index,
+                    netns_of=threading.get_native_id(),
+                    mac=mac_of(address),
+                    mtu=self._config.mtu,
+                )
+                node.request(veth, *plan_host_end(host_end, has_ipv6=self._has_ipv6))
                 with Netlink() as pod:
+                    own = IPv4Interface((address, self._pool.subnet.prefixlen))
                     index = pod.index_of(INTERFACE)
-                    pod.request(*self._plan_pod(index, address))
+                    pod.request(*plan_pod_end(index, own, self._pool.gateway, has_ipv6=self._has_ipv6))
             except BaseException:
                 netns.unpin(pin)
                 raise
@@ -188,6 +198,7 @@ class Bridge:
 
     def _loopback_here(self, name: str) -> Attachment:
         pin = self._path(name)
+        os.makedirs(self._netns_dir, mode=0o755, exist_ok=True)  # it needs no bridge, so none may have been started
         netns.enter_new(pin)
         try:
             with Netlink() as pod:
@@ -196,31 +207,6 @@ class Bridge:
             netns.unpin(pin)
             raise
         return Attachment(pin, (), "lo")
-
-    def _plan_node(self, host_end: str, address: IPv4Address) -> list[Request]:
-        # The thread is in the pod's namespace by now, so its id names that namespace.
-        veth = make_veth(
-            host_end,
-            INTERFACE,
-            bridge=self._index,
-            netns_of=threading.get_native_id(),
-            mac=mac_of(address),
-            mtu=self._config.mtu,
-        )
-        return [veth, *self._quiet(host_end), set_up(host_end)]
-
-    def _plan_pod(self, index: int, address: IPv4Address) -> list[Request]:
-        own = IPv4Interface((address, self._pool.subnet.prefixlen))
-        return [
-            set_up("lo"),
-            *self._quiet(INTERFACE),
-            set_up(INTERFACE),
-            add_address(index, own, INTERFACE),
-            add_default_route(index, self._pool.gateway),
-        ]
-
-    def _quiet(self, name: str) -> list[Request]:
-        return [without_link_local(name)] if self._has_ipv6 else []
 
     def _set_up_node(self) -> int:
         os.makedirs(self._netns_dir, mode=0o755, exist_ok=True)
@@ -313,6 +299,22 @@ class Bridge:
 
     def _path(self, name: str) -> str:
         return f"{self._netns_dir}/{name}"
+
+
+def plan_host_end(name: str, *, has_ipv6: bool) -> list[Request]:
+    """What a new veth's end on the node needs."""
+    return [*([without_link_local(name)] if has_ipv6 else []), set_up(name)]
+
+
+def plan_pod_end(index: int, own: IPv4Interface, gateway: IPv4Address, *, has_ipv6: bool) -> list[Request]:
+    """What a new pod's namespace needs: lo, and eth0, which has ``index``, with its address and the way out."""
+    return [
+        set_up("lo"),
+        *([without_link_local(INTERFACE)] if has_ipv6 else []),
+        set_up(INTERFACE),
+        add_address(index, own, INTERFACE),
+        add_default_route(index, gateway),
+    ]
 
 
 def mac_of(address: IPv4Address) -> bytes:

@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import Final, Self
 
 from cri_py.errors import KernelError
+from cri_py.kernel import syscalls
 
 NETLINK_ROUTE: Final = 0
 SOL_NETLINK: Final = 270
@@ -274,6 +275,8 @@ class Netlink:
         first = self._sequence + 1
         batch = bytearray()
         for request in requests:
+            if syscalls.failpoint is not None:
+                syscalls.failpoint("netlink", request.subject)
             self._sequence += 1
             size = _HEADER.size + len(request.body)
             batch += _HEADER.pack(size, request.type, request.flags | flags | NLM_F_REQUEST, self._sequence, 0)

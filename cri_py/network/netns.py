@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from cri_py.errors import KernelError
+from cri_py.kernel import syscalls
 from cri_py.kernel.constants import CLONE_NEWNET, MNT_DETACH, MS_BIND
-from cri_py.kernel.syscalls import mount, umount2, unshare
 
 T = TypeVar("T")
 
@@ -67,10 +67,10 @@ def enter_new(path: str) -> None:
     except OSError as error:
         raise KernelError(error.errno or errno.EIO, os.strerror(error.errno or errno.EIO), "open", path) from error
     try:
-        unshare(CLONE_NEWNET)
+        syscalls.unshare(CLONE_NEWNET)
         for name, setting in SYSCTLS:
             write_sysctl(name, setting)
-        mount("/proc/thread-self/ns/net", path, "", MS_BIND)
+        syscalls.mount("/proc/thread-self/ns/net", path, "", MS_BIND)
     except BaseException:
         unpin(path)
         raise
@@ -79,6 +79,8 @@ def enter_new(path: str) -> None:
 def write_sysctl(name: str, setting: bytes) -> None:
     """Write a ``net/…`` sysctl of the namespace that the calling thread is in. Raises KernelError."""
     path = f"/proc/sys/{name}"
+    if syscalls.failpoint is not None:
+        syscalls.failpoint("write", path)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -96,7 +98,7 @@ def unpin(path: str) -> bool:
     was there. Raises KernelError.
     """
     try:
-        umount2(path, MNT_DETACH)
+        syscalls.umount2(path, MNT_DETACH)
     except KernelError as error:
         if error.errno not in {errno.EINVAL, errno.ENOENT}:  # EINVAL: a file that nothing is mounted on
             raise
