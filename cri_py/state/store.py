@@ -141,9 +141,13 @@ def _connect(path: str, *, durable: bool) -> sqlite3.Connection:
     try:
         # check_same_thread: the opening thread only reads, and only before the writer's first commit.
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-        migrate(connection, path)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            migrate(connection, path)
+        except BaseException:
+            connection.close()
+            raise
     except sqlite3.Error as error:
         raise Internal(f"the database {path} can't be opened: {error}", hint="move it away to start empty") from error
     return connection
