@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+import structlog
+
+from cri_py import telemetry
 from cri_py.config import RegistryConfig
 from cri_py.errors import CriError, DataLoss, DeadlineExceeded, NotFound, PermissionDenied, Unavailable
 from cri_py.images import auth as wire
@@ -28,7 +30,7 @@ TOKEN_LIMIT: Final = 1 << 20
 WHOLE_ANSWER_S: Final = 60.0  # for a manifest, a config or a token, however it drips
 _HUB: Final = "registry-1.docker.io"
 
-_log = logging.getLogger(__name__)
+log = structlog.get_logger()
 _Fetched = TypeVar("_Fetched")
 
 
@@ -145,7 +147,8 @@ class Repository:
                         break
                     await sink.write(piece)
             self._verify(descriptor, received, f"{algorithm}:{await sink.hexdigest()}", endpoint)
-            _log.info("fetched %s of %s from %s", descriptor.digest, self._ref.name, origin(endpoint.url))
+            telemetry.PULL_BYTES.inc(received)
+            log.info("blob fetched", digest=descriptor.digest, image=str(self._ref), host=origin(endpoint.url))
 
         await self._from_any(fetch, f"blob {descriptor.digest}")
 
@@ -167,7 +170,8 @@ class Repository:
                 failures.append((endpoint, error))
                 continue
             if failures:
-                _log.warning("%s of %s: %s", what, self._ref, "; ".join(str(error) for _, error in failures))
+                said = [str(error) for _, error in failures]
+                log.warning("mirrors passed over", wanted=what, image=str(self._ref), failures=said)
                 if endpoint in self._endpoints:
                     self._endpoints.remove(endpoint)
                     self._endpoints.insert(0, endpoint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
+import structlog
 
+from cri_py import telemetry
 from cri_py.config import ImagesConfig
-from cri_py.errors import DataLoss, NotFound
+from cri_py.errors import CriError, DataLoss, NotFound
 from cri_py.images import records
 from cri_py.images.downloads import Downloads
 from cri_py.images.flights import Flights, on_thread
@@ -41,7 +42,7 @@ INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
 LAYERS_MAX: Final = 500  # what overlayfs stacks
 DISK_THREADS: Final = 2
 
-_log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,12 @@ class Images:
             if all(chain_id in self._snapshots for chain_id in record.image.chain_ids):
                 self._records[record.image.id] = self._pinned(record)
             else:
-                _log.warning("the image %s has lost layers and is forgotten: pull it again", put.key)
+                log.warning("image has lost layers and is forgotten: pull it again", image_id=put.key)
                 changes.append(Delete(put.kind, put.key))
         for put in stored[records.RETIRED]:
             self._retired[ImageId(put.key)] = records.decode_retired(put)
         self._index()
+        telemetry.IMAGES.read_by(lambda: {"": len(self._records)})
         if changes:
             await self._store.commit(*changes)
         await self._drop_unneeded()
@@ -124,7 +126,16 @@ class Images:
         DeadlineExceeded, DataLoss, ResourceExhausted.
         """
         parsed = parse_ref(ref)
-        return await self._pulls.join((str(parsed), auth), lambda: self._pull(parsed, auth))
+        began = self._clock()
+        try:
+            image = await self._pulls.join((str(parsed), auth), lambda: self._pull(parsed, auth))
+        except CriError as error:
+            telemetry.PULL_ERRORS.labels(error.code).inc()
+            raise
+        seconds = (self._clock() - began) / 1e9
+        telemetry.PULL_SECONDS.observe(seconds)
+        log.info("image pulled", image=str(parsed), image_id=image.id, seconds=round(seconds, 3))
+        return image
 
     async def _pull(self, ref: ImageRef, auth: RegistryAuth | None) -> Image:
         repository = Repository(ref, endpoints(ref, self._config.registries, auth), self._transport)
@@ -174,7 +185,6 @@ class Images:
     ) -> Image:
         chain_ids = record.image.chain_ids
         stack = [Layer(*each) for each in zip(resolved.manifest.layers, config.diff_ids, chain_ids, strict=True)]
-        began = self._clock()
         try:
             with self._snapshots.lease(chain_ids):
                 await self._snapshots.prepare(
@@ -184,7 +194,6 @@ class Images:
         except BaseException:
             await self._drop_unneeded()
             raise
-        _log.info("pulled %s as %s in %.1f s", ref, image.id, (self._clock() - began) / 1e9)
         return image
 
     async def _retag(self, image_id: ImageId, ref: ImageRef, digest: Digest) -> Image | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import shutil
 import threading
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+import structlog
 
 from cri_py.errors import CriError, Internal
 from cri_py.images.flights import Flights, on_thread
@@ -30,7 +30,7 @@ from cri_py.model import ChainId, Digest
 from cri_py.state.store import Change, Delete, Put
 
 RECORD: Final = "snapshot"
-_log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Snapshots:
         for record in records:
             snapshot = msgspec.json.decode(record.body, type=Snapshot)
             if snapshot.directory not in there:
-                _log.warning("the layer %s is gone from %s", record.key, self._root)
+                log.warning("layer is gone from the disk", chain_id=record.key, directory=self._root)
                 lost.append(Delete(RECORD, record.key))
                 continue
             there.discard(snapshot.directory)
@@ -92,7 +92,7 @@ class Snapshots:
         taken = [int(each.directory, 36) for each in self._ready.values()]
         self._numbers = itertools.count(max(taken, default=0) + 1)
         for leftover in there:
-            _log.info("removing the unfinished layer %s", os.path.join(self._root, leftover))
+            log.info("removing an unfinished layer", directory=os.path.join(self._root, leftover))
             remove_tree(os.path.join(self._root, leftover))
         return lost
 
