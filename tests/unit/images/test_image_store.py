@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cri_py import telemetry
 from cri_py.errors import NotFound
 from cri_py.images.service import Images
 from cri_py.model import Image, ImageId
@@ -141,6 +142,19 @@ async def test_usage_follows_what_is_there(images: Images, registry: RegistrySim
     await images.remove(image.id)
     [usage] = await images.filesystem_usage()
     assert (usage.used_bytes, usage.inodes_used) == (0, 0)
+
+
+async def test_pulls_are_counted(images: Images, registry: RegistrySimulator) -> None:
+    def total(name: str) -> float:
+        return telemetry.REGISTRY.get_sample_value(name) or 0.0
+
+    fetched, pulls = total("cri_py_pull_bytes_total"), total("cri_py_pull_seconds_count")
+    await pulled(images, registry, "app", BASE)
+    assert total("cri_py_pull_bytes_total") > fetched
+    assert (total("cri_py_pull_seconds_count"), total("cri_py_images")) == (pulls + 1, 1)
+    with pytest.raises(NotFound):
+        await images.pull(f"{registry.host}/missing:1", None)
+    assert telemetry.REGISTRY.get_sample_value("cri_py_pull_errors_total", {"code": "NOT_FOUND"})
 
 
 async def test_verbose_tells_the_whole_config(images: Images, registry: RegistrySimulator) -> None:
