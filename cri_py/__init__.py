@@ -1,1 +1,2 @@
 """A container runtime for Kubernetes nodes."""
+__version__ = "0.1.0"

@@ -91,9 +91,13 @@ def run(arguments: Sequence[str], out: TextIO | None = None) -> int:
 
 def _serve(parsed: argparse.Namespace, _out: TextIO) -> int:
     loaded = _load(parsed)
+    from cri_py.monitor.client import SpawnerClient  # noqa: PLC0415
+
+    spawner = SpawnerClient()
+    spawner.start()  # before grpc is imported, which the next line does
     from cri_py import app  # noqa: PLC0415
 
-    return app.serve(loaded.config)
+    return app.serve(loaded.config, spawner)
 
 
 def _check(parsed: argparse.Namespace, out: TextIO) -> int:

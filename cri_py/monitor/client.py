@@ -24,9 +24,9 @@ _ERRORS: Final[dict[str, type[CriError]]] = {
 class SpawnerClient:
     """Keeps one spawner. It holds no state, so a dead one is simply replaced at the next need."""
 
-    def __init__(self, on_start: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
         self._control: socket.socket | None = None
-        self._on_start = on_start
+        self.on_start: Callable[[], None] = lambda: None
         self.pid = 0
 
     def start(self) -> None:
@@ -41,7 +41,7 @@ class SpawnerClient:
             )
         ours.setblocking(False)
         self._control = ours
-        self._on_start()
+        self.on_start()
 
     def spawn(self, directory: str) -> MonitorClient:
         """Ask for a monitor that lives in ``directory``. Its client is connected at once; the monitor says ``up``."""
@@ -85,6 +85,7 @@ class MonitorClient:
         self._loop = asyncio.get_running_loop()
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._up: asyncio.Future[int] = self._loop.create_future()
+        self.pid = 0
         self._seq = 0
         self._outbox: list[tuple[dict[str, Any], tuple[int, ...]]] = []
         self._closed = False
@@ -133,6 +134,10 @@ class MonitorClient:
             raise DeadlineExceeded(f"the pod's monitor did not answer {op} within {timeout_s} s") from None
         finally:
             self._answers.pop(seq, None)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def close(self) -> None:
         """Let the connection go; the monitor lives on and awaits the next one."""
@@ -195,8 +200,9 @@ class MonitorClient:
 
     def _take(self, message: dict[str, Any]) -> None:
         if message.get("event") == "up":
+            self.pid = message["pid"]
             if not self._up.done():
-                self._up.set_result(message["pid"])
+                self._up.set_result(self.pid)
         elif "event" in message:
             self.on_event(message)
         else:

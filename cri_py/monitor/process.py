@@ -142,8 +142,8 @@ class Monitor:
                 return self._kill_exec(request["name"])
             case "reopen":
                 return self._container(request["id"]).reopen_log()
-            case "delete":
-                return self._delete(request["id"])
+            case "abandon":
+                return self._abandon(request)
             case "end":
                 return self._end()
         raise WrongState(f"this monitor does not know the request {word!r}")
@@ -276,15 +276,21 @@ class Monitor:
                 process.kill()
         return {}
 
-    def _delete(self, container_id: str) -> dict[str, Any]:
-        process = self._container(container_id)
-        if not process.ended:
-            raise WrongState(f"the container {container_id} has not ended")
+    def _abandon(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Forget a container; one that has not ended is killed, and the answer waits until it has."""
+        process = self._container(request["id"])
+        if process.ended:
+            self._delete(process)
+            return {}
+        process.abandoned = request["seq"]
+        process.kill_now()
+        return None
+
+    def _delete(self, process: ContainerProcess) -> None:
         for stream in process.streams:
             self._forget(stream.fd)
         process.close()
-        del self._containers[container_id]
-        return {}
+        del self._containers[process.id]
 
     def _end(self) -> dict[str, Any]:
         for process in self._containers.values():
@@ -334,8 +340,12 @@ class Monitor:
         for stream in process.streams:
             self._forget(stream.fd)
         exit_event = process.end(status, time.time_ns())
+        if process.abandoned:
+            self._delete(process)
+            self._tell(protocol.answer(process.abandoned, {}))
+            return
         process.keep_exit(self._directory)
-        if exit_event["started_at"] or not process.refused:
+        if not process.refused:
             self._tell({"event": "exit", "id": process.id, **exit_event})
 
     def _finish_exec(self, process: ExecProcess) -> None:

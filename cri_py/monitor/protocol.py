@@ -13,7 +13,7 @@ Requests to a monitor and what they answer (times in Unix ns)::
     exec     {id, name, process, user, seccomp}, fds: stdin, stdout, stderr → {code} once it has ended
     kill_exec {id, name}                            → {}
     reopen   {id}                                   → {}
-    delete   {id}                                   → {}
+    abandon  {id}                                   → {} once it has ended and is forgotten
     end      {}                                     → the monitor kills its holder and goes
 
 Events: ``exit`` {id, code, finished_at, oom}, ``holder_exit`` {}, ``log_dropped`` {id, lines}.

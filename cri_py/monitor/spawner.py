@@ -13,7 +13,8 @@ import socket
 import sys
 
 from cri_py.kernel import syscalls
-from cri_py.monitor import process, protocol
+from cri_py.monitor import protocol
+from cri_py.monitor.process import main as become_monitor
 
 _FDS = 4
 
@@ -27,7 +28,7 @@ def serve(control: socket.socket) -> None:
         request = protocol.decode(frame)
         if syscalls.clone3(0) == 0:
             control.close()
-            process.main(request, fds)
+            become_monitor(request, fds)
             os._exit(0)
         for fd in fds:
             os.close(fd)

@@ -34,6 +34,7 @@ class ContainerProcess:
     def __init__(self, request: dict[str, Any], cgroups: Cgroups) -> None:
         self.id: str = request["id"]
         self.cgroup: str = request["cgroup"]
+        self.abandoned = 0  # seq of the request that its end answers
         self.asked = 0  # seq of the request that init's next word answers
         self.started_at = 0
         self.ended: dict[str, Any] = {}

@@ -1,0 +1,231 @@
+"""The composition root: builds every object from Config, starts in order, stops in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import platform
+import resource
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+
+from cri_py import __version__, telemetry
+from cri_py.cgroups import detect
+from cri_py.config import Config
+from cri_py.images.service import Images
+from cri_py.kernel.holder import write_program
+from cri_py.kernel.notify import notify
+from cri_py.model import Container, Created, Exited, ImageId, Lost, Nanos, Ready, Running
+from cri_py.monitor.client import SpawnerClient
+from cri_py.network.bridge import Bridge
+from cri_py.pods.bundles import Bundles
+from cri_py.pods.containers import Containers
+from cri_py.pods.events import Events
+from cri_py.pods.groups import Groups
+from cri_py.pods.ledger import Ledger
+from cri_py.pods.monitors import Monitors
+from cri_py.pods.node import Node
+from cri_py.pods.places import Places
+from cri_py.pods.recovery import Recovery
+from cri_py.pods.sandboxes import Sandboxes
+from cri_py.pods.spec import SpecDefaults
+from cri_py.pods.trash import Trash
+from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
+from cri_py.rpc.image_service import ImageService
+from cri_py.rpc.metrics import MetricsServer
+from cri_py.rpc.runtime_service import RuntimeService
+from cri_py.rpc.server import Server
+from cri_py.state.store import Store
+
+log = structlog.get_logger()
+
+
+def serve(config: Config, spawner: SpawnerClient) -> int:
+    """Run the daemon until SIGTERM or SIGINT; returns the exit status.
+
+    ``spawner`` was started by the caller, before this module and with it grpc was imported.
+    """
+    telemetry.configure_logging(config.log.level, config.log.format)
+    telemetry.set_version(__version__)
+    telemetry.SPAWNER_STARTS.inc()
+    spawner.on_start = telemetry.SPAWNER_STARTS.inc
+    _raise_file_limit()
+    asyncio.run(_serve(config, spawner))
+    return 0
+
+
+async def _serve(config: Config, spawner: SpawnerClient) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    loop.set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="blocking"))
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        stack.callback(spawner.close)
+        await App(config, spawner, tasks).start(stack)
+        gc.collect()
+        gc.freeze()  # what a daemon holds from its start is never garbage: no collection has to walk it
+        notify("READY=1")
+        log.info("ready", listen=config.listen, root=config.server.root, state=config.server.state)
+        await stopped.wait()
+        notify("STOPPING=1")
+        log.info("stopping; pods live on")
+        await stack.aclose()
+
+
+class App:
+    """All parts of one daemon."""
+
+    def __init__(self, config: Config, spawner: SpawnerClient, tasks: asyncio.TaskGroup) -> None:
+        self._config = config
+        self._spawner = spawner
+        self._tasks = tasks
+        _make_directories(config)
+        self._build()
+
+    def _build(self) -> None:
+        config = self._config
+        root, state = config.server.root, config.server.state
+        cgroups = detect()
+        defaults = spec_defaults(config, type(cgroups).__name__)
+        self.places = Places(root, state)
+        self.pod_store = Store(f"{root}/pods.db", durable=False)
+        self.image_store = Store(f"{root}/images.db", durable=True)
+        self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
+        self.network = Bridge(config.network, config.netns_dir, state)
+        self.groups = Groups(cgroups, config.cgroups.parent)
+        self.bundles = Bundles(self.places, defaults)
+        self.trash = Trash(self.places.trash, self.places.pods_trash)
+        self.events = Events()
+        self.monitors = Monitors(self._tasks)
+        self.images = Images(f"{root}/images", config.images, self.image_store, self._in_use, clock)
+        self.containers = Containers(
+            config=config.runtime,
+            places=self.places,
+            ledger=self.ledger,
+            images=self.images,
+            monitors=self.monitors,
+            groups=self.groups,
+            bundles=self.bundles,
+            trash=self.trash,
+            events=self.events,
+            clock=clock,
+        )
+        self.sandboxes = Sandboxes(
+            config=config.runtime,
+            defaults=defaults,
+            places=self.places,
+            ledger=self.ledger,
+            containers=self.containers,
+            monitors=self.monitors,
+            spawner=self._spawner,
+            network=self.network,
+            groups=self.groups,
+            events=self.events,
+            clock=clock,
+        )
+        self.node = Node(config, cgroups, self.network)
+        self.recovery = Recovery(
+            places=self.places,
+            ledger=self.ledger,
+            monitors=self.monitors,
+            network=self.network,
+            groups=self.groups,
+            bundles=self.bundles,
+            trash=self.trash,
+            timeout_s=config.runtime.monitor_timeout_s,
+            clock=clock,
+        )
+        self.monitors.on_exit = self.containers.on_exit
+        self.monitors.on_lost = self.sandboxes.lost
+        self.monitors.on_holder_exit = self.sandboxes.holder_died
+
+    def _in_use(self) -> set[ImageId]:
+        return self.containers.image_ids_in_use()
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Start everything in order; each part's end goes onto ``stack``."""
+        stack.callback(self.pod_store.close)
+        stack.callback(self.image_store.close)
+        stack.callback(self.groups.close)
+        stack.callback(self.bundles.close)
+        stack.callback(self.trash.close)
+        await self.images.start()
+        stack.push_async_callback(self.images.close)
+        await self.network.start()
+        stack.push_async_callback(self.network.stop)
+        stack.callback(self.monitors.close)
+        begun = time.monotonic()
+        await self.recovery.run()
+        telemetry.RECOVERY_SECONDS.set(time.monotonic() - begun)
+        self._expose()
+        metrics = MetricsServer(self._config)
+        await metrics.start()
+        stack.callback(metrics.stop)
+        runtime = RuntimeService(self.sandboxes, self.containers, self.events, self.node)
+        server = Server(self._config, {"RuntimeService": runtime, "ImageService": ImageService(self.images)})
+        await server.start()
+        stack.push_async_callback(server.stop)
+        await server.set_serving(True)
+
+    def _expose(self) -> None:
+        """Gauges are read when somebody looks."""
+        telemetry.PODS.read_by(self._count_pods)
+        telemetry.CONTAINERS.read_by(self._count_containers)
+        telemetry.IMAGES.read_by(lambda: {"": float(len(self.images.list()))})
+        telemetry.EVENT_QUEUE_DEPTH.read_by(lambda: {"": float(self.events.depth())})
+
+    def _count_pods(self) -> dict[str, float]:
+        ready = sum(isinstance(sandbox.state, Ready) for sandbox in self.ledger.sandboxes())
+        return {"ready": float(ready), "notready": float(len(self.ledger.sandboxes()) - ready)}
+
+    def _count_containers(self) -> dict[str, float]:
+        counts = {state.__name__.lower(): 0.0 for state in (Created, Running, Exited, Lost)}
+        for container in self.ledger.containers():
+            counts[_state_of(container)] += 1
+        return counts
+
+
+def _state_of(container: Container) -> str:
+    return type(container.state).__name__.lower()
+
+
+def clock() -> Nanos:
+    """Unix time in nanoseconds."""
+    return Nanos(time.time_ns())
+
+
+def spec_defaults(config: Config, cgroups: str) -> SpecDefaults:
+    """What the node's config and kernel decide for every container."""
+    return SpecDefaults(
+        seccomp=config.runtime.seccomp,
+        nofile=config.runtime.nofile,
+        arch=platform.machine(),
+        cgroup_version=2 if cgroups == "V2" else 1,
+        apparmor=os.path.exists("/sys/kernel/security/apparmor"),
+        selinux=os.path.exists("/sys/fs/selinux/enforce"),
+        node_hostname=platform.node(),
+    )
+
+
+def _make_directories(config: Config) -> None:
+    """The root is private; the state may be walked through, as sockets and volumes lie below."""
+    root, state = Path(config.server.root), Path(config.server.state)
+    for path, mode in ((root, 0o700), (root / "containers", 0o700), (root / "trash", 0o700)):
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
+    for name in ("", "pods", "trash", "seccomp"):
+        (state / name).mkdir(parents=True, exist_ok=True, mode=0o711)
+    os.makedirs(config.netns_dir, exist_ok=True)
+    write_program(f"{state}/holder")
+
+
+def _raise_file_limit() -> None:
+    """Every pod costs a few descriptors here; containers get a limit of their own."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,166 @@
+"""What a container is made from on disk: its OCI document, its own layer, its compiled filter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import stat
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from cri_py.errors import Internal, InvalidArgument, NotFound
+from cri_py.kernel import seccomp
+from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
+from cri_py.pods import spec
+from cri_py.pods.places import Places
+from cri_py.pods.spec_mounts import DeviceNode
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """``filter``: {"path", "flags"} of the compiled seccomp profile, None for none."""
+
+    document: dict[str, Any]
+    filter: dict[str, Any] | None
+
+
+class Bundles:
+    """Plans bundles (pure, but for the lookups) and keeps them on disk."""
+
+    def __init__(self, places: Places, defaults: spec.SpecDefaults) -> None:
+        self._places = places
+        self._defaults = defaults
+        self._filters: dict[str, dict[str, Any]] = {}
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="seccomp")
+
+    async def plan(self, sandbox: Sandbox, container: Container, image: Image, target_pid: int | None) -> Bundle:
+        """Everything that the container will be, before anything of it is made."""
+        assert isinstance(sandbox.state, Ready)
+        config = container.config
+        document = spec.container_document(
+            sandbox=sandbox,
+            config=config,
+            image=image.config,
+            container_id=container.id,
+            root_path=f"{self._places.bundle(sandbox.id, container.id)}/rootfs",
+            holder_pid=sandbox.state.holder_pid,
+            files=self._places.files(sandbox.id),
+            defaults=self._defaults,
+            cgroup=container.cgroup,
+            target_pid=target_pid,
+            device_nodes=_device_nodes(config),
+        )
+        profile = document["linux"].get("seccomp")
+        return Bundle(document, await self._filter(profile) if profile else None)
+
+    async def _filter(self, profile: Mapping[str, Any]) -> dict[str, Any]:
+        """Compile a profile once (10 ms); its filter lies in the state directory under its hash."""
+        key = seccomp.profile_key(profile)
+        if key not in self._filters:
+            loop = asyncio.get_running_loop()
+            path = await loop.run_in_executor(self._compiler, self._compile, profile, key)
+            self._filters[key] = {"path": path, "flags": seccomp.filter_flags(profile)}
+        return self._filters[key]
+
+    def _compile(self, profile: Mapping[str, Any], key: str) -> str:
+        path = f"{self._places.seccomp}/{key}"
+        if not os.path.exists(path):
+            with open(f"{path}.new", "wb") as file:
+                file.write(seccomp.compile_profile(profile))
+            os.rename(f"{path}.new", path)
+        return path
+
+    def write(self, container: Container, bundle: Bundle) -> None:
+        """The bundle's directory, and the empty layer that takes the container's writes."""
+        directory = self._places.bundle(container.sandbox_id, container.id)
+        writable = self._places.writable(container.id)
+        try:
+            os.makedirs(f"{directory}/rootfs")
+            os.mkdir(writable, 0o700)
+            os.mkdir(f"{writable}/upper", 0o755)
+            os.mkdir(f"{writable}/work", 0o755)
+            with open(f"{directory}/config.json", "w") as file:
+                file.write(json.dumps(bundle.document))
+        except OSError as error:
+            raise Internal(f"the bundle of container {container.id} can't be written: {error}") from error
+
+    def read(self, container: Container) -> dict[str, Any]:
+        """The OCI document as it was executed; empty once the state directory was lost by a reboot."""
+        try:
+            with open(f"{self._places.bundle(container.sandbox_id, container.id)}/config.json") as file:
+                document: dict[str, Any] = json.loads(file.read())
+        except FileNotFoundError:
+            return {}
+        return document
+
+    def filter_of(self, document: dict[str, Any]) -> dict[str, Any] | None:
+        """The filter that the document's container runs under, for another process in it."""
+        profile = document["linux"].get("seccomp")
+        if not profile:
+            return None
+        path = f"{self._places.seccomp}/{seccomp.profile_key(profile)}"
+        return {"path": path, "flags": seccomp.filter_flags(profile)}
+
+    def kept_exit(self, container: Container) -> dict[str, Any] | None:
+        """The exit that the monitor wrote down before it died itself."""
+        try:
+            with open(f"{self._places.pod(container.sandbox_id)}/exits/{container.id}") as file:
+                kept: dict[str, Any] = json.loads(file.read())
+        except FileNotFoundError:
+            return None
+        return kept
+
+    def remove(self, container: Container) -> None:
+        directory = self._places.bundle(container.sandbox_id, container.id)
+        if os.path.isdir(directory):
+            shutil.rmtree(directory)
+
+    def close(self) -> None:
+        self._compiler.shutdown()
+
+
+def _device_nodes(config: ContainerConfig) -> Sequence[DeviceNode]:
+    """The numbers of the devices that are asked for; a privileged container gets all that the node's /dev has."""
+    nodes = [_look_up(device.host_path, device.container_path, device.permissions) for device in config.devices]
+    if config.security.privileged:
+        named = {node.path for node in nodes}
+        nodes += [node for node in _host_devices("/dev") if node.path not in named]
+    return nodes
+
+
+def _look_up(host_path: str, path: str, access: str) -> DeviceNode:
+    try:
+        found = os.stat(host_path)
+    except OSError as error:
+        raise NotFound(f"the device {host_path} is not on this node: {error.strerror}") from error
+    if not stat.S_ISCHR(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+        raise InvalidArgument(f"{host_path} is not a device", hint="name a character or block device")
+    return _node(found, path, access)
+
+
+def _node(found: os.stat_result, path: str, access: str = "rwm") -> DeviceNode:
+    kind = "c" if stat.S_ISCHR(found.st_mode) else "b"
+    major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
+    return DeviceNode(path, kind, major, minor, access, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
+
+
+_OWN_IN_CONTAINER = {"pts", "shm", "fd", "mqueue", "console", "ptmx"}
+
+
+def _host_devices(directory: str) -> list[DeviceNode]:
+    """Every device node of the node, less what a container has of its own."""
+    nodes = []
+    for entry in os.scandir(directory):
+        if (directory == "/dev" and entry.name in _OWN_IN_CONTAINER) or entry.is_symlink():
+            continue
+        if entry.is_dir():
+            nodes += _host_devices(entry.path)
+        else:
+            found = entry.stat(follow_symlinks=False)
+            if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+                nodes.append(_node(found, entry.path))
+    return nodes

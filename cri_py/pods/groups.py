@@ -1,0 +1,117 @@
+"""The pods' cgroups, made and removed on threads: a group of v1 is a directory in each of eight hierarchies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from cri_py.cgroups import Cgroups
+from cri_py.errors import Internal, KernelError
+
+_KILL_S: Final = 10.0
+_EMPTY_S: Final = 2.0
+HOLDER: Final = "holder"
+
+
+class Groups:
+    """One bounded pool for all; whatever it raises is Internal and names the group."""
+
+    def __init__(self, cgroups: Cgroups, default_parent: str) -> None:
+        self.cgroups = cgroups
+        self._default_parent = default_parent
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="cgroups")
+        self._made: set[str] = set()
+
+    def of_pod(self, cgroup_parent: str, sandbox_id: str) -> str:
+        """The pod's group: what the kubelet names, else one of our own."""
+        return cgroup_parent.rstrip("/") or f"{self._default_parent}/pod-{sandbox_id}"
+
+    def of_holder(self, pod: str) -> str:
+        """v1 lets processes sit in the pod's own group, which saves making another; v2 wants them in a leaf."""
+        return pod if self.cgroups.directory_fd("/") is None else f"{pod}/{HOLDER}"
+
+    async def make_pod(self, pod: str) -> tuple[str, ...]:
+        """Make the pod's group where the kubelet has not; returns the directories that are ours to remove."""
+        made: tuple[str, ...] = await self._run(self._make_pod, pod)
+        return made
+
+    def _make_pod(self, pod: str) -> tuple[str, ...]:
+        made = self.cgroups.create(pod, {}, pod=True).directories
+        self._made.update(made)
+        holder = self.of_holder(pod)
+        if holder != pod:
+            self.cgroups.create(holder, {})
+        return tuple(made)
+
+    async def make(self, group: str, resources: Mapping[str, Any]) -> None:
+        await self._run(self.cgroups.create, group, resources)
+
+    async def remove(self, group: str) -> None:
+        await self._run(self.cgroups.remove, group)
+
+    async def kill(self, group: str) -> None:
+        await self._run(self.cgroups.kill, group, _KILL_S)
+
+    async def remove_pod(self, pod: str, made: Iterable[str]) -> None:
+        """Remove the holder's group, and of the pod's own and its parents what this daemon made and nobody uses.
+
+        What the kubelet made is the kubelet's to remove: it holds limits that a next sandbox of the pod needs.
+        """
+        self._made.update(made)
+        await self._run(self._remove_pod, pod)
+
+    def _remove_pod(self, pod: str) -> None:
+        holder = self.of_holder(pod)
+        if holder != pod:
+            self.cgroups.remove(holder)
+        for directory, mount in zip(self.cgroups.directories(pod), self.cgroups.mounts, strict=True):
+            path = directory
+            while path != mount and (path in self._made or f"{path}/".startswith(f"{mount}{self._default_parent}/")):
+                if not _removed(path, self._until()):
+                    break
+                self._made.discard(path)
+                path = os.path.dirname(path)
+
+    async def end_pod(self, pod: str, made: Iterable[str]) -> None:
+        """Of a pod that never was recorded: ours is emptied and removed, the kubelet's group stays."""
+        ours = [directory for directory in made if directory]
+        if any(directory.endswith(pod) for directory in ours):
+            await self.kill(pod)
+            for child in self.cgroups.children(pod):
+                await self.remove(child)
+        elif self.of_holder(pod) != pod:
+            await self.kill(self.of_holder(pod))
+        await self.remove_pod(pod, ours)
+
+    @staticmethod
+    def _until() -> float:
+        return time.monotonic() + _EMPTY_S
+
+    async def _run(self, call: Any, *arguments: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, call, *arguments)
+        except KernelError as error:
+            raise Internal(f"the cgroup {arguments[0]} is not as it should be: {error}") from error
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+def _removed(directory: str, until: float) -> bool:
+    """rmdir; a group whose last process is on its way out is waited for, one that others use is left."""
+    while True:
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            if any(entry.is_dir() for entry in os.scandir(directory)) or time.monotonic() >= until:
+                return False
+            time.sleep(0.001)  # nothing tells when a process that has ended leaves its group
+        else:
+            return True

@@ -1,0 +1,237 @@
+"""What there is: every sandbox and container in memory, each change recorded before it is told.
+
+The kubelet's configs are stored as they came and decoded again at the start, so fields that this version does not
+know survive; the records of our own hold only what the kubelet did not say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from cri_py.errors import InvalidArgument, NotFound
+from cri_py.model import (
+    Attachment,
+    Container,
+    ContainerConfig,
+    ContainerFilter,
+    ContainerId,
+    ContainerState,
+    Created,
+    Exited,
+    ImageId,
+    Lost,
+    Nanos,
+    NotReady,
+    Ready,
+    Running,
+    Sandbox,
+    SandboxConfig,
+    SandboxFilter,
+    SandboxId,
+    SandboxState,
+    User,
+)
+from cri_py.state.store import Delete, Put, Store
+
+_SANDBOX: Final = "sandbox"
+_CONTAINER: Final = "container"
+_STATES: Final[Mapping[str, type]] = {t.__name__: t for t in (Created, Running, Exited, Lost, Ready, NotReady)}
+
+
+class Ledger:
+    """All sandboxes and containers by id. Values are frozen; a change replaces one, first on disk, then here."""
+
+    def __init__(
+        self,
+        store: Store,
+        decode_sandbox: Callable[[bytes], SandboxConfig],
+        decode_container: Callable[[bytes], ContainerConfig],
+    ) -> None:
+        self._store = store
+        self._sandboxes: dict[SandboxId, Sandbox] = {}
+        self._containers: dict[ContainerId, Container] = {}
+        self._members: defaultdict[SandboxId, set[ContainerId]] = defaultdict(set)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        for row in store.load(_SANDBOX):
+            sandbox = _read_sandbox(row, decode_sandbox)
+            self._sandboxes[sandbox.id] = sandbox
+        for row in store.load(_CONTAINER):
+            self._keep(_read_container(row, decode_container))
+
+    def lock(self, object_id: str) -> asyncio.Lock:
+        """The object's lock. Never hold two at once."""
+        return self._locks[object_id]
+
+    # --------------------------------------------------------------- looking
+
+    def sandboxes(self) -> list[Sandbox]:
+        return list(self._sandboxes.values())
+
+    def containers(self) -> list[Container]:
+        return list(self._containers.values())
+
+    def sandbox(self, object_id: str) -> Sandbox:
+        """By id or unambiguous prefix. Raises NotFound, InvalidArgument."""
+        return self._sandboxes[_find(self._sandboxes, object_id, "pod sandbox")]
+
+    def container(self, object_id: str) -> Container:
+        """By id or unambiguous prefix. Raises NotFound, InvalidArgument."""
+        return self._containers[_find(self._containers, object_id, "container")]
+
+    def members(self, sandbox_id: SandboxId) -> list[Container]:
+        """The sandbox's containers, oldest first."""
+        found = [self._containers[key] for key in self._members.get(sandbox_id, ())]
+        return sorted(found, key=lambda container: container.created_at)
+
+    def select_sandboxes(self, wanted: SandboxFilter) -> list[Sandbox]:
+        return [
+            sandbox
+            for sandbox in self._sandboxes.values()
+            if sandbox.id.startswith(wanted.id)
+            and (wanted.ready is None or isinstance(sandbox.state, Ready) == wanted.ready)
+            and _has_labels(sandbox.config.labels, wanted.labels)
+        ]
+
+    def select_containers(self, wanted: ContainerFilter) -> list[Container]:
+        return [
+            container
+            for container in self._containers.values()
+            if container.id.startswith(wanted.id)
+            and container.sandbox_id.startswith(wanted.sandbox_id)
+            and (wanted.state is None or isinstance(container.state, wanted.state))
+            and _has_labels(container.config.labels, wanted.labels)
+        ]
+
+    # -------------------------------------------------------------- changing
+
+    async def put_sandbox(self, sandbox: Sandbox) -> None:
+        await self._store.commit(_write_sandbox(sandbox))
+        self._sandboxes[sandbox.id] = sandbox
+
+    async def put_container(self, container: Container) -> None:
+        await self._store.commit(_write_container(container))
+        self._keep(container)
+
+    async def put_all(self, sandboxes: Iterable[Sandbox], containers: Iterable[Container]) -> None:
+        """Many in one transaction: what a start finds changed."""
+        sandboxes, containers = list(sandboxes), list(containers)
+        if sandboxes or containers:
+            await self._store.commit(*map(_write_sandbox, sandboxes), *map(_write_container, containers))
+        self._sandboxes.update((sandbox.id, sandbox) for sandbox in sandboxes)
+        for container in containers:
+            self._keep(container)
+
+    async def drop_sandbox(self, sandbox_id: SandboxId) -> None:
+        await self._store.commit(Delete(_SANDBOX, sandbox_id))
+        self._sandboxes.pop(sandbox_id, None)
+        self._members.pop(sandbox_id, None)
+        self._locks.pop(sandbox_id, None)
+
+    async def drop_container(self, container: Container) -> None:
+        await self._store.commit(Delete(_CONTAINER, container.id))
+        self._containers.pop(container.id, None)
+        self._members[container.sandbox_id].discard(container.id)
+        self._locks.pop(container.id, None)
+
+    def _keep(self, container: Container) -> None:
+        self._containers[container.id] = container
+        self._members[container.sandbox_id].add(container.id)
+
+
+def _find(objects: Mapping[Any, object], wanted: str, kind: str) -> Any:
+    if wanted in objects:
+        return wanted
+    matches = [key for key in objects if key.startswith(wanted)] if wanted else []
+    if not matches:
+        raise NotFound(f"there is no {kind} {wanted!r}")
+    if len(matches) > 1:
+        raise InvalidArgument(f"{len(matches)} {kind}s begin with {wanted!r}", hint="give more digits of the id")
+    return matches[0]
+
+
+def _has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in wanted.items())
+
+
+# ----------------------------------------------------------------- records
+
+
+def _write_sandbox(sandbox: Sandbox) -> Put:
+    body = {
+        "handler": sandbox.runtime_handler,
+        "created_at": sandbox.created_at,
+        "state": _write_state(sandbox.state),
+        "attachment": asdict(sandbox.attachment) if sandbox.attachment else None,
+        "cgroup": sandbox.cgroup,
+    }
+    return Put(_SANDBOX, sandbox.id, json.dumps(body).encode(), sandbox.config.raw)
+
+
+def _write_container(container: Container) -> Put:
+    body = {
+        "sandbox_id": container.sandbox_id,
+        "image_id": container.image_id,
+        "image_ref": container.image_ref,
+        "created_at": container.created_at,
+        "state": _write_state(container.state),
+        "log_path": container.log_path,
+        "cgroup": container.cgroup,
+        "user": asdict(container.user) if container.user else None,
+        "stop_signal": container.stop_signal,
+    }
+    return Put(_CONTAINER, container.id, json.dumps(body).encode(), container.config.raw)
+
+
+def _write_state(state: ContainerState | SandboxState) -> dict[str, Any]:
+    return {"is": type(state).__name__, **asdict(state)}
+
+
+def _read_state(body: dict[str, Any]) -> Any:
+    fields = dict(body)
+    return _STATES[fields.pop("is")](**fields)
+
+
+def _read_sandbox(row: Put, decode: Callable[[bytes], SandboxConfig]) -> Sandbox:
+    body = json.loads(row.body)
+    attachment = body["attachment"]
+    return Sandbox(
+        id=SandboxId(row.key),
+        config=decode(row.verbatim),
+        runtime_handler=body["handler"],
+        created_at=Nanos(body["created_at"]),
+        state=_read_state(body["state"]),
+        attachment=Attachment(**{**attachment, "ips": tuple(attachment["ips"])}) if attachment else None,
+        cgroup=body["cgroup"],
+    )
+
+
+def _read_container(row: Put, decode: Callable[[bytes], ContainerConfig]) -> Container:
+    body = json.loads(row.body)
+    config = decode(row.verbatim)
+    return Container(
+        id=ContainerId(row.key),
+        sandbox_id=SandboxId(body["sandbox_id"]),
+        config=config,
+        image_id=ImageId(body["image_id"]),
+        image_ref=body["image_ref"],
+        created_at=Nanos(body["created_at"]),
+        state=_read_state(body["state"]),
+        log_path=body["log_path"],
+        cgroup=body["cgroup"],
+        user=read_user(body["user"]),
+        stop_signal=body["stop_signal"],
+        resources=config.resources,
+    )
+
+
+def read_user(body: dict[str, Any] | None) -> User | None:
+    """A user as records and monitors have it: {uid, gid, groups | supplemental_groups}."""
+    if body is None:
+        return None
+    groups = body.get("groups", body.get("supplemental_groups", ()))
+    return User(body["uid"], body["gid"], tuple(groups))

@@ -1,0 +1,60 @@
+"""The connections to the pods' monitors, by sandbox, and where their events go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from cri_py.errors import Unavailable
+from cri_py.model import SandboxId
+from cri_py.monitor.client import MonitorClient
+
+Reaction = Callable[..., Coroutine[Any, Any, None]]
+
+
+class Monitors:
+    """Keeps one client per living pod. Events are handed on as tasks of ``tasks``, in order per connection."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+        self._clients: dict[SandboxId, MonitorClient] = {}
+        self.on_exit: Reaction
+        self.on_lost: Reaction
+        self.on_holder_exit: Reaction
+
+    def keep(self, sandbox_id: SandboxId, client: MonitorClient) -> None:
+        """From now on the monitor's events count."""
+        self._clients[sandbox_id] = client
+        client.on_event = lambda event: self._take_event(sandbox_id, event)
+        client.on_lost = lambda: self._lost(sandbox_id)
+        if client.closed:
+            self._lost(sandbox_id)
+
+    def of(self, sandbox_id: SandboxId) -> MonitorClient:
+        """Raises Unavailable for a pod whose monitor is gone."""
+        try:
+            return self._clients[sandbox_id]
+        except KeyError:
+            raise Unavailable(f"pod sandbox {sandbox_id} has no monitor", hint="stop and remove the pod") from None
+
+    def take(self, sandbox_id: SandboxId) -> MonitorClient | None:
+        """Hand out the client for good; its end is expected from now on."""
+        return self._clients.pop(sandbox_id, None)
+
+    def close(self) -> None:
+        """Let all go; the monitors live on."""
+        for client in self._clients.values():
+            client.on_lost = lambda: None
+            client.close()
+        self._clients.clear()
+
+    def _take_event(self, sandbox_id: SandboxId, event: dict[str, Any]) -> None:
+        if event["event"] == "exit":
+            self._tasks.create_task(self.on_exit(event))
+        elif event["event"] == "holder_exit":
+            self._tasks.create_task(self.on_holder_exit(sandbox_id))
+
+    def _lost(self, sandbox_id: SandboxId) -> None:
+        if sandbox_id in self._clients:
+            self._tasks.create_task(self.on_lost(sandbox_id))

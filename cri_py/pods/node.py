@@ -1,0 +1,42 @@
+"""The node as a whole: its conditions, and what `crictl info` shows."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import asdict
+
+from cri_py.cgroups import Cgroups
+from cri_py.config import Config
+from cri_py.model import Condition
+from cri_py.network.bridge import Bridge
+
+
+class Node:
+    def __init__(self, config: Config, cgroups: Cgroups, network: Bridge) -> None:
+        self._config = config
+        self._cgroups = cgroups
+        self._network = network
+
+    def conditions(self) -> list[Condition]:
+        return [Condition("RuntimeReady", True), self._network.condition()]
+
+    def handlers(self) -> tuple[str, ...]:
+        """The names that a RuntimeClass may use; "" is the default."""
+        return ("", *self._config.runtime.handlers)
+
+    def cgroup_driver(self) -> str:
+        return self._config.cgroups.driver
+
+    async def update_pod_cidr(self, cidr: str) -> None:
+        await self._network.update_pod_cidr(cidr)
+
+    def verbose(self) -> dict[str, str]:
+        node = {
+            "python": sys.version.split()[0],
+            "kernel": platform.release(),
+            "cgroups": type(self._cgroups).__name__.lower(),
+            "cgroupMounts": self._cgroups.mounts,
+        }
+        return {"config": json.dumps(asdict(self._config)), "node": json.dumps(node)}

@@ -1,0 +1,193 @@
+"""After a start: compare what is recorded with what is there, and make the two agree.
+
+The daemon may have died between any two steps. What it had recorded and what lives on is taken up again; what ended
+meanwhile is recorded with its exact exit; what was begun and not recorded is undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cri_py.errors import CriError, NotFound
+from cri_py.model import (
+    Container,
+    Created,
+    Exited,
+    Lost,
+    Nanos,
+    NotReady,
+    Ready,
+    Running,
+    Sandbox,
+    SandboxId,
+)
+from cri_py.monitor.client import MonitorClient
+from cri_py.network.bridge import Bridge
+from cri_py.pods.bundles import Bundles
+from cri_py.pods.containers import ended
+from cri_py.pods.groups import HOLDER, Groups
+from cri_py.pods.ledger import Ledger
+from cri_py.pods.monitors import Monitors
+from cri_py.pods.places import Places
+from cri_py.pods.sandboxes import remove_pod_directory
+from cri_py.pods.trash import Trash
+
+log = structlog.get_logger()
+
+
+class Recovery:
+    """Runs once, before the socket is opened."""
+
+    def __init__(
+        self,
+        *,
+        places: Places,
+        ledger: Ledger,
+        monitors: Monitors,
+        network: Bridge,
+        groups: Groups,
+        bundles: Bundles,
+        trash: Trash,
+        timeout_s: float,
+        clock: Callable[[], Nanos],
+    ) -> None:
+        self._places = places
+        self._ledger = ledger
+        self._monitors = monitors
+        self._network = network
+        self._groups = groups
+        self._bundles = bundles
+        self._trash = trash
+        self._timeout_s = timeout_s
+        self._clock = clock
+
+    async def run(self) -> None:
+        sandboxes = self._ledger.sandboxes()
+        for sandbox in sandboxes:
+            if sandbox.attachment is not None and isinstance(sandbox.state, Ready):
+                self._network.adopt(sandbox.attachment)
+        found = await asyncio.gather(*(self._meet(sandbox) for sandbox in sandboxes))
+        changed_sandboxes = [sandbox for sandbox, _ in found if sandbox is not None]
+        changed_containers = [container for _, containers in found for container in containers]
+        await self._ledger.put_all(changed_sandboxes, changed_containers)
+        await self._sweep()
+
+    # --------------------------------------------------------------- recorded
+
+    async def _meet(self, sandbox: Sandbox) -> tuple[Sandbox | None, list[Container]]:
+        """Find a sandbox's monitor again; returns what has to be recorded anew."""
+        members = self._ledger.members(sandbox.id)
+        if not isinstance(sandbox.state, Ready):
+            return None, self._lose(members, "SandboxStopped")
+        try:
+            monitor = MonitorClient.connect(self._places.pod(sandbox.id))
+            hello = await monitor.request("hello", timeout_s=self._timeout_s)
+        except CriError as error:
+            log.warning("a pod's monitor is gone", sandbox=sandbox.id, cause=str(error))
+            stopped = replace(sandbox, state=NotReady(self._clock(), "MonitorLost"))
+            return stopped, self._lose(members, "MonitorLost")
+        monitor.pid = hello["pid"]
+        self._monitors.keep(sandbox.id, monitor)
+        await self._forget_strangers(monitor, hello["containers"], members)
+        changed = [self._compare(container, hello["containers"].get(container.id)) for container in members]
+        return self._with_holder(sandbox, hello), [container for container in changed if container is not None]
+
+    def _with_holder(self, sandbox: Sandbox, hello: dict[str, Any]) -> Sandbox | None:
+        if hello["holder"]:
+            return None
+        return replace(sandbox, state=NotReady(self._clock(), "HolderDied"))
+
+    def _compare(self, container: Container, found: dict[str, Any] | None) -> Container | None:
+        """The container as it is now, None if the record says so already."""
+        if isinstance(container.state, Exited):
+            return None
+        if found is None:
+            return self._lost(container, "the monitor does not know it")
+        if found["state"] == "exited":
+            return replace(container, state=ended(found, container))
+        if found["state"] == "running" and not isinstance(container.state, Running):
+            state = Running(found["pid"], found["ticks"], Nanos(found["started_at"]))
+            return replace(container, state=state)
+        return None
+
+    def _lose(self, members: Iterable[Container], reason: str) -> list[Container]:
+        return [
+            self._lost(container, reason) for container in members if isinstance(container.state, Created | Running)
+        ]
+
+    def _lost(self, container: Container, reason: str) -> Container:
+        kept = self._bundles.kept_exit(container)
+        if kept is not None:
+            return replace(container, state=ended(kept, container))
+        started = container.state.started_at if isinstance(container.state, Running) else Nanos(0)
+        return replace(container, state=Lost(started, self._clock(), "MonitorLost", reason))
+
+    async def _forget_strangers(
+        self, monitor: MonitorClient, found: dict[str, Any], members: Iterable[Container]
+    ) -> None:
+        """Containers that a create had begun and nobody recorded."""
+        known = {container.id for container in members}
+        for container_id in set(found) - known:
+            await monitor.request("abandon", timeout_s=self._timeout_s, id=container_id)
+
+    # ------------------------------------------------------------- unrecorded
+
+    async def _sweep(self) -> None:
+        """Remove what no record claims: pods, their groups, containers' layers, network namespaces."""
+        for name in os.listdir(self._places.pods):
+            if not self._is_sandbox(SandboxId(name)):
+                await self._remove_pod(name)
+        known = {container.id for container in self._ledger.containers()}
+        for name in os.listdir(self._places.containers):
+            if name not in known:
+                self._trash.discard(f"{self._places.containers}/{name}")
+        for sandbox in self._ledger.sandboxes():
+            await self._sweep_pod(sandbox, known)
+        ready = {s.id for s in self._ledger.sandboxes() if isinstance(s.state, Ready)}
+        await self._network.sweep(set(ready))
+
+    def _is_sandbox(self, sandbox_id: SandboxId) -> bool:
+        try:
+            return self._ledger.sandbox(sandbox_id).id == sandbox_id
+        except NotFound:
+            return False
+
+    async def _sweep_pod(self, sandbox: Sandbox, known: set[Any]) -> None:
+        bundles = Path(self._places.pod(sandbox.id)) / "containers"
+        for path in bundles.iterdir() if bundles.is_dir() else ():
+            if path.name not in known:
+                self._trash.discard(str(path))
+        for child in self._groups.cgroups.children(sandbox.cgroup):
+            name = os.path.basename(child)
+            if name != HOLDER and name not in known and _is_id(name):
+                await self._groups.kill(child)
+                await self._groups.remove(child)
+
+    async def _remove_pod(self, name: str) -> None:
+        """A sandbox that was begun and never recorded: end its monitor, and what its directory tells of."""
+        pod = self._places.pod(SandboxId(name))
+        log.info("removing a sandbox that was never finished", sandbox=name)
+        try:
+            monitor = MonitorClient.connect(pod)
+            monitor.on_lost = lambda: None
+            await monitor.request("end", timeout_s=self._timeout_s)
+            monitor.close()
+        except CriError as error:
+            log.debug("it has no monitor", sandbox=name, cause=str(error))
+        note = Path(pod) / "cgroup"
+        if note.exists():
+            group = note.read_text()
+            made = Path(pod) / "cgroup-made"
+            await self._groups.end_pod(group, made.read_text().split("\n") if made.exists() else ())
+        remove_pod_directory(pod)
+
+
+def _is_id(name: str) -> bool:
+    return len(name) == 64 and not set(name) - set("0123456789abcdef")

@@ -1,0 +1,361 @@
+"""Pod sandboxes: run, stop, remove, and what there is of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from cri_py import lifecycle, telemetry
+from cri_py.config import RuntimeConfig
+from cri_py.errors import AlreadyExists, CriError, Internal, KernelError, NotFound, Unavailable
+from cri_py.images.flights import Flights
+from cri_py.kernel import syscalls
+from cri_py.kernel.constants import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID
+from cri_py.model import (
+    Attachment,
+    Event,
+    EventKind,
+    NamespaceMode,
+    Nanos,
+    NotReady,
+    Ready,
+    Sandbox,
+    SandboxConfig,
+    SandboxFilter,
+    SandboxId,
+)
+from cri_py.monitor.client import MonitorClient, SpawnerClient
+from cri_py.network.bridge import Bridge
+from cri_py.pods import files, spec, spec_limits
+from cri_py.pods.containers import Containers
+from cri_py.pods.events import Events
+from cri_py.pods.groups import Groups
+from cri_py.pods.ledger import Ledger
+from cri_py.pods.monitors import Monitors
+from cri_py.pods.places import Places
+
+log = structlog.get_logger()
+_SHM_OPTIONS: Final = "mode=1777,size=65536k"
+
+
+class Sandboxes:
+    """The verbs on pod sandboxes."""
+
+    def __init__(
+        self,
+        *,
+        config: RuntimeConfig,
+        defaults: spec.SpecDefaults,
+        places: Places,
+        ledger: Ledger,
+        containers: Containers,
+        monitors: Monitors,
+        spawner: SpawnerClient,
+        network: Bridge,
+        groups: Groups,
+        events: Events,
+        clock: Callable[[], Nanos],
+    ) -> None:
+        self._config = config
+        self._defaults = defaults
+        self._places = places
+        self._ledger = ledger
+        self._containers = containers
+        self._monitors = monitors
+        self._spawner = spawner
+        self._network = network
+        self._groups = groups
+        self._events = events
+        self._clock = clock
+        self._flights: Flights[tuple[Any, ...], SandboxId] = Flights()
+        self._torn_down: set[SandboxId] = set()
+
+    # --------------------------------------------------------------- looking
+
+    def find(self, sandbox_id: str) -> Sandbox:
+        return self._ledger.sandbox(sandbox_id)
+
+    def list(self, wanted: SandboxFilter) -> list[Sandbox]:
+        return self._ledger.select_sandboxes(wanted)
+
+    def verbose(self, sandbox: Sandbox) -> dict[str, str]:
+        """The ``info`` that crictl inspectp prints: one JSON document."""
+        state = sandbox.state
+        document = {
+            "pid": state.holder_pid if isinstance(state, Ready) else 0,
+            "monitorPid": state.monitor_pid if isinstance(state, Ready) else 0,
+            "netns": sandbox.attachment.netns_path if sandbox.attachment else "",
+            "cgroup": sandbox.cgroup,
+            "directory": self._places.pod(sandbox.id),
+            "runtimeHandler": sandbox.runtime_handler,
+            "state": lifecycle.word(state),
+            "reason": state.reason if isinstance(state, NotReady) else "",
+        }
+        return {"info": json.dumps(document)}
+
+    # ------------------------------------------------------------------- run
+
+    async def run(self, config: SandboxConfig, handler: str) -> SandboxId:
+        """Make a sandbox. A duplicate call joins the one under way; one that was answered already is answered again."""
+        if handler and handler not in self._config.handlers:
+            raise NotFound(
+                f"there is no runtime handler {handler!r}",
+                hint=f"this node has: '', {', '.join(self._config.handlers)}",
+            )
+        spec_limits.validate_sandbox_config(config)
+        spec.check_sandbox_security(config, self._defaults)
+        meta = config.metadata
+        key = (meta.namespace, meta.name, meta.uid, meta.attempt)
+        existing = self._named(key)
+        if existing is not None:
+            return _same(existing, config)
+        return await self._flights.join(key, lambda: self._run(config, handler))
+
+    def _named(self, key: tuple[Any, ...]) -> Sandbox | None:
+        for sandbox in self._ledger.sandboxes():
+            meta = sandbox.config.metadata
+            if (meta.namespace, meta.name, meta.uid, meta.attempt) == key:
+                return sandbox
+        return None
+
+    async def _run(self, config: SandboxConfig, handler: str) -> SandboxId:
+        sandbox_id = SandboxId(os.urandom(32).hex())
+        sandbox = Sandbox(
+            id=sandbox_id,
+            config=config,
+            runtime_handler=handler,
+            created_at=self._clock(),
+            state=NotReady(Nanos(0), "not yet made"),
+            cgroup=self._groups.of_pod(config.cgroup_parent, sandbox_id),
+        )
+        async with AsyncExitStack() as undo:
+            undo.callback(self._remove_directory, sandbox)
+            self._make_directory(sandbox)
+            monitor, attachment = await self._gather(sandbox, undo)
+            sandbox = replace(sandbox, attachment=attachment)
+            self._write_files(sandbox)
+            holder = await self._hold(sandbox, monitor)
+            sandbox = replace(sandbox, state=Ready(monitor.pid, holder))
+            await self._ledger.put_sandbox(sandbox)
+            undo.pop_all()
+        self._monitors.keep(sandbox.id, monitor)
+        self._publish(sandbox, EventKind.CREATED)
+        self._publish(sandbox, EventKind.STARTED)
+        return sandbox_id
+
+    async def _gather(self, sandbox: Sandbox, undo: AsyncExitStack) -> tuple[MonitorClient, Attachment | None]:
+        """Monitor, network and cgroup are independent of one another: made side by side."""
+        host_network = sandbox.config.namespaces.network is NamespaceMode.NODE
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._make_group(sandbox, undo))
+                spawned = tasks.create_task(self._spawn(sandbox, undo))
+                attached = None if host_network else tasks.create_task(self._attach(sandbox, undo))
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        return spawned.result(), attached.result() if attached else None
+
+    async def _make_group(self, sandbox: Sandbox, undo: AsyncExitStack) -> None:
+        undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, ())
+        made = await self._groups.make_pod(sandbox.cgroup)
+        (Path(self._places.pod(sandbox.id)) / "cgroup-made").write_text("\n".join(made))
+
+    async def _spawn(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
+        monitor = self._spawner.spawn(self._places.pod(sandbox.id))
+        undo.push_async_callback(self._end_monitor, monitor)
+        await monitor.wait_until_up(self._config.monitor_timeout_s)
+        return monitor
+
+    async def _attach(self, sandbox: Sandbox, undo: AsyncExitStack) -> Attachment:
+        attachment = await self._network.attach(sandbox.id)
+        undo.push_async_callback(self._network.detach, attachment)
+        return attachment
+
+    async def _hold(self, sandbox: Sandbox, monitor: MonitorClient) -> int:
+        own = spec.sandbox_namespaces(sandbox.config)
+        fds: tuple[int, ...] = ()
+        if sandbox.attachment is not None:
+            fds = (os.open(sandbox.attachment.netns_path, os.O_RDONLY | os.O_CLOEXEC),)
+        try:
+            answer = await monitor.request(
+                "hold",
+                timeout_s=self._config.monitor_timeout_s,
+                fds=fds,
+                program=self._places.holder_program,
+                hostname=files.sandbox_hostname(sandbox, "") if "uts" in own else "",
+                ipc="ipc" in own,
+                pid="pid" in own,
+                sysctls=spec_limits.sandbox_sysctls(sandbox.config),
+                cgroup=self._groups.of_holder(sandbox.cgroup),
+            )
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return int(answer["holder"])
+
+    def _make_directory(self, sandbox: Sandbox) -> None:
+        """The pod's directory; ``cgroup`` tells a recovery, which may find no record, what else to clean up."""
+        pod = Path(self._places.pod(sandbox.id))
+        (pod / "containers").mkdir(parents=True, mode=0o711)
+        (pod / "cgroup").write_text(sandbox.cgroup)
+
+    def _write_files(self, sandbox: Sandbox) -> None:
+        places = self._places.files(sandbox.id)
+        host_network = sandbox.attachment is None
+        hostname = files.sandbox_hostname(sandbox, self._defaults.node_hostname)
+        ips = sandbox.attachment.ips if sandbox.attachment else ()
+        node_hosts = _read("/etc/hosts") if host_network else None
+        Path(places.hosts).write_text(files.hosts_text(hostname, ips, node_hosts))
+        Path(places.hostname).write_text(files.hostname_text(hostname))
+        Path(places.resolv_conf).write_text(files.resolv_conf_text(sandbox.config.dns, _read("/etc/resolv.conf")))
+        if sandbox.config.namespaces.ipc is not NamespaceMode.NODE:
+            os.makedirs(places.shm, exist_ok=True)
+            syscalls.mount("shm", places.shm, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, _SHM_OPTIONS)
+
+    def _remove_directory(self, sandbox: Sandbox) -> None:
+        remove_pod_directory(self._places.pod(sandbox.id))
+
+    async def _end_monitor(self, monitor: MonitorClient) -> None:
+        monitor.on_lost = lambda: None
+        try:
+            await monitor.request("end", timeout_s=self._config.monitor_timeout_s)
+        except Unavailable:
+            pass  # it is gone already, which is what was wanted
+        finally:
+            monitor.close()
+
+    # ------------------------------------------------------------------ stop
+
+    async def stop(self, sandbox_id: str) -> None:
+        """End all containers and let go of network and namespaces. A missing sandbox, and a second call, are fine."""
+        try:
+            sandbox = self._ledger.sandbox(sandbox_id)
+        except NotFound:
+            return
+        async with self._ledger.lock(sandbox.id):
+            await self._stop(self._ledger.sandbox(sandbox.id))
+
+    async def _stop(self, sandbox: Sandbox) -> None:
+        members = self._ledger.members(sandbox.id)
+        await asyncio.gather(*(self._containers.end(container.id) for container in members))
+        if sandbox.id in self._torn_down:
+            return
+        monitor = self._monitors.take(sandbox.id)
+        if monitor is not None:
+            await self._end_monitor(monitor)
+        await self._tear_down(sandbox)
+        if isinstance(sandbox.state, Ready):
+            await self._become_not_ready(sandbox, "stopped")
+        self._torn_down.add(sandbox.id)
+
+    async def _tear_down(self, sandbox: Sandbox) -> None:
+        if sandbox.attachment is not None:
+            await self._network.detach(sandbox.attachment)
+        unmount(self._places.files(sandbox.id).shm)
+        if not isinstance(sandbox.state, Ready):
+            await self._groups.kill(sandbox.cgroup)
+        made = _read(f"{self._places.pod(sandbox.id)}/cgroup-made").split("\n")
+        await self._groups.remove_pod(sandbox.cgroup, filter(None, made))
+
+    async def _become_not_ready(self, sandbox: Sandbox, reason: str) -> None:
+        state = lifecycle.advance_sandbox(sandbox.state, NotReady(self._clock(), reason), f"pod sandbox {sandbox.id}")
+        stopped = replace(sandbox, state=state)
+        await self._ledger.put_sandbox(stopped)
+        self._publish(stopped, EventKind.STOPPED)
+
+    async def lost(self, sandbox_id: SandboxId) -> None:
+        """The monitor died by itself: its containers died with it, and nobody saw how."""
+        telemetry.MONITORS_LOST.inc()
+        log.warning("the monitor of a pod died; its containers are lost", sandbox=sandbox_id)
+        async with self._ledger.lock(sandbox_id):
+            self._monitors.take(sandbox_id)
+            try:
+                sandbox = self._ledger.sandbox(sandbox_id)
+            except NotFound:
+                return
+            await self._lose(sandbox)
+
+    async def _lose(self, sandbox: Sandbox) -> None:
+        for container in self._ledger.members(sandbox.id):
+            await self._containers.lose(container.id, "MonitorLost", "the pod's monitor died")
+        if isinstance(sandbox.state, Ready):
+            await self._become_not_ready(sandbox, "MonitorLost")
+
+    async def holder_died(self, sandbox_id: SandboxId) -> None:
+        """Without its holder a pod takes no more containers."""
+        async with self._ledger.lock(sandbox_id):
+            sandbox = self._ledger.sandbox(sandbox_id)
+            if isinstance(sandbox.state, Ready):
+                log.warning("the holder of a pod died", sandbox=sandbox_id)
+                await self._become_not_ready(sandbox, "HolderDied")
+
+    # ---------------------------------------------------------------- remove
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Stop it if need be and forget it and its containers. A missing sandbox is fine."""
+        try:
+            sandbox = self._ledger.sandbox(sandbox_id)
+        except NotFound:
+            return
+        async with self._ledger.lock(sandbox.id):
+            await self._stop(self._ledger.sandbox(sandbox.id))
+        for container in self._ledger.members(sandbox.id):
+            await self._containers.remove(container.id)
+        self._remove_directory(sandbox)
+        await self._ledger.drop_sandbox(sandbox.id)
+        self._torn_down.discard(sandbox.id)
+        self._publish(sandbox, EventKind.DELETED)
+
+    def _publish(self, sandbox: Sandbox, kind: EventKind) -> None:
+        members = tuple(self._ledger.members(sandbox.id))
+        self._events.publish(Event(sandbox.id, kind, self._clock(), sandbox, members))
+
+
+def _same(existing: Sandbox, config: SandboxConfig) -> SandboxId:
+    """A retry of a call whose answer was lost gets the same answer."""
+    if isinstance(existing.state, Ready) and existing.config == config:
+        return existing.id
+    meta = config.metadata
+    raise AlreadyExists(
+        f"pod {meta.namespace}/{meta.name} attempt {meta.attempt} exists as {existing.id}",
+        hint="remove it, or use the next attempt",
+    )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first, by weight: our own errors say most."""
+    flat = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
+    return min(flat, key=lambda error: not isinstance(error, CriError))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="surrogateescape")
+    except FileNotFoundError:
+        return ""
+
+
+def unmount(path: str) -> None:
+    """Let a mount go; one that isn't there is fine."""
+    try:
+        syscalls.umount2(path, MNT_DETACH)
+    except KernelError as error:
+        if not os.path.ismount(path):
+            return
+        raise Internal(f"{path} can't be unmounted: {error}") from error
+
+
+def remove_pod_directory(path: str) -> None:
+    """Remove a pod's directory with what is mounted in it."""
+    unmount(f"{path}/shm")
+    if os.path.isdir(path):
+        shutil.rmtree(path)
