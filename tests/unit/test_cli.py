@@ -27,6 +27,15 @@ def run(*arguments: str) -> tuple[int, str]:
     return cli.run(arguments, out), out.getvalue()
 
 
+class Spawner:
+    """Stands for the spawner's client: nothing is executed."""
+
+    started = False
+
+    def start(self) -> None:
+        self.started = True
+
+
 class App:
     """Stands for cri_py.app: remembers the config that it was to serve."""
 
@@ -37,10 +46,12 @@ class App:
         module.serve = self.serve  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "cri_py.app", module)
         monkeypatch.setattr("cri_py.app", module, raising=False)
+        monkeypatch.setattr("cri_py.monitor.client.SpawnerClient", Spawner)
 
-    def serve(self, config: Config) -> int:
+    def serve(self, config: Config, spawner: Spawner) -> int:
         if self.error:
             raise self.error
+        assert spawner.started
         self.served.append(config)
         return 0
 
