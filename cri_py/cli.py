@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TextIO
 
-from cri_py import config
+from cri_py import __version__, config
 from cri_py.errors import ConfigError, CriError
 
 USAGE_ERROR: Final = 2
@@ -127,9 +127,7 @@ def _config_show(parsed: argparse.Namespace, out: TextIO) -> int:
 
 
 def _version(_parsed: argparse.Namespace, out: TextIO) -> int:
-    from importlib import metadata  # noqa: PLC0415
-
-    out.write(f"cri_py {metadata.version('cri_py')} (CRI v1, Python {sys.version.split()[0]})\n")
+    out.write(f"cri_py {__version__} (CRI v1, Python {sys.version.split()[0]})\n")
     return 0
 
 

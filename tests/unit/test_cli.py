@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cri_py import cli, cli_check
+from cri_py import __version__, cli, cli_check
 from cri_py.cli_check import Finding, Verdict
 from cri_py.config import Config, NetworkConfig, RuntimeConfig, ServerConfig
 from cri_py.errors import Unavailable
@@ -157,7 +157,7 @@ def test_every_flag_names_a_key_and_tells_its_default() -> None:
 
 
 def test_version_tells_the_version_and_the_python() -> None:
-    assert run("version")[1].startswith("cri_py ")
+    assert run("version")[1].startswith(f"cri_py {__version__} (CRI v1, Python 3.")
 
 
 # ------------------------------------------------------------------- check
