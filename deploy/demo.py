@@ -35,6 +35,8 @@ PUBLIC_IMAGE = "docker.io/library/busybox:latest"
 PULL_PATIENCE_S = 8  # beyond that no registry is near, and the demo shall go on
 START_PATIENCE_S = 20
 LABELS = {"app": "cri_py-demo"}
+# Network and ipc shared in the pod, pids not: what a kubelet asks for unless the pod says otherwise.
+AS_A_KUBELET = cri.NamespaceOption(network=cri.POD, pid=cri.CONTAINER, ipc=cri.POD)
 PROGRAM = 'i=0; while true; do i=$((i + 1)); echo "hello number $i from $(hostname), pid $$"; sleep 1; done'
 
 
@@ -116,7 +118,9 @@ def run_pod(client: Client, logs: str) -> Pod:
         hostname="demo",
         log_directory=logs,
         labels=LABELS,
-        linux=cri.LinuxPodSandboxConfig(),
+        linux=cri.LinuxPodSandboxConfig(
+            security_context=cri.LinuxSandboxSecurityContext(namespace_options=AS_A_KUBELET)
+        ),
     )
     answer = client.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), timeout=30)
     return Pod(answer.pod_sandbox_id, config)
@@ -129,7 +133,10 @@ def start_container(client: Client, pod: Pod, image: str) -> str:
         command=["sh", "-c", PROGRAM],
         log_path="hello.log",
         labels=LABELS,
-        linux=cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20)),
+        linux=cri.LinuxContainerConfig(
+            resources=cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20),
+            security_context=cri.LinuxContainerSecurityContext(namespace_options=AS_A_KUBELET),
+        ),
     )
     made = client.runtime.CreateContainer(
         cri.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config), timeout=30
