@@ -57,8 +57,8 @@ examples:
 
 _FLAGS: Final[Mapping[str, tuple[config.Path, str, str]]] = {
     "--listen": (("server", "listen"), "ADDRESS", "the CRI socket, unix:///path (default: STATE/cri.sock)"),
-    "--root": (("server", "root"), "DIR", "images and what else outlives a reboot (default: /var/lib/cri_py)"),
-    "--state": (("server", "state"), "DIR", "sockets, bundles, records of what runs (default: /run/cri_py)"),
+    "--root": (("server", "root"), "DIR", "images, records, what else outlives a reboot (default: /var/lib/cri_py)"),
+    "--state": (("server", "state"), "DIR", "sockets, bundles, pinned netns (default: /run/cri_py)"),
     "--metrics": (("metrics", "listen"), "ADDRESS", "Prometheus metrics, unix:///path, 127.0.0.1:PORT or off"),
     "--cgroup-parent": (("cgroups", "parent"), "PATH", "cgroup of pods that name none (default: /cri_py)"),
     "--bridge": (("network", "bridge"), "NAME", "the pods' bridge (default: crip0)"),

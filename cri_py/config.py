@@ -83,8 +83,8 @@ def key(default: _T, comment: str, rule: Rule | None = None) -> _T:
 class ServerConfig:
     """The CRI socket and the daemon's directories."""
 
-    root: str = key("/var/lib/cri_py", "What outlives a reboot: images, snapshots, the image database.", _ABSOLUTE)
-    state: str = key("/run/cri_py", "What doesn't: sockets, bundles, the runtime database.", _ABSOLUTE)
+    root: str = key("/var/lib/cri_py", "What outlives a reboot: images, snapshots, records.", _ABSOLUTE)
+    state: str = key("/run/cri_py", "What doesn't: sockets, bundles, pinned network namespaces.", _ABSOLUTE)
     listen: str = key(
         "",
         'The address of the CRI socket: unix:///path or tcp://host:port (no encryption); "" is STATE/cri.sock.',
