@@ -20,7 +20,7 @@ from cri_py.errors import CriError
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE
 from cri_py.monitor import protocol, transport
-from cri_py.monitor.tracked import ContainerProcess, ExecProcess, Missing, WrongState
+from cri_py.monitor.tracked import ContainerProcess, ExecProcess, Missing, WrongState, exit_code
 from cri_py.runtime import container, holder
 from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import ChildError
@@ -49,8 +49,7 @@ class Monitor:
         self._selector = selectors.EpollSelector()
         self._holder = 0
         self._containers: dict[str, ContainerProcess] = {}
-        self._execs: dict[int, ExecProcess] = {}  # by pid of the process that runs the program
-        self._early_exits: dict[int, int] = {}  # status of an exec that ended before its pid was told
+        self._execs: dict[int, ExecProcess] = {}  # by pid
         self._ending = False
         self._listener = _listen(directory)
         self._connection: socket.socket | None = None
@@ -239,36 +238,26 @@ class Monitor:
             raise WrongState(f"the container {request['id']} is not running")
         scope = self._cgroups.exec_scope(process.cgroup, request["name"])
         try:
-            first, parent = runtime_exec.start(request, process.pid, container.Stdio(*fds), scope)
+            pid, parent = runtime_exec.start(request, process.pid, container.Stdio(*fds), scope)
         except BaseException:
             scope.remove()
             raise
-        process_of_exec = ExecProcess(request["seq"], request["name"], parent, scope)
-        self._execs[-first] = process_of_exec  # until its pid is known
-        self._watch(parent.fd, lambda: self._hear_exec(process_of_exec, -first))
+        started = ExecProcess(request["seq"], request["name"], parent, scope)
+        self._execs[pid] = started
+        self._watch(parent.fd, lambda: self._hear_exec(started, pid))
 
-    def _hear_exec(self, process: ExecProcess, key: int) -> None:
+    def _hear_exec(self, process: ExecProcess, pid: int) -> None:
+        """The exec's last word, or the end of file that means execve."""
         try:
             message, _ = process.parent.hear()
         except OSError:
             message = None
-        if message is not None and "pid" in message:
-            process.pid = message["pid"]
-            self._execs[process.pid] = self._execs.pop(key)
-            return
         self._forget(process.parent.fd)
         process.parent.close()
         process.heard = True
-        if message is not None:
-            process.error = message["error"]
-        elif not process.pid:
-            process.error = "exec ended before it began"
-        if not process.pid:
-            self._execs.pop(key)
-            self._finish_exec(process)
-        elif process.pid in self._early_exits:
-            process.status = self._early_exits.pop(process.pid)
-            self._finish_exec(self._execs.pop(process.pid))
+        process.error = message["error"] if message else ""
+        if process.status is not None:
+            self._finish_exec(self._execs.pop(pid))
 
     def _kill_exec(self, name: str) -> dict[str, Any]:
         for process in self._execs.values():
@@ -306,7 +295,7 @@ class Monitor:
         os.read(_WAKE[0], 4096)
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG | _WALL)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
@@ -324,15 +313,11 @@ class Monitor:
             process.status = status
             if process.heard:
                 self._finish_exec(self._execs.pop(pid))
-            else:
-                self._early_exits[pid] = status
             return
         for container_process in self._containers.values():
             if container_process.pid == pid and not container_process.ended:
                 self._container_ended(container_process, status)
                 return
-        if any(key < 0 for key in self._execs):
-            self._early_exits[pid] = status
 
     def _container_ended(self, process: ContainerProcess, status: int) -> None:
         if process.parent_open:
@@ -353,10 +338,10 @@ class Monitor:
         if process.error:
             self._tell(protocol.refusal(process.seq, "start", process.error))
         else:
-            self._tell(protocol.answer(process.seq, {"code": os.waitstatus_to_exitcode(process.status)}))
+            assert process.status is not None
+            self._tell(protocol.answer(process.seq, {"code": exit_code(process.status)}))
 
 
-_WALL = 0x40000000  # __WALL: also children whose exit sends no signal, which clone3 with CLONE_PARENT makes
 _WAKE: list[int] = []
 
 

@@ -164,7 +164,6 @@ class ContainerProcess:
 
     def end(self, status: int, now: int) -> dict[str, Any]:
         """The process was reaped: take the last output, see whether memory was short, end what it left behind."""
-        code = os.waitstatus_to_exitcode(status)
         if not self._own_pids:
             self._end_rest()
         for stream in self.streams:
@@ -172,7 +171,7 @@ class ContainerProcess:
             stream.close()
         self.streams = []
         self.ended = {
-            "code": 128 - code if code < 0 else code,
+            "code": exit_code(status),
             "started_at": self.started_at,
             "finished_at": now,
             "oom": self._oom_kills() > 0,
@@ -221,6 +220,12 @@ class ContainerProcess:
             self._log.close()
 
 
+def exit_code(status: int) -> int:
+    """A wait status in the shell's words: 128 and the number for an end by a signal."""
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
 def widen_pipe(fd: int) -> None:
     """Ask for a pipe of 1 MiB, so that a busy writer and the log alternate less often; a refusal changes nothing."""
     try:
@@ -237,8 +242,7 @@ class ExecProcess:
         self.name = name
         self.parent = parent
         self.scope = scope
-        self.pid = 0
-        self.status = 0
+        self.status: int | None = None
         self.heard = False
         self.error = ""
 

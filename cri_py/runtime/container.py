@@ -108,18 +108,27 @@ def fork_into(spaces: Namespaces, cgroup_fd: int | None) -> int:
     flags = spaces.new | (CLONE_INTO_CGROUP if cgroup_fd is not None else 0)
     if not spaces.joined & CLONE_NEWPID:
         return syscalls.clone3(flags, cgroup=cgroup_fd or 0)
-    # Only a child can be born into a pid namespace; this single-threaded process lends itself for the moment.
+    holder_fd = syscalls.pidfd_open(spaces.holder)
+    try:
+        return fork_beside(holder_fd, flags, cgroup_fd or 0)
+    finally:
+        os.close(holder_fd)
+
+
+def fork_beside(pidfd: int, flags: int, cgroup_fd: int) -> int:
+    """clone3 into the pid namespace of the process behind ``pidfd``.
+
+    Only a child can be born into a pid namespace; this single-threaded process lends itself for the moment.
+    """
     ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    theirs = os.open(f"/proc/{spaces.holder}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     child = -1
     try:
-        syscalls.setns(theirs, CLONE_NEWPID)
-        child = syscalls.clone3(flags, cgroup=cgroup_fd or 0)
+        syscalls.setns(pidfd, CLONE_NEWPID)
+        child = syscalls.clone3(flags, cgroup=cgroup_fd)
     finally:
         if child != 0:
             syscalls.setns(ours, CLONE_NEWPID)
             os.close(ours)
-            os.close(theirs)
     return child
 
 
@@ -130,6 +139,7 @@ def create(request: dict[str, Any], stdio: Stdio, cgroups: Cgroups) -> tuple[int
     """
     parent = Parent()
     spaces = namespaces(request["namespaces"])
+    request["groups"] = cgroups.directories(request["cgroup"])
     holder_fd = spaces.open_holder()
     cgroup_fd = cgroups.directory_fd(request["cgroup"])
     try:
@@ -163,16 +173,39 @@ def _init(request: dict[str, Any], world: World, stdio: Stdio, parent: Parent) -
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
     notes += security.set_limits(process.get("rlimits", []))
     terminal = _build_root(document, request, tty=request["tty"])
-    identity, home, refusal = _look_up(request["user"])
+    launch, identity, refusal = _prepare(process, request["user"], secure)
     ready = {"user": identity._asdict() if identity else None, "notes": notes}
     parent.say({"ready": ready}, [terminal] if terminal >= 0 else None)
     if terminal >= 0:
         os.close(terminal)
     if not parent.await_go():
         os._exit(0)
-    if identity is None:
+    if launch is None:
         raise refusal
-    launch(process, identity, home, secure)
+    execute(launch)
+
+
+class Launch(NamedTuple):
+    """All that is left to do when the word comes: load the filter, execute."""
+
+    arguments: list[str]
+    environment: dict[bytes, bytes]
+    secure: security.Filter | None  # None where there is none, or where it is loaded already
+
+
+def _prepare(
+    process: dict[str, Any], user: dict[str, Any], secure: security.Filter | None
+) -> tuple[Launch | None, security.Identity | None, Exception]:
+    """Become the user now, so that start has little to do; what the user can't have is kept to be said at start."""
+    try:
+        uid, gid, groups, home = users.resolve(user, read_image_file("/etc/passwd"), read_image_file("/etc/group"))
+    except CriError as error:
+        return None, None, error
+    identity = security.Identity(uid, gid, groups)
+    try:
+        return prepare(process, identity, home, secure), identity, StartError("")
+    except StartError as error:
+        return None, identity, error
 
 
 def _take_descriptors(stdio: Stdio, parent: Parent, holder_fd: int) -> int:
@@ -206,7 +239,10 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], *, tty: bool)
     syscalls.mount("", path, "", MS_PRIVATE)
     root = mounts.Root(path)
     for operation in mounts.plan(document.get("mounts", [])):
-        mounts.execute(operation, root)
+        if operation.fstype == "cgroup":
+            mounts.mount_cgroup(operation, root, request["groups"])
+        else:
+            mounts.execute(operation, root)
     mounts.make_devices(linux.get("devices", []), root)
     terminal = _open_terminal(root) if tty else -1
     mounts.pivot(root)
@@ -216,7 +252,6 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], *, tty: bool)
     _make_working_directory(document["process"]["cwd"])
     if document["root"].get("readonly"):
         mounts.make_root_readonly()
-    os.umask(0o022)
     return terminal
 
 
@@ -243,15 +278,6 @@ def _make_working_directory(path: str) -> None:
         return  # a read-only volume, or a file in the way: chdir, which follows at start, says what is wrong with it
 
 
-def _look_up(request: dict[str, Any]) -> tuple[security.Identity | None, str, CriError]:
-    """The user, resolved in the image's own files; a failure is kept for StartContainer, which reports it."""
-    try:
-        uid, gid, groups, home = users.resolve(request, read_image_file("/etc/passwd"), read_image_file("/etc/group"))
-    except CriError as error:
-        return None, "", error
-    return security.Identity(uid, gid, groups), home, StartError("")
-
-
 def read_image_file(path: str) -> bytes:
     """A file that an image may have made anything of: no fifo blocks, no device fills. Missing is empty."""
     try:
@@ -266,18 +292,19 @@ def read_image_file(path: str) -> bytes:
         os.close(fd)
 
 
-def launch(process: dict[str, Any], identity: security.Identity, home: str, secure: security.Filter | None) -> None:
-    """Become the program of an OCI ``process``. Returns only by raising, in words that name the cause."""
+def prepare(process: dict[str, Any], identity: security.Identity, home: str, secure: security.Filter | None) -> Launch:
+    """Take the place and the identity of an OCI ``process``. Raises StartError in words that name the cause."""
     environment = environment_of(process["env"], home)
+    os.umask(0o022)
+    security.become(identity, process, secure)
     try:
-        os.chdir(process["cwd"])
+        os.chdir(process["cwd"])  # as the user: what it may not enter it must not work in
     except OSError as error:
         raise StartError(f"the working directory {process['cwd']!r} can't be entered: {error.strerror}") from error
-    security.become(identity, process, secure)
     security.restore_signals()
-    # Set last: a change of the user clears it. A monitor's death takes its containers along.
+    # Set anew: a change of the user clears it. A monitor's death takes its containers along.
     syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    execute(process["args"], environment)
+    return Launch(process["args"], environment, secure if process.get("noNewPrivileges") else None)
 
 
 def environment_of(pairs: list[str], home: str) -> dict[bytes, bytes]:
@@ -290,13 +317,15 @@ def environment_of(pairs: list[str], home: str) -> dict[bytes, bytes]:
     return environment
 
 
-def execute(arguments: list[str], environment: dict[bytes, bytes]) -> None:
-    """execve, looked up in PATH where the name has no slash, as execvp(3) does."""
+def execute(launch: Launch) -> None:
+    """The filter, then execve, looked up in PATH where the name has no slash, as execvp(3) does. Never returns."""
+    arguments, environment, secure = launch
     name = arguments[0]
-    if "/" in name:
-        candidates = [name]
-    else:
+    candidates = [name]
+    if "/" not in name:
         candidates = [f"{place}/{name}" for place in os.fsdecode(environment.get(b"PATH", b"")).split(":") if place]
+    if secure is not None:
+        security.load(secure)
     refusal: OSError | None = None
     for candidate in candidates:
         try:

@@ -2,8 +2,8 @@
 
 The dangerous one: it comes from outside with all rights and walks into a place that may be hostile. So it is not
 dumpable from its birth (nobody in the container may trace it or read its memory, CVE-2016-9962), holds no descriptor
-of the host (CVE-2024-21626), enters the pid namespace last, by a second fork, when everything else is behind it,
-and executes nothing of ours that the container could reach through /proc (CVE-2019-5736).
+of the host (CVE-2024-21626), and executes nothing of ours that the container could reach through /proc
+(CVE-2019-5736). It is born into the pid namespace rather than joining it by a second fork: see docs/adr/0004.
 """
 
 from __future__ import annotations
@@ -20,74 +20,61 @@ from cri_py.kernel.constants import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
-    CLONE_NEWPID,
     CLONE_NEWUTS,
-    CLONE_PARENT,
-    PR_SET_DUMPABLE,
     PR_SET_PDEATHSIG,
 )
 from cri_py.runtime import container, security, users
 from cri_py.runtime.child import Parent, keep_only
 
 _SYNC_FD = 3
+_TARGET_FD = 4
 _ALL = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
 
 
 def start(request: dict[str, Any], pid: int, stdio: container.Stdio, scope: ExecScope) -> tuple[int, Parent]:
-    """Fork the first of two processes; returns its pid and the pair.
+    """Fork the process that becomes the program; returns its pid and the pair.
 
-    The pair brings {"pid": of the second}, which becomes the program and is a child of the monitor, then an error or
-    the end of file that means execve. ``request``: process (OCI), user, seccomp; ``pid`` is the container's init.
+    The pair brings an error, or the end of file that means execve. ``request``: process (OCI), user, seccomp;
+    ``pid`` is the container's init. The caller must not be dumpable.
     """
     parent = Parent()
+    target = syscalls.pidfd_open(pid)
     cgroup_fd = scope.directory_fd()
     try:
         flags = CLONE_INTO_CGROUP if cgroup_fd is not None else 0
-        child = syscalls.clone3(flags, cgroup=cgroup_fd or 0)
+        child = container.fork_beside(target, flags, cgroup_fd or 0)
         if child == 0:
-            parent.run_child(lambda: _walk_in(request, pid, stdio, scope if cgroup_fd is None else None, parent))
+            enter = scope if cgroup_fd is None else None
+            parent.run_child(lambda: _walk_in(request, target, stdio, enter, parent))
     finally:
-        if cgroup_fd is not None:
-            os.close(cgroup_fd)
+        for fd in (cgroup_fd, target):
+            if fd is not None:
+                os.close(fd)
     parent.started()
     return child, parent
 
 
 def _walk_in(
-    request: dict[str, Any], pid: int, stdio: container.Stdio, scope: ExecScope | None, parent: Parent
+    request: dict[str, Any], target: int, stdio: container.Stdio, scope: ExecScope | None, parent: Parent
 ) -> None:
-    syscalls.prctl(PR_SET_DUMPABLE, 0)
-    target = syscalls.pidfd_open(pid)
     secure = security.read_filter(request["seccomp"])
     if scope is not None:
         scope.enter()
-    os.dup2(stdio.stdin, 0)
-    os.dup2(stdio.stdout, 1)
-    os.dup2(stdio.stderr, 2)
-    target = _move(target, _SYNC_FD + 1)
+    os.dup2(target, _TARGET_FD, inheritable=False)
+    for number, fd in enumerate(stdio):
+        os.dup2(fd, number)
     parent.move_child_end(_SYNC_FD)
-    keep_only(_SYNC_FD, _SYNC_FD + 1)
+    keep_only(_SYNC_FD, _TARGET_FD)
     process = request["process"]
     security.set_oom_score(process.get("oomScoreAdj"))
     security.set_limits(process.get("rlimits", []))
-    syscalls.setns(target, _ALL)
+    syscalls.setns(_TARGET_FD, _ALL)
+    os.close(_TARGET_FD)
+    os.setsid()
+    syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     uid, gid, groups, home = users.resolve(
         request["user"], container.read_image_file("/etc/passwd"), container.read_image_file("/etc/group")
     )
-    syscalls.setns(target, CLONE_NEWPID)
-    os.close(target)
-    # CLONE_PARENT: the second one is the monitor's child, which reaps it and learns its exit code.
-    second = syscalls.clone3(CLONE_PARENT, exit_signal=0)
-    if second:
-        parent.say({"pid": second})
-        os._exit(0)
-    syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setsid()
-    container.launch(process, security.Identity(uid, gid, groups), home, secure)
-
-
-def _move(fd: int, place: int) -> int:
-    if fd != place:
-        os.dup2(fd, place, inheritable=False)
-        os.close(fd)
-    return place
+    identity = security.Identity(uid, gid, groups)
+    launch = container.prepare(process, identity, home, secure)
+    container.execute(launch)

@@ -15,11 +15,16 @@ from typing import Any, NamedTuple
 from cri_py.errors import KernelError
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import (
+    AT_EMPTY_PATH,
     AT_FDCWD,
     FSCONFIG_CMD_CREATE,
     FSCONFIG_SET_FLAG,
     FSCONFIG_SET_STRING,
     MNT_DETACH,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
     MS_BIND,
     MS_NOATIME,
     MS_NODEV,
@@ -35,6 +40,8 @@ from cri_py.kernel.constants import (
     MS_SLAVE,
     MS_STRICTATIME,
     MS_UNBINDABLE,
+    OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
 )
@@ -189,9 +196,6 @@ def _mount_deep_overlay(lower: list[str], rootfs: dict[str, Any], target: str) -
 
 def execute(operation: MountOp, root: Root) -> None:
     """Mount one operation inside ``root``. Raises KernelError that names source and destination."""
-    if operation.fstype == "cgroup":
-        _mount_cgroup(operation, root)
-        return
     bind = bool(operation.flags & MS_BIND)
     directory = not bind or os.path.isdir(operation.source)
     fd = root.target(operation.destination, directory=directory)
@@ -234,53 +238,39 @@ def _attributes_of(fd: int) -> int:
     return kept | (MS_NOATIME if flags & os.ST_NOATIME else 0) | (MS_NODIRATIME if flags & os.ST_NODIRATIME else 0)
 
 
-def _mount_cgroup(operation: MountOp, root: Root) -> None:
-    """/sys/fs/cgroup: the unified hierarchy where the host has it, else a bind of each v1 hierarchy's own group."""
+def mount_cgroup(operation: MountOp, root: Root, groups: tuple[str, ...]) -> None:
+    """/sys/fs/cgroup: the one hierarchy of v2, or a directory with a bind of the own group in each one of v1.
+
+    ``groups``: the container's own group in each hierarchy.
+    """
     fd = root.target(operation.destination, directory=True)
     flags = operation.flags & ~MS_BIND
-    groups = _own_groups()
-    if set(groups) == {""}:
-        try:
-            syscalls.mount("cgroup2", _fd_path(fd), "cgroup2", flags, "nsdelegate")
-        except KernelError as error:
-            if error.errno not in (errno.EINVAL, errno.EBUSY):
-                raise _named(error, operation) from error
+    try:
+        if len(groups) == 1:
             syscalls.mount("cgroup2", _fd_path(fd), "cgroup2", flags)
+        else:
+            syscalls.mount("tmpfs", _fd_path(fd), "tmpfs", flags & ~MS_RDONLY, "mode=755,size=64k")
+            _bind_groups(operation.destination, root, groups, flags)
+    except KernelError as error:
+        raise _named(error, operation) from error
+    finally:
         os.close(fd)
-        return
-    syscalls.mount("tmpfs", _fd_path(fd), "tmpfs", flags & ~MS_RDONLY, "mode=755,size=64k")
-    os.close(fd)
-    for controllers, source in groups.items():
-        if controllers:
-            place = f"{operation.destination}/{controllers}"
-            execute(MountOp("bind", source, place, MS_BIND | flags & _BIND_ATTRIBUTES, 0, ""), root)
+
+
+def _bind_groups(destination: str, root: Root, groups: tuple[str, ...], flags: int) -> None:
+    """One detached copy per hierarchy, made read-only before it is seen, moved to its place; then the directory."""
+    attributes = (MOUNT_ATTR_RDONLY if flags & MS_RDONLY else 0) | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    top = root.open(destination, os.O_PATH | os.O_DIRECTORY)
+    for group in groups:
+        name = group.split("/")[4]  # /sys/fs/cgroup/NAME/…
+        os.mkdir(name, 0o555, dir_fd=top)
+        copy = syscalls.open_tree(AT_FDCWD, group, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+        syscalls.mount_setattr(copy, "", AT_EMPTY_PATH, attr_set=attributes | MOUNT_ATTR_NOEXEC)
+        syscalls.move_mount(copy, name, target_dirfd=top)
+        os.close(copy)
     if flags & MS_RDONLY:
-        top = root.open(operation.destination)
         syscalls.mount("", _fd_path(top), "", MS_REMOUNT | MS_BIND | flags)
-        os.close(top)
-
-
-def _own_groups() -> dict[str, str]:
-    """{"cpu,cpuacct": directory of our own cgroup there, "": the unified hierarchy's} from /proc."""
-    places: dict[str, str] = {}
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            left, _, right = line.partition(" - ")
-            fstype, _, options = right.split()[:3]
-            if fstype in ("cgroup", "cgroup2"):
-                places[options if fstype == "cgroup" else ""] = left.split()[4]
-    groups: dict[str, str] = {}
-    with open("/proc/self/cgroup") as file:
-        for line in file:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            for options, place in places.items():
-                wanted = set(controllers.split(",")) if controllers else set()
-                if (options == "") == (controllers == "") and wanted <= set(options.split(",")) | {""}:
-                    groups[controllers] = f"{place}{path}"
-                    break
-    if len(groups) > 1:
-        groups.pop("", None)  # on a hybrid host the controllers are the older version's
-    return groups
+    os.close(top)
 
 
 # ------------------------------------------------------------------ devices

@@ -65,18 +65,21 @@ def set_limits(rlimits: list[dict[str, Any]]) -> list[str]:
     notes = []
     for limit in rlimits:
         kind = getattr(resource, limit["type"])
-        try:
-            resource.setrlimit(kind, (limit["soft"], limit["hard"]))
-        except (ValueError, PermissionError):
-            hard = resource.getrlimit(kind)[1]
-            most = limit["hard"] if hard == resource.RLIM_INFINITY else min(limit["hard"], hard)
-            resource.setrlimit(kind, (min(limit["soft"], most), most))
-            notes.append(f"{limit['type']} {limit['hard']} is above our own {hard} and root lacks CAP_SYS_RESOURCE")
+        ours = resource.getrlimit(kind)[1]
+        soft, hard = limit["soft"], limit["hard"]
+        if ours != resource.RLIM_INFINITY and hard > ours and not _may_raise():
+            notes.append(f"{limit['type']} {hard} is above our own {ours} and root lacks CAP_SYS_RESOURCE")
+            soft, hard = min(soft, ours), ours
+        resource.setrlimit(kind, (soft, hard))
     return notes
 
 
+def _may_raise() -> bool:
+    return bool(syscalls.capget()[0] >> capabilities.NUMBERS["CAP_SYS_RESOURCE"] & 1)
+
+
 def become(identity: Identity, process: dict[str, Any], secure: Filter | None) -> None:
-    """Give up all that the document does not grant; afterwards only execve is left to do.
+    """Give up all that the document does not grant. With no_new_privs the filter is left to the caller, to come last.
 
     ``process`` is the OCI document's: capabilities, noNewPrivileges. Raises KernelError.
     """
@@ -97,8 +100,11 @@ def become(identity: Identity, process: dict[str, Any], secure: Filter | None) -
     effective = _held(sets.get("effective", ()))
     syscalls.capset(effective & permitted, permitted, _held(sets.get("inheritable", ())) & permitted)
     _raise_ambient(sets.get("ambient", ()))
-    if process.get("noNewPrivileges") and secure:
-        seccomp.load_filter(secure.bpf, secure.flags)
+
+
+def load(secure: Filter) -> None:
+    """Filter this process from now on; needs no_new_privs."""
+    seccomp.load_filter(secure.bpf, secure.flags)
 
 
 def _held(names: list[str] | tuple[()]) -> int:
