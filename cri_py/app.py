@@ -127,6 +127,7 @@ class App:
             spawner=self._spawner,
             network=self.network,
             groups=self.groups,
+            trash=self.trash,
             events=self.events,
             clock=clock,
         )

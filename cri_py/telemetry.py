@@ -12,8 +12,9 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
+import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -149,7 +150,11 @@ def _text_rendering(stream: TextIO) -> list[Processor]:
 
 
 def _json_rendering() -> list[Processor]:
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
+
+
+def _to_json(event: Any, **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode()
 
 
 def _adopt_standard_loggers(level: int, stream: TextIO, steps: list[Processor], rendering: list[Processor]) -> None:

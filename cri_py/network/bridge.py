@@ -112,8 +112,11 @@ class Bridge:
 
     # ------------------------------------------------------------- the pods
 
-    async def attach(self, name: str) -> Attachment:
+    async def attach(self, name: str, on_netns: Callable[[], None] = lambda: None) -> Attachment:
         """A new network namespace, pinned as ``name``, with lo, eth0 on the bridge, an address and a default route.
+
+        ``on_netns`` is called on the event loop as soon as the namespace is pinned: who only has to be in it need not
+        wait for the wires.
 
         On failure and on cancellation nothing is left. Raises FailedPrecondition (network not ready), AlreadyExists,
         ResourceExhausted (no address), Internal (the kernel refused).
@@ -121,8 +124,11 @@ class Bridge:
         if self._fault:
             raise FailedPrecondition(f"no network for {name}: {self._fault}")
         address = self._pool.take()
+        loop = asyncio.get_running_loop()
         try:
-            return await self._make(name, address, partial(self._attach_here, name, address))
+            return await self._make(
+                name, address, partial(self._attach_here, name, address, partial(loop.call_soon_threadsafe, on_netns))
+            )
         except BaseException:
             self._pool.release(address)
             raise
@@ -160,7 +166,7 @@ class Bridge:
 
         def removed() -> list[str]:
             strange = [name for name in netns.pins(self._netns_dir) if name not in kept]
-            return [name for name in strange if netns.unpin(self._path(name))]
+            return [name for name in strange if netns.unpin(self.pin_of(name))]
 
         kept = known | {os.path.basename(path) for path in self._attached}
         try:
@@ -170,13 +176,14 @@ class Bridge:
 
     # ---------------------------------------------------------- on a thread
 
-    def _attach_here(self, name: str, address: IPv4Address) -> Attachment:
+    def _attach_here(self, name: str, address: IPv4Address, on_netns: Callable[[], object]) -> Attachment:
         """Runs on a thread of its own; what fails after the pin goes with it, the veth pair too."""
-        pin = self._path(name)
+        pin = self.pin_of(name)
         host_end = f"veth{secrets.token_hex(5)}"
         with Netlink() as node:
             netns.enter_new(pin)
             try:
+                on_netns()
                 # The thread is in the pod's namespace by now, so its id names that namespace.
                 veth = make_veth(
                     host_end,
@@ -197,7 +204,7 @@ class Bridge:
         return Attachment(pin, (str(address),), INTERFACE, host_end)
 
     def _loopback_here(self, name: str) -> Attachment:
-        pin = self._path(name)
+        pin = self.pin_of(name)
         os.makedirs(self._netns_dir, mode=0o755, exist_ok=True)  # it needs no bridge, so none may have been started
         netns.enter_new(pin)
         try:
@@ -269,7 +276,7 @@ class Bridge:
     # ------------------------------------------------------ what both share
 
     async def _make(self, name: str, address: IPv4Address | None, work: Callable[[], Attachment]) -> Attachment:
-        pin = self._path(name)
+        pin = self.pin_of(name)
         if pin in self._attached:
             raise AlreadyExists(f"{name} has a network already", hint="detach it first")
         self._attached[pin] = address
@@ -297,7 +304,8 @@ class Bridge:
                 remedy=error.hint,
             )
 
-    def _path(self, name: str) -> str:
+    def pin_of(self, name: str) -> str:
+        """Where the namespace of ``name`` is pinned."""
         return f"{self._netns_dir}/{name}"
 
 

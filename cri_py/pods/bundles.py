@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,14 @@ from cri_py.pods.spec_mounts import DeviceNode
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """``filter``: {"path", "flags"} of the compiled seccomp profile, None for none."""
+    """The OCI document in two parts, and the second part compiled.
 
-    document: dict[str, Any]
+    The profile is nine tenths of a document and of no use to our own runtime, which loads ``filter``, {"path",
+    "flags"}; so it lies in a file of its own, and init need not parse it.
+    """
+
+    document: dict[str, Any]  # without linux.seccomp
+    seccomp: Mapping[str, Any] | None
     filter: dict[str, Any] | None
 
 
@@ -54,8 +58,8 @@ class Bundles:
             target_pid=target_pid,
             device_nodes=_device_nodes(config),
         )
-        profile = document["linux"].get("seccomp")
-        return Bundle(document, await self._filter(profile) if profile else None)
+        profile = document["linux"].pop("seccomp", None)
+        return Bundle(document, profile, await self._filter(profile) if profile else None)
 
     async def _filter(self, profile: Mapping[str, Any]) -> dict[str, Any]:
         """Compile a profile once (10 ms); its filter lies in the state directory under its hash."""
@@ -83,18 +87,19 @@ class Bundles:
             os.mkdir(writable, 0o700)
             os.mkdir(f"{writable}/upper", 0o755)
             os.mkdir(f"{writable}/work", 0o755)
-            with open(f"{directory}/config.json", "w") as file:
-                file.write(json.dumps(bundle.document))
+            _write(f"{directory}/config.json", bundle.document)
+            if bundle.seccomp is not None:
+                _write(f"{directory}/seccomp.json", bundle.seccomp)
         except OSError as error:
             raise Internal(f"the bundle of container {container.id} can't be written: {error}") from error
 
     def read(self, container: Container) -> dict[str, Any]:
-        """The OCI document as it was executed; empty once the state directory was lost by a reboot."""
-        try:
-            with open(f"{self._places.bundle(container.sandbox_id, container.id)}/config.json") as file:
-                document: dict[str, Any] = json.loads(file.read())
-        except FileNotFoundError:
-            return {}
+        """The OCI document in whole; empty once the state directory was lost by a reboot."""
+        directory = self._places.bundle(container.sandbox_id, container.id)
+        document = _read(f"{directory}/config.json")
+        profile = _read(f"{directory}/seccomp.json")
+        if profile:
+            document["linux"]["seccomp"] = profile
         return document
 
     def filter_of(self, document: dict[str, Any]) -> dict[str, Any] | None:
@@ -107,20 +112,25 @@ class Bundles:
 
     def kept_exit(self, container: Container) -> dict[str, Any] | None:
         """The exit that the monitor wrote down before it died itself."""
-        try:
-            with open(f"{self._places.pod(container.sandbox_id)}/exits/{container.id}") as file:
-                kept: dict[str, Any] = json.loads(file.read())
-        except FileNotFoundError:
-            return None
-        return kept
-
-    def remove(self, container: Container) -> None:
-        directory = self._places.bundle(container.sandbox_id, container.id)
-        if os.path.isdir(directory):
-            shutil.rmtree(directory)
+        return _read(f"{self._places.pod(container.sandbox_id)}/exits/{container.id}") or None
 
     def close(self) -> None:
         self._compiler.shutdown()
+
+
+def _write(path: str, document: Mapping[str, Any]) -> None:
+    with open(path, "w") as file:
+        file.write(json.dumps(document))
+
+
+def _read(path: str) -> dict[str, Any]:
+    """A document, empty if there is none."""
+    try:
+        with open(path) as file:
+            document: dict[str, Any] = json.loads(file.read())
+    except FileNotFoundError:
+        return {}
+    return document
 
 
 def _device_nodes(config: ContainerConfig) -> Sequence[DeviceNode]:

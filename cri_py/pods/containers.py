@@ -215,7 +215,7 @@ class Containers:
             return
 
     def _discard_files(self, container: Container) -> None:
-        self._bundles.remove(container)
+        self._trash.discard(self._places.bundle(container.sandbox_id, container.id))
         self._trash.discard(self._places.writable(container.id))
 
     # ----------------------------------------------------------------- start

@@ -36,7 +36,7 @@ from cri_py.pods.groups import HOLDER, Groups
 from cri_py.pods.ledger import Ledger
 from cri_py.pods.monitors import Monitors
 from cri_py.pods.places import Places
-from cri_py.pods.sandboxes import remove_pod_directory
+from cri_py.pods.sandboxes import unmount
 from cri_py.pods.trash import Trash
 
 log = structlog.get_logger()
@@ -186,7 +186,8 @@ class Recovery:
             group = note.read_text()
             made = Path(pod) / "cgroup-made"
             await self._groups.end_pod(group, made.read_text().split("\n") if made.exists() else ())
-        remove_pod_directory(pod)
+        unmount(f"{pod}/shm")
+        self._trash.discard(pod)
 
 
 def _is_id(name: str) -> bool:

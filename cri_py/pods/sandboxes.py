@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -42,6 +41,7 @@ from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
 from cri_py.pods.monitors import Monitors
 from cri_py.pods.places import Places
+from cri_py.pods.trash import Trash
 
 log = structlog.get_logger()
 _SHM_OPTIONS: Final = "mode=1777,size=65536k"
@@ -62,6 +62,7 @@ class Sandboxes:
         spawner: SpawnerClient,
         network: Bridge,
         groups: Groups,
+        trash: Trash,
         events: Events,
         clock: Callable[[], Nanos],
     ) -> None:
@@ -74,6 +75,7 @@ class Sandboxes:
         self._spawner = spawner
         self._network = network
         self._groups = groups
+        self._trash = trash
         self._events = events
         self._clock = clock
         self._flights: Flights[tuple[Any, ...], SandboxId] = Flights()
@@ -140,11 +142,8 @@ class Sandboxes:
         async with AsyncExitStack() as undo:
             undo.callback(self._remove_directory, sandbox)
             self._make_directory(sandbox)
-            monitor, attachment = await self._gather(sandbox, undo)
-            sandbox = replace(sandbox, attachment=attachment)
-            self._write_files(sandbox)
-            holder = await self._hold(sandbox, monitor)
-            sandbox = replace(sandbox, state=Ready(monitor.pid, holder))
+            monitor, holder, attachment = await self._gather(sandbox, undo)
+            sandbox = replace(sandbox, attachment=attachment, state=Ready(monitor.pid, holder))
             await self._ledger.put_sandbox(sandbox)
             undo.pop_all()
         self._monitors.keep(sandbox.id, monitor)
@@ -152,17 +151,27 @@ class Sandboxes:
         self._publish(sandbox, EventKind.STARTED)
         return sandbox_id
 
-    async def _gather(self, sandbox: Sandbox, undo: AsyncExitStack) -> tuple[MonitorClient, Attachment | None]:
-        """Monitor, network and cgroup are independent of one another: made side by side."""
+    async def _gather(self, sandbox: Sandbox, undo: AsyncExitStack) -> tuple[MonitorClient, int, Attachment | None]:
+        """Monitor, network and cgroup are made side by side; the holder as soon as it has somewhere to be."""
         host_network = sandbox.config.namespaces.network is NamespaceMode.NODE
+        netns = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._make_group(sandbox, undo))
+                grouped = tasks.create_task(self._make_group(sandbox, undo))
                 spawned = tasks.create_task(self._spawn(sandbox, undo))
-                attached = None if host_network else tasks.create_task(self._attach(sandbox, undo))
+                if host_network:
+                    netns.set()
+                    attached = None
+                else:
+                    attached = tasks.create_task(self._attach(sandbox, undo, netns))
+                await netns.wait()
+                await grouped
+                holder = await self._hold(sandbox, await spawned)
+                attachment = await attached if attached else None
+                self._write_files(replace(sandbox, attachment=attachment))
         except BaseExceptionGroup as group:
             raise _first(group) from None
-        return spawned.result(), attached.result() if attached else None
+        return spawned.result(), holder, attachment
 
     async def _make_group(self, sandbox: Sandbox, undo: AsyncExitStack) -> None:
         undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, ())
@@ -175,16 +184,16 @@ class Sandboxes:
         await monitor.wait_until_up(self._config.monitor_timeout_s)
         return monitor
 
-    async def _attach(self, sandbox: Sandbox, undo: AsyncExitStack) -> Attachment:
-        attachment = await self._network.attach(sandbox.id)
+    async def _attach(self, sandbox: Sandbox, undo: AsyncExitStack, netns: asyncio.Event) -> Attachment:
+        attachment = await self._network.attach(sandbox.id, netns.set)
         undo.push_async_callback(self._network.detach, attachment)
         return attachment
 
     async def _hold(self, sandbox: Sandbox, monitor: MonitorClient) -> int:
         own = spec.sandbox_namespaces(sandbox.config)
         fds: tuple[int, ...] = ()
-        if sandbox.attachment is not None:
-            fds = (os.open(sandbox.attachment.netns_path, os.O_RDONLY | os.O_CLOEXEC),)
+        if "network" in own:
+            fds = (os.open(self._network.pin_of(sandbox.id), os.O_RDONLY | os.O_CLOEXEC),)
         try:
             answer = await monitor.request(
                 "hold",
@@ -222,7 +231,8 @@ class Sandboxes:
             syscalls.mount("shm", places.shm, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, _SHM_OPTIONS)
 
     def _remove_directory(self, sandbox: Sandbox) -> None:
-        remove_pod_directory(self._places.pod(sandbox.id))
+        unmount(self._places.files(sandbox.id).shm)
+        self._trash.discard(self._places.pod(sandbox.id))
 
     async def _end_monitor(self, monitor: MonitorClient) -> None:
         monitor.on_lost = lambda: None
@@ -352,10 +362,3 @@ def unmount(path: str) -> None:
         if not os.path.ismount(path):
             return
         raise Internal(f"{path} can't be unmounted: {error}") from error
-
-
-def remove_pod_directory(path: str) -> None:
-    """Remove a pod's directory with what is mounted in it."""
-    unmount(f"{path}/shm")
-    if os.path.isdir(path):
-        shutil.rmtree(path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import structlog
@@ -16,6 +16,7 @@ class Trash:
 
     def __init__(self, *directories: str) -> None:
         self._directories = directories
+        self._names = (f"{os.getpid()}-{number}" for number in itertools.count())
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trash")
         for directory in directories:
             for entry in os.scandir(directory):
@@ -25,7 +26,7 @@ class Trash:
         """Take a directory away at once. One that isn't there is fine."""
         for directory in self._directories:
             if os.stat(directory).st_dev == os.stat(os.path.dirname(path)).st_dev:
-                target = f"{directory}/{os.path.basename(path)}"
+                target = f"{directory}/{next(self._names)}-{os.path.basename(path)}"
                 break
         else:
             raise FileNotFoundError(f"no trash on the filesystem of {path}")
@@ -36,7 +37,7 @@ class Trash:
         self._delete_soon(target)
 
     def _delete_soon(self, path: str) -> None:
-        self._pool.submit(shutil.rmtree, path).add_done_callback(_report)
+        self._pool.submit(_delete, path).add_done_callback(_report)
 
     def close(self) -> None:
         """What is not deleted yet waits for the next start."""
@@ -46,3 +47,14 @@ class Trash:
 def _report(done: Future[None]) -> None:
     if not done.cancelled() and (error := done.exception()) is not None:
         log.warning("a discarded directory could not be deleted", error=str(error))
+
+
+def _delete(path: str) -> None:
+    """Delete a tree. The trash is private to root, so no link can be slipped in, which shutil.rmtree guards against."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _delete(entry.path)
+            else:
+                os.unlink(entry.path)
+    os.rmdir(path)
