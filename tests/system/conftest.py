@@ -1,0 +1,111 @@
+"""A registry, a daemon for all tests and, for those that kill it, daemons of their own; each test leaves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+from tests.simulators.busybox import BUSYBOX, CUSTOM, push_images
+from tests.simulators.kubelet import Kubelet, Pod
+from tests.simulators.registry import RegistrySimulator
+from tests.system.daemon import Daemon
+
+_OFFSET = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/system/" in item.path.as_posix():
+            item.add_marker(pytest.mark.root)
+            item.add_marker(pytest.mark.system)
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[RegistrySimulator]:
+    """Serves registry.test/busybox:1 and registry.test/custom:1."""
+    with RegistrySimulator() as simulator:
+        push_images(simulator)
+        yield simulator
+
+
+def _serve(daemon: Daemon) -> None:
+    daemon.start()
+    daemon.kubelet.pull(BUSYBOX)
+    daemon.kubelet.pull(CUSTOM)
+    daemon.kubelet.remove_pod(daemon.kubelet.run_pod())  # what is made once is made
+    daemon.remember()
+
+
+@pytest.fixture(scope="session")
+def daemon(registry: RegistrySimulator) -> Iterator[Daemon]:
+    """One for all tests; it must not be killed. Tests ask for ``kubelet``, which cleans up after each."""
+    serving = Daemon(registry.url)
+    try:
+        _serve(serving)
+        yield serving
+    finally:
+        serving.destroy()
+
+
+@pytest.fixture
+def kubelet(request: pytest.FixtureRequest, daemon: Daemon) -> Iterator[Kubelet]:
+    """Drives the session's daemon. Afterwards every pod is removed, and nothing of them is left."""
+    request.node.stash[_OFFSET] = daemon.log_file.stat().st_size
+    yield daemon.kubelet
+    daemon.kubelet.sweep()
+    lines = daemon.left_over()
+    if lines:
+        pytest.fail("the daemon left behind:\n  " + "\n  ".join(lines), pytrace=False)
+
+
+@pytest.fixture
+def pod(kubelet: Kubelet) -> Pod:
+    """A sandbox without wishes."""
+    return kubelet.run_pod()
+
+
+@pytest.fixture
+def fresh_daemon(registry: RegistrySimulator) -> Iterator[Daemon]:
+    """A daemon of the test's own, to be killed and restarted at will, with both images pulled. Leaks are looked for."""
+    serving = Daemon(registry.url)
+    try:
+        _serve(serving)
+        yield serving
+        if serving.running:
+            serving.kubelet.sweep()
+            lines = serving.left_over()
+            if lines:
+                pytest.fail("the daemon left behind:\n  " + "\n  ".join(lines), pytrace=False)
+    finally:
+        serving.destroy()
+
+
+@pytest.fixture
+def make_daemon(registry: RegistrySimulator) -> Iterator[Callable[[str], Daemon]]:
+    """Daemons with settings of their own, given as TOML."""
+    made: list[Daemon] = []
+
+    def make(settings: str) -> Daemon:
+        made.append(Daemon(registry.url, settings))
+        _serve(made[-1])
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for serving in made:
+            serving.destroy()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what its daemon logged meanwhile."""
+    report = yield
+    if report.failed:
+        arguments = getattr(item, "funcargs", {})
+        for name in ("kubelet", "fresh_daemon"):
+            daemon = arguments.get(name)
+            if isinstance(daemon, Daemon) and daemon.log_file.exists():
+                report.sections.append((f"log of {name}", daemon.log_since(item.stash.get(_OFFSET, 0))[-6000:]))
+    return report

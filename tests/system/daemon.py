@@ -1,0 +1,236 @@
+"""The real daemon as a subprocess, with directories, cgroups, a bridge and a subnet of its own, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from cri_py.kernel import procfs
+from tests.simulators.busybox import HOST
+from tests.simulators.kubelet import Kubelet, wait_for
+
+START_S: Final = 30.0
+SETTLE_S: Final = 5.0
+_PYTHON: Final = (sys.executable, "-m", "cri_py", "serve")
+
+
+class Daemon:
+    """``start`` and ``destroy`` are the fixture's; between them a test may kill, stop and start it as it likes."""
+
+    def __init__(self, mirror: str, settings: str = "") -> None:
+        mark = secrets.token_hex(3)
+        self.directory = Path(tempfile.mkdtemp(prefix=f"cri-{mark}-", dir="/tmp"))
+        self.root, self.state = self.directory / "root", self.directory / "state"
+        self.socket, self.metrics_socket = f"{self.state}/cri.sock", f"{self.state}/metrics.sock"
+        self.log_file = self.directory / "log"
+        self.cgroup_parent = f"/cri_py-test-{mark}"
+        self.bridge = f"crt{mark}"
+        self.subnet = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(256)}.0/24"
+        self.config_file = self.directory / "config.toml"
+        self.config_file.write_text(f'{settings}\n[images.registries."{HOST}"]\nmirrors = ["{mirror}"]\n')
+        self.kubelet = Kubelet(self.socket, self.directory / "logs", self.cgroup_parent)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._descriptors: Counter[str] = Counter()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Until it answers."""
+        assert self._process is None
+        arguments = (
+            *("--config", str(self.config_file), "--root", str(self.root), "--state", str(self.state)),
+            *("--cgroup-parent", self.cgroup_parent, "--bridge", self.bridge, "--subnet", self.subnet),
+        )
+        # The spawner and its monitors inherit nothing but PATH, by which they are told from other daemons' ones.
+        environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{self.directory}"}
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_PYTHON, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
+        self.kubelet.disconnect()
+        wait_for(self._answers, bool, START_S)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        status = self._process.poll()
+        assert status is None, f"the daemon ended with status {status}:\n{self.log_since(0)[-4000:]}"
+        if not os.path.exists(self.socket):
+            return False
+        try:
+            self.kubelet.Version(deadline_s=1.0)
+        except grpc.RpcError:
+            self.kubelet.disconnect()
+            return False
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL, as the OOM killer would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        return self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _end(self, number: int) -> int:
+        assert self._process is not None
+        self._process.send_signal(number)
+        status = self._process.wait(timeout=30)
+        self._process = None
+        self.kubelet.disconnect()
+        return status
+
+    def destroy(self) -> None:
+        """Whatever a test did, nothing of the daemon is left on the machine."""
+        try:
+            if self._process is None:
+                self.start()
+            self.kubelet.sweep()
+        finally:
+            if self._process is not None:
+                self.kill()
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            wait_for(self.processes, lambda pids: not pids)
+            self._remove_traces()
+
+    def _remove_traces(self) -> None:
+        for mount in reversed(self._mounts()):
+            subprocess.run(["umount", "--lazy", mount], check=False)
+        for directory in reversed(self.cgroups()):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+        for interface in (*self._ports(), self.bridge):
+            subprocess.run(["ip", "link", "del", interface], check=False, capture_output=True)
+        subprocess.run(["nft", "delete", "table", "ip", f"cri_py_{self.bridge}"], check=False, capture_output=True)
+        shutil.rmtree(self.directory)
+
+    # --------------------------------------------------------------- looking
+
+    def log_since(self, offset: int) -> str:
+        return self.log_file.read_bytes()[offset:].decode(errors="replace")
+
+    def spawners(self) -> list[int]:
+        return [pid for pid in self._marked() if _name(pid) == "cri-spawner"]
+
+    def monitors(self) -> list[int]:
+        return [pid for pid in self._marked() if _name(pid) == "cri-monitor"]
+
+    def processes(self) -> list[int]:
+        """Monitors and all that they started: holders, inits, programs, execs."""
+        return sorted({*self.monitors(), *self._holders(), *self._members()})
+
+    def cgroups(self) -> list[str]:
+        """Directories of its own, parents first."""
+        roots = [m.path for m in procfs.mountinfo() if m.fstype in {"cgroup", "cgroup2"}]
+        found = [directory for root in roots for directory, _, _ in os.walk(root + self.cgroup_parent)]
+        return sorted(set(found))
+
+    def _marked(self) -> list[int]:
+        """Processes with the daemon's directory in their PATH, itself aside."""
+        mark, own = str(self.directory).encode(), self._process.pid if self._process else 0
+        return [pid for pid in _pids() if pid != own and mark in _read(f"/proc/{pid}/environ")]
+
+    def _holders(self) -> list[int]:
+        return [
+            pid for pid in _pids() if _link(f"/proc/{pid}/exe").removesuffix(" (deleted)") == f"{self.state}/holder"
+        ]
+
+    def _members(self) -> list[int]:
+        members = {pid for group in self.cgroups() for pid in _read(f"{group}/cgroup.procs").split()}
+        return [int(pid) for pid in members if int(pid) != os.getpid()]
+
+    def _mounts(self) -> list[str]:
+        return [m.path for m in procfs.mountinfo() if m.path.startswith(f"{self.directory}/")]
+
+    def _ports(self) -> list[str]:
+        try:
+            return os.listdir(f"/sys/class/net/{self.bridge}/brif")
+        except FileNotFoundError:
+            return []
+
+    # ----------------------------------------------------------------- leaks
+
+    def remember(self) -> None:
+        """What it has open now is what it may have open when all pods are gone."""
+        self._descriptors = self._open()
+
+    def left_over(self) -> list[str]:
+        """What is there though no pod is, once it had time to go; a line each."""
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            lines = self._remains()
+            if not lines or time.monotonic() > deadline:
+                return lines
+            time.sleep(0.01)
+
+    def _remains(self) -> list[str]:
+        places = (self.state / "pods", self.state / "trash", self.state / "netns", self.root / "containers")
+        entries = [entry for place in (*places, self.root / "trash") for entry in _entries(place)]
+        return [
+            *(f"process {pid} {_name(pid)}" for pid in self.processes()),
+            *(f"mount {path}" for path in self._mounts()),
+            *(f"cgroup {path}" for path in self.cgroups()),
+            *(f"entry {path}" for path in entries),
+            *(f"interface {name}" for name in self._ports()),
+            *(f"{count} more open: {kind}" for kind, count in (self._open() - self._descriptors).items()),
+        ]
+
+    def _open(self) -> Counter[str]:
+        """The daemon's descriptors by kind. Sockets may also be kept connections to a registry, so they aren't told."""
+        if self._process is None:
+            return Counter()
+        links = [_link(f"/proc/{self.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{self.pid}/fd")]
+        return Counter(link.split(":[")[0] for link in links if link)
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _name(pid: int) -> str:
+    return _read(f"/proc/{pid}/comm").decode(errors="replace").strip()
+
+
+def _read(path: str) -> bytes:
+    """Empty for what has gone meanwhile, and for processes that may do more than this one: those are strangers."""
+    try:
+        return Path(path).read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""
+
+
+def _entries(directory: Path) -> list[Path]:
+    return list(directory.iterdir()) if directory.is_dir() else []
