@@ -273,6 +273,9 @@ class Sandboxes:
         unmount(self._places.files(sandbox.id).shm)
         if not isinstance(sandbox.state, Ready):
             await self._groups.kill(sandbox.cgroup)
+        await self._remove_group(sandbox)
+
+    async def _remove_group(self, sandbox: Sandbox) -> None:
         made = _read(f"{self._places.pod(sandbox.id)}/cgroup-made").split("\n")
         await self._groups.remove_pod(sandbox.cgroup, filter(None, made))
 
@@ -318,8 +321,11 @@ class Sandboxes:
             return
         async with self._ledger.lock(sandbox.id):
             await self._stop(self._ledger.sandbox(sandbox.id))
-        for container in self._ledger.members(sandbox.id):
+        members = self._ledger.members(sandbox.id)
+        for container in members:
             await self._containers.remove(container.id)
+        if members:  # their groups kept the pod's from being removed by the stop
+            await self._remove_group(sandbox)
         self._remove_directory(sandbox)
         await self._ledger.drop_sandbox(sandbox.id)
         self._torn_down.discard(sandbox.id)
