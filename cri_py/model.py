@@ -346,6 +346,7 @@ class User:
     uid: int
     gid: int
     supplemental_groups: tuple[int, ...] = ()
+    home: str = "/"
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

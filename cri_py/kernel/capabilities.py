@@ -39,7 +39,8 @@ def mask(names: Iterable[str]) -> int:
     """The bits of ``names``, bit N for capability N. Raises InvalidArgument for an unknown name."""
     bits = 0
     for name in names:
-        bits |= 1 << NUMBERS[canonical(name)]
+        number = NUMBERS.get(name)
+        bits |= 1 << (NUMBERS[canonical(name)] if number is None else number)
     return bits
 
 

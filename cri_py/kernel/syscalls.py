@@ -64,9 +64,9 @@ def _fail(syscall: str, subject: str = "") -> KernelError:
     return KernelError(number, os.strerror(number), syscall, subject)
 
 
-def _begin(syscall: str, subject: str) -> None:
+def _begin(syscall: str, subject: object) -> None:
     if failpoint is not None:
-        failpoint(syscall, subject)
+        failpoint(syscall, str(subject))
 
 
 def _text(path: str | bytes | os.PathLike[str]) -> bytes:
@@ -78,14 +78,14 @@ def _text(path: str | bytes | os.PathLike[str]) -> bytes:
 
 def unshare(flags: int) -> None:
     """Leave namespaces for new ones (unshare(2)); affects the calling thread alone."""
-    _begin("unshare", hex(flags))
+    _begin("unshare", flags)
     if _libc.unshare(flags) != 0:
         raise _fail("unshare", hex(flags))
 
 
 def setns(fd: int, flags: int) -> None:
     """Enter the namespace behind ``fd``, or with a pidfd all of ``flags`` of that process (setns(2), Linux 5.8)."""
-    _begin("setns", hex(flags))
+    _begin("setns", flags)
     if _libc.setns(fd, flags) != 0:
         raise _fail("setns", hex(flags))
 
@@ -107,7 +107,7 @@ def clone3(flags: int, *, cgroup: int = 0, exit_signal: int = 17) -> int:
     Returns 0 in the child. The caller must be single-threaded: nothing that ``os.fork`` repairs for threads and no
     at-fork function runs, which is what makes it cheap and what lets the child be pid 1 at once.
     """
-    _begin("clone3", hex(flags))
+    _begin("clone3", flags)
     arguments = struct.pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup)
     pid = int(_libc_locked.syscall(_NR_CLONE3, arguments, ctypes.c_size_t(len(arguments))))
     if pid < 0:
@@ -117,7 +117,7 @@ def clone3(flags: int, *, cgroup: int = 0, exit_signal: int = 17) -> int:
 
 def pidfd_open(pid: int) -> int:
     """A descriptor that means this process for ever, whoever gets its pid later (pidfd_open(2))."""
-    _begin("pidfd_open", str(pid))
+    _begin("pidfd_open", pid)
     fd = int(_libc.syscall(_NR_PIDFD_OPEN, pid, 0))
     if fd < 0:
         raise _fail("pidfd_open", str(pid))
@@ -126,7 +126,7 @@ def pidfd_open(pid: int) -> int:
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:
     """kill(2) without the race of a reused pid."""
-    _begin("pidfd_send_signal", str(signal))
+    _begin("pidfd_send_signal", signal)
     if _libc.syscall(_NR_PIDFD_SEND_SIGNAL, pidfd, signal, None, 0) != 0:
         raise _fail("pidfd_send_signal", str(signal))
 
@@ -142,14 +142,14 @@ def execveat(fd: int, arguments: list[str], environment: list[bytes]) -> None:
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
     """Close every descriptor from ``first`` to ``last``; CLOSE_RANGE_CLOEXEC (4) only marks them."""
-    _begin("close_range", str(first))
+    _begin("close_range", first)
     if _libc.syscall(_NR_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(flags)) != 0:
         raise _fail("close_range", str(first))
 
 
 def prctl(option: int, value: int = 0, third: int = 0, fourth: int = 0, fifth: int = 0) -> int:
     """prctl(2) with number arguments; returns its result."""
-    _begin("prctl", str(option))
+    _begin("prctl", option)
     result = int(_libc.prctl(option, value, third, fourth, fifth))
     if result < 0:
         raise _fail("prctl", str(option))
@@ -164,7 +164,7 @@ def set_process_name(name: str) -> None:
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set this thread's capability sets, each a mask with one bit per capability (capset(2))."""
-    _begin("capset", hex(permitted))
+    _begin("capset", permitted)
     header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
     sets = (effective, permitted, inheritable)
     payload = struct.pack("=6I", *(s & 0xFFFFFFFF for s in sets), *(s >> 32 for s in sets))

@@ -334,12 +334,12 @@ class Monitor:
             self._tell({"event": "exit", "id": process.id, **exit_event})
 
     def _finish_exec(self, process: ExecProcess) -> None:
-        process.scope_gone()
         if process.error:
             self._tell(protocol.refusal(process.seq, "start", process.error))
         else:
             assert process.status is not None
             self._tell(protocol.answer(process.seq, {"code": exit_code(process.status)}))
+        process.scope_gone()
 
 
 _WAKE: list[int] = []

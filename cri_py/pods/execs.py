@@ -44,10 +44,10 @@ class Execs:
             "name": f"exec-{os.getpid()}-{self._count}",
             "process": {**process, "args": list(command), "terminal": False},
             "user": {
-                "text": str(user.uid),
+                "uid": user.uid,
                 "gid": user.gid,
-                "groups": list(user.supplemental_groups),
-                "policy": "strict",
+                "groups": user.supplemental_groups,
+                "home": user.home,
             },
             "seccomp": secure,
         }

@@ -230,8 +230,8 @@ def _read_container(row: Put, decode: Callable[[bytes], ContainerConfig]) -> Con
 
 
 def read_user(body: dict[str, Any] | None) -> User | None:
-    """A user as records and monitors have it: {uid, gid, groups | supplemental_groups}."""
+    """A user as records and monitors have it: {uid, gid, groups | supplemental_groups, home}."""
     if body is None:
         return None
     groups = body.get("groups", body.get("supplemental_groups", ()))
-    return User(body["uid"], body["gid"], tuple(groups))
+    return User(body["uid"], body["gid"], tuple(groups), body["home"])

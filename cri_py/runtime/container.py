@@ -173,8 +173,8 @@ def _init(request: dict[str, Any], world: World, stdio: Stdio, parent: Parent) -
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
     notes += security.set_limits(process.get("rlimits", []))
     terminal = _build_root(document, request, tty=request["tty"])
-    launch, identity, refusal = _prepare(process, request["user"], secure)
-    ready = {"user": identity._asdict() if identity else None, "notes": notes}
+    launch, identity, home, refusal = _prepare(process, request["user"], secure)
+    ready = {"user": {**identity._asdict(), "home": home} if identity else None, "notes": notes}
     parent.say({"ready": ready}, [terminal] if terminal >= 0 else None)
     if terminal >= 0:
         os.close(terminal)
@@ -195,17 +195,17 @@ class Launch(NamedTuple):
 
 def _prepare(
     process: dict[str, Any], user: dict[str, Any], secure: security.Filter | None
-) -> tuple[Launch | None, security.Identity | None, Exception]:
+) -> tuple[Launch | None, security.Identity | None, str, Exception]:
     """Become the user now, so that start has little to do; what the user can't have is kept to be said at start."""
     try:
         uid, gid, groups, home = users.resolve(user, read_image_file("/etc/passwd"), read_image_file("/etc/group"))
     except CriError as error:
-        return None, None, error
+        return None, None, "", error
     identity = security.Identity(uid, gid, groups)
     try:
-        return prepare(process, identity, home, secure), identity, StartError("")
+        return prepare(process, identity, home, secure), identity, home, StartError("")
     except StartError as error:
-        return None, identity, error
+        return None, identity, home, error
 
 
 def _take_descriptors(stdio: Stdio, parent: Parent, holder_fd: int) -> int:
@@ -328,6 +328,8 @@ def execute(launch: Launch) -> None:
         security.load(secure)
     refusal: OSError | None = None
     for candidate in candidates:
+        if candidate is not name and not os.access(candidate, os.F_OK):
+            continue  # as execve would find, for a tenth of the time
         try:
             os.execve(candidate, arguments, environment)
         except OSError as error:

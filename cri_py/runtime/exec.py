@@ -23,7 +23,7 @@ from cri_py.kernel.constants import (
     CLONE_NEWUTS,
     PR_SET_PDEATHSIG,
 )
-from cri_py.runtime import container, security, users
+from cri_py.runtime import container, security
 from cri_py.runtime.child import Parent, keep_only
 
 _SYNC_FD = 3
@@ -34,8 +34,8 @@ _ALL = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROU
 def start(request: dict[str, Any], pid: int, stdio: container.Stdio, scope: ExecScope) -> tuple[int, Parent]:
     """Fork the process that becomes the program; returns its pid and the pair.
 
-    The pair brings an error, or the end of file that means execve. ``request``: process (OCI), user, seccomp;
-    ``pid`` is the container's init. The caller must not be dumpable.
+    The pair brings an error, or the end of file that means execve. ``request``: process (OCI), user {uid, gid, groups,
+    home}, seccomp; ``pid`` is the container's init. The caller must not be dumpable.
     """
     parent = Parent()
     target = syscalls.pidfd_open(pid)
@@ -72,9 +72,7 @@ def _walk_in(
     os.close(_TARGET_FD)
     os.setsid()
     syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    uid, gid, groups, home = users.resolve(
-        request["user"], container.read_image_file("/etc/passwd"), container.read_image_file("/etc/group")
-    )
-    identity = security.Identity(uid, gid, groups)
-    launch = container.prepare(process, identity, home, secure)
+    user = request["user"]
+    identity = security.Identity(user["uid"], user["gid"], user["groups"])
+    launch = container.prepare(process, identity, user["home"], secure)
     container.execute(launch)

@@ -65,12 +65,14 @@ def set_limits(rlimits: list[dict[str, Any]]) -> list[str]:
     notes = []
     for limit in rlimits:
         kind = getattr(resource, limit["type"])
-        ours = resource.getrlimit(kind)[1]
+        now = resource.getrlimit(kind)
+        ours = now[1]
         soft, hard = limit["soft"], limit["hard"]
         if ours != resource.RLIM_INFINITY and hard > ours and not _may_raise():
             notes.append(f"{limit['type']} {hard} is above our own {ours} and root lacks CAP_SYS_RESOURCE")
             soft, hard = min(soft, ours), ours
-        resource.setrlimit(kind, (soft, hard))
+        if (soft, hard) != now:
+            resource.setrlimit(kind, (soft, hard))
     return notes
 
 
@@ -84,7 +86,8 @@ def become(identity: Identity, process: dict[str, Any], secure: Filter | None) -
     ``process`` is the OCI document's: capabilities, noNewPrivileges. Raises KernelError.
     """
     sets = process.get("capabilities", {})
-    permitted = _held(sets.get("permitted", ()))
+    held = syscalls.capget()[1]  # what we have to give: root in a sandboxed node may lack some
+    permitted = capabilities.mask(sets.get("permitted", ())) & held
     if process.get("noNewPrivileges"):
         syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
     elif secure:
@@ -97,19 +100,14 @@ def become(identity: Identity, process: dict[str, Any], secure: Filter | None) -
     os.setresuid(identity.uid, identity.uid, identity.uid)
     # A change of ids makes the process dumpable again; others in its pid namespace could look into it until execve.
     syscalls.prctl(PR_SET_DUMPABLE, 0)
-    effective = _held(sets.get("effective", ()))
-    syscalls.capset(effective & permitted, permitted, _held(sets.get("inheritable", ())) & permitted)
+    effective = capabilities.mask(sets.get("effective", ())) & permitted
+    syscalls.capset(effective, permitted, capabilities.mask(sets.get("inheritable", ())) & permitted)
     _raise_ambient(sets.get("ambient", ()))
 
 
 def load(secure: Filter) -> None:
     """Filter this process from now on; needs no_new_privs."""
     seccomp.load_filter(secure.bpf, secure.flags)
-
-
-def _held(names: list[str] | tuple[()]) -> int:
-    """Those of ``names`` that we have to give: root in a sandboxed node may lack some."""
-    return capabilities.mask(names) & syscalls.capget()[1]
 
 
 def _drop_bounding(kept: int) -> None:
