@@ -211,7 +211,7 @@ class Monitor:
         process.close_parent()
         if message is not None:
             process.failed(message["error"])
-            self._refuse(process, "start" if process.started_at else "failed", message["error"])
+            self._refuse(process, "start" if process.started_at else message["kind"], message["error"])
         elif process.started_at:
             self._answer(process, process.became_running())
         else:

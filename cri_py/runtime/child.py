@@ -20,6 +20,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from cri_py.errors import FailedPrecondition
 from cri_py.kernel import syscalls
 
 _LIMIT = 65536
@@ -51,7 +52,8 @@ class Parent:
 
     def _say_last(self, error: BaseException) -> None:
         try:
-            self.say({"error": str(error) or type(error).__name__})
+            kind = "state" if isinstance(error, FailedPrecondition) else "failed"
+            self.say({"error": str(error) or type(error).__name__, "kind": kind})
         except OSError:
             os._exit(129)  # the monitor is gone; nobody is left to tell
 

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Any, NamedTuple
 
-from cri_py.errors import KernelError
+from cri_py.errors import FailedPrecondition, KernelError
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import (
     AT_EMPTY_PATH,
@@ -197,7 +197,7 @@ def _mount_deep_overlay(lower: list[str], rootfs: dict[str, Any], target: str) -
 def execute(operation: MountOp, root: Root) -> None:
     """Mount one operation inside ``root``. Raises KernelError that names source and destination."""
     bind = bool(operation.flags & MS_BIND)
-    directory = not bind or os.path.isdir(operation.source)
+    directory = not bind or _is_directory(operation)
     fd = root.target(operation.destination, directory=directory)
     try:
         if bind:
@@ -208,6 +208,17 @@ def execute(operation: MountOp, root: Root) -> None:
         raise _named(error, operation) from error
     finally:
         os.close(fd)
+
+
+def _is_directory(operation: MountOp) -> bool:
+    """Whether a bind's source is one. CRI asks for an error where the node has no such path (Mount.host_path)."""
+    try:
+        return stat.S_ISDIR(os.stat(operation.source).st_mode)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the volume at {operation.destination} can't be mounted: {operation.source}: {error.strerror}",
+            hint="the host path has to be there before the container is created",
+        ) from error
 
 
 def _named(error: KernelError, operation: MountOp) -> KernelError:
