@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable
@@ -86,10 +87,13 @@ class MonitorClient:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._up: asyncio.Future[int] = self._loop.create_future()
         self.pid = 0
-        self._seq = 0
+        self._seq = secrets.randbits(
+            48
+        )  # a monitor may still owe answers to an earlier daemon; they must fit none of ours
         self._outbox: list[tuple[dict[str, Any], tuple[int, ...]]] = []
         self._closed = False
-        self.on_event: Callable[[dict[str, Any]], None] = lambda _event: None
+        self.early: list[dict[str, Any]] = []  # events from before anybody listened
+        self.on_event: Callable[[dict[str, Any]], None] = self.early.append
         self.on_lost: Callable[[], None] = lambda: None
         self._loop.add_reader(connection.fileno(), self._read)
 
@@ -123,11 +127,11 @@ class MonitorClient:
         if self._closed:
             raise Unavailable("the pod's monitor is gone", hint="stop and remove the pod")
         self._seq += 1
-        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._answers[self._seq] = answer
         seq = self._seq
+        self._send({"op": op, "seq": seq, **fields}, fds)
+        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._answers[seq] = answer
         try:
-            self._send({"op": op, "seq": seq, **fields}, fds)
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
@@ -146,6 +150,10 @@ class MonitorClient:
             self._loop.remove_reader(self._socket.fileno())
             self._loop.remove_writer(self._socket.fileno())
             self._socket.close()
+            for _, fds in self._outbox:
+                for fd in fds:
+                    os.close(fd)
+            self._outbox.clear()
             for answer in self._answers.values():
                 if not answer.done():
                     answer.set_exception(Unavailable("the pod's monitor is gone", hint="stop and remove the pod"))

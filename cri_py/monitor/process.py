@@ -48,6 +48,7 @@ class Monitor:
         self._cgroups: Cgroups = detect()
         self._selector = selectors.EpollSelector()
         self._holder = 0
+        self._held = False  # there was a pod to keep
         self._containers: dict[str, ContainerProcess] = {}
         self._execs: dict[int, ExecProcess] = {}  # by pid
         self._ending = False
@@ -64,8 +65,9 @@ class Monitor:
         self._tell({"event": "up", "pid": os.getpid(), "version": protocol.VERSION})
         while not self._ending:
             for key, _ in self._selector.select():
-                act: Callable[[], None] = key.data
-                act()
+                if self._selector.get_map().get(key.fd) is key:  # else an act before has closed it in this same round
+                    act: Callable[[], None] = key.data
+                    act()
 
     def _watch(self, fd: int, act: Callable[[], None]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, act)
@@ -95,6 +97,10 @@ class Monitor:
         self._connection = None
         for process in self._execs.values():
             process.kill()  # nobody is left to read what it says
+        for started in self._containers.values():
+            started.asked = 0  # the next daemon hears of it by ``hello`` or by its exit
+        if not self._held:
+            self._ending = True  # the daemon died before there was a pod; no other will look for this one
 
     def _tell(self, message: dict[str, Any]) -> None:
         if self._connection is None:
@@ -174,6 +180,7 @@ class Monitor:
 
     def _hold(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self._holder = holder.spawn(request, fds[0] if fds else -1, self._cgroups)
+        self._held = True
         return {"holder": self._holder}
 
     def _create(self, request: dict[str, Any]) -> None:
@@ -210,8 +217,9 @@ class Monitor:
         self._forget(process.parent_fd)
         process.close_parent()
         if message is not None:
+            kind = "start" if process.started_at else message["kind"]
             process.failed(message["error"])
-            self._refuse(process, "start" if process.started_at else message["kind"], message["error"])
+            self._refuse(process, kind, message["error"])
         elif process.started_at:
             self._answer(process, process.became_running())
         else:
@@ -228,7 +236,11 @@ class Monitor:
             self._tell(protocol.refusal(seq, kind, text))
 
     def _start(self, request: dict[str, Any]) -> None:
+        """Let init go on. Asked again, by whoever missed the answer, this tells again that it runs."""
         process = self._container(request["id"])
+        if process.running:
+            self._tell(protocol.answer(request["seq"], process.became_running()))
+            return
         process.go(time.time_ns())
         process.asked = request["seq"]
 
@@ -320,8 +332,8 @@ class Monitor:
                 return
 
     def _container_ended(self, process: ContainerProcess, status: int) -> None:
-        if process.parent_open:
-            self._hear_init(process)  # what it said last, before its exit is told
+        while process.parent_open:
+            self._hear_init(process)  # all that it still said, before its exit is told
         for stream in process.streams:
             self._forget(stream.fd)
         exit_event = process.end(status, time.time_ns())

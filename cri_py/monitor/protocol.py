@@ -16,8 +16,8 @@ Requests to a monitor and what they answer (times in Unix ns)::
     abandon  {id}                                   → {} once it has ended and is forgotten
     end      {}                                     → the monitor kills its holder and goes
 
-Events: ``exit`` {id, code, finished_at, oom}, ``holder_exit`` {}, ``log_dropped`` {id, lines}.
-A container's state: {state: created|running|exited, pid, ticks, started_at, code, finished_at, oom, user}.
+Events: ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {}.
+A container's state: {state: created|running|exited, pid, ticks, started_at, user} and, exited, what ``exit`` has.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class ContainerProcess:
         self.started_at = 0
         self.ended: dict[str, Any] = {}
         self.refused = False  # init failed, and the answer to a request has said so
+        self.error = ""  # what init failed with
         self.streams: list[OutputStream] = []
         self._cgroups = cgroups
         self._own_pids: bool = request["own_pids"]
@@ -122,12 +123,17 @@ class ContainerProcess:
         self.started_at = now
         self._parent.go()
 
+    @property
+    def running(self) -> bool:
+        return bool(self.started_at) and not self.ended and self._parent is None
+
     def became_running(self) -> dict[str, Any]:
         self._ticks = procfs.start_ticks(self.pid) or 0
         return {"pid": self.pid, "ticks": self._ticks, "started_at": self.started_at}
 
-    def failed(self, _text: str) -> None:
-        self.refused = True
+    def failed(self, text: str) -> None:
+        self.error = text
+        self.refused = bool(self.asked)
         self.started_at = 0
 
     # -- requests
@@ -175,6 +181,7 @@ class ContainerProcess:
             "started_at": self.started_at,
             "finished_at": now,
             "oom": self._oom_kills() > 0,
+            "error": self.error,
             "dropped": self._log.dropped if self._log else 0,
         }
         return self.ended
@@ -203,10 +210,9 @@ class ContainerProcess:
             return  # the state directory is full; the daemon still has it from us
 
     def state(self) -> dict[str, Any]:
-        running = bool(self.started_at) and self._parent is None
-        word = "exited" if self.ended else "running" if running else "created"
-        state = {"state": word, "pid": self.pid, "ticks": self._ticks, "started_at": self.started_at}
-        return {**state, "user": self._user, **self.ended}
+        """What a new daemon has to know. What was told to start counts as running: nobody will be asked again."""
+        word = "exited" if self.ended else "running" if self.started_at else "created"
+        return {"state": word, **self.became_running(), "user": self._user, **self.ended}
 
     def close(self) -> None:
         for stream in self.streams:

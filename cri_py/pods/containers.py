@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ from cri_py.model import (
     Running,
     Sandbox,
     SandboxConfig,
+    SandboxId,
 )
 from cri_py.pods import spec_limits, spec_security, spec_signals
 from cri_py.pods.bundles import Bundle, Bundles
@@ -86,6 +88,7 @@ class Containers:
         self._execs = Execs(config, bundles.filter_of)
         self._stops = Stops(self._signal)
         self._flights: Flights[tuple[Any, ...], ContainerId] = Flights()
+        self._starting: set[asyncio.Task[None]] = set()
 
     # --------------------------------------------------------------- looking
 
@@ -128,7 +131,16 @@ class Containers:
             if existing.config.metadata == meta:
                 return _same(existing, config)
         key = (sandbox.id, meta.name, meta.attempt)
-        return await self._flights.join(key, lambda: self._create(sandbox, config, sandbox_config, image))
+        return await self._flights.join(key, lambda: self._create_in(sandbox.id, config, sandbox_config, image))
+
+    async def _create_in(
+        self, sandbox_id: SandboxId, config: ContainerConfig, sandbox_config: SandboxConfig | None, image: Image
+    ) -> ContainerId:
+        """Under the sandbox's lock: a stop must neither miss a container nor find its place made again behind it."""
+        async with self._ledger.lock(sandbox_id):
+            sandbox = self._ledger.sandbox(sandbox_id)
+            _check_ready(sandbox)
+            return await self._create(sandbox, config, sandbox_config, image)
 
     def _image_of(self, config: ContainerConfig) -> Image:
         image = self._images.find(config.image.image)
@@ -223,8 +235,14 @@ class Containers:
     async def start(self, container_id: str) -> None:
         """Let the program run. A program that can't be executed ends the container: StartError, code 128."""
         container = self._ledger.container(container_id)
-        async with self._ledger.lock(container.id):
-            container = self._ledger.container(container.id)
+        task = asyncio.create_task(self._start(container.id))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        await asyncio.shield(task)  # a program that runs can't be taken back: a caller who leaves leaves it recorded
+
+    async def _start(self, container_id: ContainerId) -> None:
+        async with self._ledger.lock(container_id):
+            container = self._ledger.container(container_id)
             if not isinstance(container.state, Created):
                 raise FailedPrecondition(
                     f"container {container.id} is {lifecycle.word(container.state)}, only a created one can be started"
@@ -272,7 +290,10 @@ class Containers:
     async def lose(self, container_id: ContainerId, reason: str, message: str) -> None:
         """Nobody saw how it ended, unless the monitor had the time to write it down."""
         async with self._ledger.lock(container_id):
-            container = self._ledger.container(container_id)
+            try:
+                container = self._ledger.container(container_id)
+            except NotFound:
+                return  # removed meanwhile
             if isinstance(container.state, Exited | Lost):
                 return
             kept = self._bundles.kept_exit(container)
@@ -307,6 +328,7 @@ class Containers:
                 await self._stops.stop(container.id, 0, 0)
             except Unavailable as error:
                 await self.lose(container.id, "MonitorLost", str(error))
+                await self._groups.kill(container.cgroup)  # what had left its parent's death signal behind lives on
         elif isinstance(container.state, Lost):
             await self._groups.kill(container.cgroup)
 
@@ -374,6 +396,8 @@ class Containers:
 def ended(event: dict[str, Any], container: Container) -> Exited:
     """What a monitor says of an end, as a state: exact code and times, and the reason in CRI's words."""
     code = event["code"]
+    if error := event.get("error"):
+        return Exited(code, Nanos(0), Nanos(event["finished_at"]), "StartError", error)
     reason = "OOMKilled" if event["oom"] else "Completed" if code == 0 else "Error"
     started = event["started_at"] or (container.state.started_at if isinstance(container.state, Running) else 0)
     return Exited(code, Nanos(started), Nanos(event["finished_at"]), reason)

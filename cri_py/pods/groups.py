@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 from cri_py.cgroups import Cgroups
 from cri_py.errors import Internal, KernelError
+from cri_py.images.flights import on_thread
 
 _KILL_S: Final = 10.0
 _EMPTY_S: Final = 2.0
@@ -92,9 +92,9 @@ class Groups:
         return time.monotonic() + _EMPTY_S
 
     async def _run(self, call: Any, *arguments: Any) -> Any:
-        loop = asyncio.get_running_loop()
+        """A caller who is cancelled waits for the thread all the same: his undo must not run beside it."""
         try:
-            return await loop.run_in_executor(self._pool, call, *arguments)
+            return await on_thread(self._pool, call, *arguments)
         except KernelError as error:
             raise Internal(f"the cgroup {arguments[0]} is not as it should be: {error}") from error
 

@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from cri_py.errors import Unavailable
+import structlog
+
+from cri_py.errors import CriError, Unavailable
 from cri_py.model import SandboxId
 from cri_py.monitor.client import MonitorClient
 
+log = structlog.get_logger()
 Reaction = Callable[..., Coroutine[Any, Any, None]]
 
 
@@ -24,9 +27,12 @@ class Monitors:
         self.on_holder_exit: Reaction
 
     def keep(self, sandbox_id: SandboxId, client: MonitorClient) -> None:
-        """From now on the monitor's events count."""
+        """From now on the monitor's events count, those that came before too."""
         self._clients[sandbox_id] = client
         client.on_event = lambda event: self._take_event(sandbox_id, event)
+        for event in client.early:
+            self._take_event(sandbox_id, event)
+        client.early.clear()
         client.on_lost = lambda: self._lost(sandbox_id)
         if client.closed:
             self._lost(sandbox_id)
@@ -51,10 +57,21 @@ class Monitors:
 
     def _take_event(self, sandbox_id: SandboxId, event: dict[str, Any]) -> None:
         if event["event"] == "exit":
-            self._tasks.create_task(self.on_exit(event))
+            self._react(self.on_exit(event), sandbox_id)
         elif event["event"] == "holder_exit":
-            self._tasks.create_task(self.on_holder_exit(sandbox_id))
+            self._react(self.on_holder_exit(sandbox_id), sandbox_id)
 
     def _lost(self, sandbox_id: SandboxId) -> None:
         if sandbox_id in self._clients:
-            self._tasks.create_task(self.on_lost(sandbox_id))
+            self._react(self.on_lost(sandbox_id), sandbox_id)
+
+    def _react(self, reaction: Coroutine[Any, Any, None], sandbox_id: SandboxId) -> None:
+        """No caller waits for it: what fails is logged here, as the task group would end the daemon over it."""
+
+        async def guarded() -> None:
+            try:
+                await reaction
+            except CriError as error:
+                log.exception("what a monitor reported could not be recorded", sandbox=sandbox_id, cause=str(error))
+
+        self._tasks.create_task(guarded())

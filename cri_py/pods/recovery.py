@@ -11,11 +11,11 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
-from cri_py.errors import CriError, NotFound
+from cri_py.errors import CriError, NotFound, Unavailable
 from cri_py.model import (
     Container,
     Created,
@@ -40,6 +40,14 @@ from cri_py.pods.sandboxes import unmount
 from cri_py.pods.trash import Trash
 
 log = structlog.get_logger()
+
+
+class _Meeting(NamedTuple):
+    """What came of looking for a sandbox's monitor; ``sandbox`` and ``containers`` are to be recorded anew."""
+
+    monitor: MonitorClient | None
+    sandbox: Sandbox | None
+    containers: list[Container]
 
 
 class Recovery:
@@ -70,37 +78,46 @@ class Recovery:
 
     async def run(self) -> None:
         sandboxes = self._ledger.sandboxes()
-        for sandbox in sandboxes:
-            if sandbox.attachment is not None and isinstance(sandbox.state, Ready):
+        met = await asyncio.gather(*(self._meet(sandbox) for sandbox in sandboxes))
+        for sandbox, meeting in zip(sandboxes, met, strict=True):
+            if sandbox.attachment is not None and (meeting.monitor or isinstance(sandbox.state, Ready)):
                 self._network.adopt(sandbox.attachment)
-        found = await asyncio.gather(*(self._meet(sandbox) for sandbox in sandboxes))
-        changed_sandboxes = [sandbox for sandbox, _ in found if sandbox is not None]
-        changed_containers = [container for _, containers in found for container in containers]
-        await self._ledger.put_all(changed_sandboxes, changed_containers)
-        await self._sweep()
+        changed = [meeting.sandbox for meeting in met if meeting.sandbox is not None]
+        await self._ledger.put_all(changed, [container for meeting in met for container in meeting.containers])
+        # What happened since a monitor said hello has to find recorded what it said.
+        for sandbox, meeting in zip(sandboxes, met, strict=True):
+            if meeting.monitor is not None:
+                self._monitors.keep(sandbox.id, meeting.monitor)
+        await self._sweep({sandbox.id for sandbox, meeting in zip(sandboxes, met, strict=True) if meeting.monitor})
 
     # --------------------------------------------------------------- recorded
 
-    async def _meet(self, sandbox: Sandbox) -> tuple[Sandbox | None, list[Container]]:
-        """Find a sandbox's monitor again; returns what has to be recorded anew."""
+    async def _meet(self, sandbox: Sandbox) -> _Meeting:
+        """Find a sandbox's monitor again. One that is not ready may have one too: its holder alone has died."""
         members = self._ledger.members(sandbox.id)
-        if not isinstance(sandbox.state, Ready):
-            return None, self._lose(members, "SandboxStopped")
         try:
             monitor = MonitorClient.connect(self._places.pod(sandbox.id))
+        except Unavailable as error:
+            return self._without_monitor(sandbox, members, error)
+        try:
             hello = await monitor.request("hello", timeout_s=self._timeout_s)
+            await self._forget_strangers(monitor, hello["containers"], members)
         except CriError as error:
-            log.warning("a pod's monitor is gone", sandbox=sandbox.id, cause=str(error))
-            stopped = replace(sandbox, state=NotReady(self._clock(), "MonitorLost"))
-            return stopped, self._lose(members, "MonitorLost")
+            monitor.close()
+            return self._without_monitor(sandbox, members, error)
         monitor.pid = hello["pid"]
-        self._monitors.keep(sandbox.id, monitor)
-        await self._forget_strangers(monitor, hello["containers"], members)
         changed = [self._compare(container, hello["containers"].get(container.id)) for container in members]
-        return self._with_holder(sandbox, hello), [container for container in changed if container is not None]
+        return _Meeting(monitor, self._with_holder(sandbox, hello), [found for found in changed if found is not None])
+
+    def _without_monitor(self, sandbox: Sandbox, members: list[Container], cause: CriError) -> _Meeting:
+        if not isinstance(sandbox.state, Ready):
+            return _Meeting(None, None, self._lose(members, "SandboxStopped"))
+        log.warning("a pod's monitor is gone", sandbox=sandbox.id, cause=str(cause))
+        stopped = replace(sandbox, state=NotReady(self._clock(), "MonitorLost"))
+        return _Meeting(None, stopped, self._lose(members, "MonitorLost"))
 
     def _with_holder(self, sandbox: Sandbox, hello: dict[str, Any]) -> Sandbox | None:
-        if hello["holder"]:
+        if hello["holder"] or not isinstance(sandbox.state, Ready):
             return None
         return replace(sandbox, state=NotReady(self._clock(), "HolderDied"))
 
@@ -139,7 +156,7 @@ class Recovery:
 
     # ------------------------------------------------------------- unrecorded
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, met: set[SandboxId]) -> None:
         """Remove what no record claims: pods, their groups, containers' layers, network namespaces."""
         for name in os.listdir(self._places.pods):
             if not self._is_sandbox(SandboxId(name)):
@@ -150,8 +167,7 @@ class Recovery:
                 self._trash.discard(f"{self._places.containers}/{name}")
         for sandbox in self._ledger.sandboxes():
             await self._sweep_pod(sandbox, known)
-        ready = {s.id for s in self._ledger.sandboxes() if isinstance(s.state, Ready)}
-        await self._network.sweep(set(ready))
+        await self._network.sweep(met)
 
     def _is_sandbox(self, sandbox_id: SandboxId) -> bool:
         try:
@@ -177,8 +193,10 @@ class Recovery:
         try:
             monitor = MonitorClient.connect(pod)
             monitor.on_lost = lambda: None
-            await monitor.request("end", timeout_s=self._timeout_s)
-            monitor.close()
+            try:
+                await monitor.request("end", timeout_s=self._timeout_s)
+            finally:
+                monitor.close()
         except CriError as error:
             log.debug("it has no monitor", sandbox=name, cause=str(error))
         note = Path(pod) / "cgroup"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -15,7 +16,7 @@ import structlog
 
 from cri_py import lifecycle, telemetry
 from cri_py.config import RuntimeConfig
-from cri_py.errors import AlreadyExists, CriError, Internal, KernelError, NotFound, Unavailable
+from cri_py.errors import AlreadyExists, CriError, DeadlineExceeded, Internal, KernelError, NotFound, Unavailable
 from cri_py.images.flights import Flights
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID
@@ -45,6 +46,7 @@ from cri_py.pods.trash import Trash
 
 log = structlog.get_logger()
 _SHM_OPTIONS: Final = "mode=1777,size=65536k"
+_STOPPED: Final = "stopped"  # recorded after the teardown, so it also says that nothing is left to tear down
 
 
 class Sandboxes:
@@ -240,6 +242,10 @@ class Sandboxes:
             await monitor.request("end", timeout_s=self._config.monitor_timeout_s)
         except Unavailable:
             pass  # it is gone already, which is what was wanted
+        except DeadlineExceeded:
+            if not monitor.pid:
+                raise
+            os.kill(monitor.pid, signal.SIGKILL)  # it hangs; its processes die with it
         finally:
             monitor.close()
 
@@ -252,27 +258,31 @@ class Sandboxes:
         except NotFound:
             return
         async with self._ledger.lock(sandbox.id):
-            await self._stop(self._ledger.sandbox(sandbox.id))
+            try:
+                sandbox = self._ledger.sandbox(sandbox.id)
+            except NotFound:
+                return  # removed meanwhile
+            await self._stop(sandbox)
 
     async def _stop(self, sandbox: Sandbox) -> None:
         members = self._ledger.members(sandbox.id)
         await asyncio.gather(*(self._containers.end(container.id) for container in members))
-        if sandbox.id in self._torn_down:
+        if sandbox.id in self._torn_down or _was_stopped(sandbox):
             return
         monitor = self._monitors.take(sandbox.id)
         if monitor is not None:
             await self._end_monitor(monitor)
         await self._tear_down(sandbox)
         if isinstance(sandbox.state, Ready):
-            await self._become_not_ready(sandbox, "stopped")
+            await self._become_not_ready(sandbox, _STOPPED)
         self._torn_down.add(sandbox.id)
 
     async def _tear_down(self, sandbox: Sandbox) -> None:
         if sandbox.attachment is not None:
             await self._network.detach(sandbox.attachment)
         unmount(self._places.files(sandbox.id).shm)
-        if not isinstance(sandbox.state, Ready):
-            await self._groups.kill(sandbox.cgroup)
+        if not isinstance(sandbox.state, Ready) and not sandbox.config.cgroup_parent:
+            await self._groups.kill(sandbox.cgroup)  # the kubelet's group may be the next sandbox's by now
         await self._remove_group(sandbox)
 
     async def _remove_group(self, sandbox: Sandbox) -> None:
@@ -306,7 +316,10 @@ class Sandboxes:
     async def holder_died(self, sandbox_id: SandboxId) -> None:
         """Without its holder a pod takes no more containers."""
         async with self._ledger.lock(sandbox_id):
-            sandbox = self._ledger.sandbox(sandbox_id)
+            try:
+                sandbox = self._ledger.sandbox(sandbox_id)
+            except NotFound:
+                return
             if isinstance(sandbox.state, Ready):
                 log.warning("the holder of a pod died", sandbox=sandbox_id)
                 await self._become_not_ready(sandbox, "HolderDied")
@@ -320,7 +333,14 @@ class Sandboxes:
         except NotFound:
             return
         async with self._ledger.lock(sandbox.id):
-            await self._stop(self._ledger.sandbox(sandbox.id))
+            try:
+                sandbox = self._ledger.sandbox(sandbox.id)
+            except NotFound:
+                return  # another call was faster
+            await self._remove(sandbox)
+
+    async def _remove(self, sandbox: Sandbox) -> None:
+        await self._stop(sandbox)
         members = self._ledger.members(sandbox.id)
         for container in members:
             await self._containers.remove(container.id)
@@ -334,6 +354,10 @@ class Sandboxes:
     def _publish(self, sandbox: Sandbox, kind: EventKind) -> None:
         members = tuple(self._ledger.members(sandbox.id))
         self._events.publish(Event(sandbox.id, kind, self._clock(), sandbox, members))
+
+
+def _was_stopped(sandbox: Sandbox) -> bool:
+    return isinstance(sandbox.state, NotReady) and sandbox.state.reason == _STOPPED
 
 
 def _same(existing: Sandbox, config: SandboxConfig) -> SandboxId:
