@@ -8,14 +8,14 @@ listens on ``monitor.sock`` in the pod's directory, where a restarted daemon fin
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import signal
 import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
-from cri_py.cgroups import Cgroups, detect
+from cri_py.cgroups import Cgroups
 from cri_py.errors import CriError
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE
@@ -29,24 +29,25 @@ SOCKET_NAME = "monitor.sock"
 _KILL_S = 5.0
 
 
-def main(request: dict[str, Any], fds: list[int]) -> None:
-    """Entry, right after the spawner's fork. ``request``: {dir}; ``fds``: the daemon's connection."""
+def main(request: dict[str, Any], fds: list[int], cgroups: Cgroups) -> None:
+    """Entry, right after the spawner's fork, whose signal dispositions it keeps. ``request``: {dir}; ``fds``: the
+    daemon's connection."""
     (connection_fd,) = fds
     os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     syscalls.set_process_name("cri-monitor")
     syscalls.prctl(PR_SET_CHILD_SUBREAPER, 1)
     syscalls.prctl(PR_SET_DUMPABLE, 0)
-    Monitor(request["dir"], socket.socket(fileno=connection_fd)).run()
+    Monitor(request["dir"], socket.socket(fileno=connection_fd), cgroups).run()
 
 
 class Monitor:
     """The pod's state, all of it in this process."""
 
-    def __init__(self, directory: str, connection: socket.socket) -> None:
+    def __init__(self, directory: str, connection: socket.socket, cgroups: Cgroups) -> None:
         self._directory = directory
-        self._cgroups: Cgroups = detect()
-        self._selector = selectors.EpollSelector()
+        self._cgroups = cgroups
+        self._epoll = select.epoll()
+        self._acts: dict[int, Callable[[], None]] = {}  # by descriptor
         self._holder = 0
         self._held = False  # there was a pod to keep
         self._containers: dict[str, ContainerProcess] = {}
@@ -64,19 +65,19 @@ class Monitor:
         """Until the daemon says ``end``."""
         self._tell({"event": "up", "pid": os.getpid(), "version": protocol.VERSION})
         while not self._ending:
-            for key, _ in self._selector.select():
-                if self._selector.get_map().get(key.fd) is key:  # else an act before has closed it in this same round
-                    act: Callable[[], None] = key.data
+            for fd, _ in self._epoll.poll():
+                act = self._acts.get(fd)
+                if act is not None:  # None: an act before it in this round has ended it
                     act()
 
     def _watch(self, fd: int, act: Callable[[], None]) -> None:
-        self._selector.register(fd, selectors.EVENT_READ, act)
+        self._acts[fd] = act
+        self._epoll.register(fd, select.EPOLLIN)
 
     def _forget(self, fd: int) -> None:
-        try:
-            self._selector.unregister(fd)
-        except KeyError:
-            return  # it has ended by itself before
+        """Once more is fine: it may have ended by itself before."""
+        if self._acts.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -358,13 +359,10 @@ _WAKE: list[int] = []
 
 
 def _wake_on_child() -> int:
-    """A descriptor that becomes readable at SIGCHLD; the signal's own handler does nothing."""
+    """A descriptor that becomes readable at SIGCHLD; the signal's handler, the spawner's, does nothing here."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     _WAKE[:] = [read_end, write_end]
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a pod ends by the daemon's word
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return read_end
 
 
