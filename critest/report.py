@@ -21,16 +21,19 @@ class Result:
     seconds: float
 
 
-def read(report: Iterable[Mapping[str, Any]]) -> list[Result]:
+def read(report: Iterable[Mapping[str, Any]], left_out: Mapping[str, str]) -> list[Result]:
     """The specs that ran or skipped themselves; those that focus and skip expressions left out are not among them.
 
-    A failure outside of specs, such as in the suite's set-up, counts as a failed spec of its own.
+    ``left_out``: specs that couldn't be run here, reason by full name; they count as skipped. A failure outside of
+    specs, such as in the suite's set-up, counts as a failed spec of its own.
     """
-    return [result for suite in report for spec in suite.get("SpecReports") or () for result in _result(spec)]
+    return [result for suite in report for spec in suite.get("SpecReports") or () for result in _result(spec, left_out)]
 
 
-def _result(spec: Mapping[str, Any]) -> list[Result]:
+def _result(spec: Mapping[str, Any], left_out: Mapping[str, str]) -> list[Result]:
     state, reason = spec["State"], str((spec.get("Failure") or {}).get("Message", "")).strip()
+    if state == "skipped" and not reason:
+        reason = left_out.get(full_name(spec), "")
     groups = [text.removeprefix("[k8s.io] ").strip() for text in spec.get("ContainerHierarchyTexts") or ()]
     name = " ".join((*groups[1:], spec.get("LeafNodeText", ""))).strip()
     is_spec = spec["LeafNodeType"] == "It"
@@ -43,6 +46,11 @@ def _result(spec: Mapping[str, Any]) -> list[Result]:
     if state in {"skipped", "pending"}:
         return [Result(group, name, "skipped", reason or "pending in critest", seconds)]
     return [Result(group, name, "passed", "", seconds)]
+
+
+def full_name(spec: Mapping[str, Any]) -> str:
+    """What ginkgo's focus and skip expressions are matched with."""
+    return " ".join((*(spec.get("ContainerHierarchyTexts") or ()), spec.get("LeafNodeText", "")))
 
 
 def render(results: list[Result]) -> str:

@@ -11,7 +11,7 @@ from critest.images import programs
 from critest.images.layers import ARCHITECTURE, Image, Layer
 
 # Every host that critest's image names begin with. All of them are mirrored by one registry: paths don't collide.
-HOSTS: Final = ("registry.k8s.io", "gcr.io", "docker.io", "public.ecr.aws")
+HOSTS: Final = ("registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io", "public.ecr.aws")
 
 _E2E: Final = "e2e-test-images/"
 _CRI_TOOLS: Final = "k8s-staging-cri-tools/"
