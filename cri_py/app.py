@@ -9,6 +9,7 @@ import platform
 import resource
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,9 +17,11 @@ from pathlib import Path
 import structlog
 
 from cri_py import __version__, telemetry
-from cri_py.cgroups import detect
+from cri_py.cgroups import Cgroups, detect
 from cri_py.config import Config
+from cri_py.errors import CriError
 from cri_py.images.service import Images
+from cri_py.kernel import faults, procfs
 from cri_py.kernel.holder import write_program
 from cri_py.kernel.notify import notify
 from cri_py.model import Container, Created, Exited, ImageId, Lost, Nanos, Ready, Running
@@ -55,9 +58,25 @@ def serve(config: Config, spawner: SpawnerClient) -> int:
     telemetry.set_version(__version__)
     telemetry.SPAWNER_STARTS.inc()
     spawner.on_start = telemetry.SPAWNER_STARTS.inc
+    faults.arm(faults.DAEMON)
     _raise_file_limit()
-    asyncio.run(_serve(config, spawner))
+    try:
+        asyncio.run(_serve(config, spawner))
+    except BaseExceptionGroup as group:
+        # The task group wraps what stopped the start; a person wants the one error that says what to do.
+        known, _ = group.split(CriError)
+        if known is None:
+            raise
+        raise next(_leaves(known)) from group
     return 0
+
+
+def _leaves(group: BaseExceptionGroup[CriError]) -> Iterator[CriError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 async def _serve(config: Config, spawner: SpawnerClient) -> None:
@@ -86,14 +105,25 @@ class App:
         self._config = config
         self._spawner = spawner
         self._tasks = tasks
+        self._memory = 0.0
         _make_directories(config)
         self._build()
 
     def _build(self) -> None:
+        """From the bottom up: what a part is given exists before it."""
+        cgroups = detect()
+        defaults = spec_defaults(self._config, type(cgroups).__name__)
+        self._build_floor(cgroups, defaults)
+        self._build_pods(defaults)
+        self.node = Node(self._config, cgroups, self.network)
+        self.monitors.on_exit = self.containers.on_exit
+        self.monitors.on_lost = self.sandboxes.lost
+        self.monitors.on_holder_exit = self.sandboxes.holder_died
+
+    def _build_floor(self, cgroups: Cgroups, defaults: SpecDefaults) -> None:
+        """What pods stand on."""
         config = self._config
         root, state = config.server.root, config.server.state
-        cgroups = detect()
-        defaults = spec_defaults(config, type(cgroups).__name__)
         self.places = Places(root, state)
         self.pod_store = Store(f"{root}/pods.db", durable=False)
         self.image_store = Store(f"{root}/images.db", durable=True)
@@ -105,8 +135,10 @@ class App:
         self.events = Events()
         self.monitors = Monitors(self._tasks)
         self.images = Images(f"{root}/images", config.images, self.image_store, self._in_use, clock)
+
+    def _build_pods(self, defaults: SpecDefaults) -> None:
         self.containers = Containers(
-            config=config.runtime,
+            config=self._config.runtime,
             places=self.places,
             ledger=self.ledger,
             images=self.images,
@@ -118,7 +150,7 @@ class App:
             clock=clock,
         )
         self.sandboxes = Sandboxes(
-            config=config.runtime,
+            config=self._config.runtime,
             defaults=defaults,
             places=self.places,
             ledger=self.ledger,
@@ -131,8 +163,9 @@ class App:
             events=self.events,
             clock=clock,
         )
-        self.node = Node(config, cgroups, self.network)
-        self.recovery = Recovery(
+
+    def _recovery(self) -> Recovery:
+        return Recovery(
             places=self.places,
             ledger=self.ledger,
             monitors=self.monitors,
@@ -140,12 +173,9 @@ class App:
             groups=self.groups,
             bundles=self.bundles,
             trash=self.trash,
-            timeout_s=config.runtime.monitor_timeout_s,
+            timeout_s=self._config.runtime.monitor_timeout_s,
             clock=clock,
         )
-        self.monitors.on_exit = self.containers.on_exit
-        self.monitors.on_lost = self.sandboxes.lost
-        self.monitors.on_holder_exit = self.sandboxes.holder_died
 
     def _in_use(self) -> set[ImageId]:
         return self.containers.image_ids_in_use()
@@ -163,7 +193,7 @@ class App:
         stack.push_async_callback(self.network.stop)
         stack.callback(self.monitors.close)
         begun = time.monotonic()
-        await self.recovery.run()
+        await self._recovery().run()
         telemetry.RECOVERY_SECONDS.set(time.monotonic() - begun)
         self._expose()
         metrics = MetricsServer(self._config)
@@ -181,6 +211,18 @@ class App:
         telemetry.CONTAINERS.read_by(self._count_containers)
         telemetry.IMAGES.read_by(lambda: {"": float(len(self.images.list()))})
         telemetry.EVENT_QUEUE_DEPTH.read_by(lambda: {"": float(self.events.depth())})
+        telemetry.MONITOR_MEMORY.read_by(self._monitor_memory)
+
+    def _monitor_memory(self) -> dict[str, float]:
+        """The last reading; a scrape asks for the next one, on a thread, since it is a file per pod."""
+        pids = [*self.monitors.pids(), self._spawner.pid]
+        reading = asyncio.get_running_loop().run_in_executor(None, _pss_bytes, pids)
+        reading.add_done_callback(self._keep_memory)
+        return {"": self._memory}
+
+    def _keep_memory(self, reading: asyncio.Future[float]) -> None:
+        if not reading.cancelled():
+            self._memory = reading.result()
 
     def _count_pods(self) -> dict[str, float]:
         ready = sum(isinstance(sandbox.state, Ready) for sandbox in self.ledger.sandboxes())
@@ -195,6 +237,11 @@ class App:
 
 def _state_of(container: Container) -> str:
     return type(container.state).__name__.lower()
+
+
+def _pss_bytes(pids: list[int]) -> float:
+    """The proportional memory of processes, together; those that have ended count nothing."""
+    return float(sum(procfs.pss(pid) or 0 for pid in pids))
 
 
 def clock() -> Nanos:

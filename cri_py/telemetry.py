@@ -12,9 +12,8 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
-import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -83,7 +82,9 @@ PULL_SECONDS: Final = Histogram(
 )
 PULL_ERRORS: Final = Counter("cri_py_pull_errors", "Pulls that failed, by gRPC status", ["code"], registry=REGISTRY)
 IMAGES: Final = Reading("cri_py_images", "Images in the store")
-MONITOR_MEMORY: Final = Reading("cri_py_monitor_memory_bytes", "Private memory of all monitors and the spawner")
+MONITOR_MEMORY: Final = Reading(
+    "cri_py_monitor_memory_bytes", "Proportional memory (PSS) of all monitors and the spawner"
+)
 MONITORS_LOST: Final = Counter(
     "cri_py_monitors_lost", "Monitors that died before their pod was stopped", registry=REGISTRY
 )
@@ -150,11 +151,7 @@ def _text_rendering(stream: TextIO) -> list[Processor]:
 
 
 def _json_rendering() -> list[Processor]:
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
-
-
-def _to_json(event: Any, **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
 
 
 def _adopt_standard_loggers(level: int, stream: TextIO, steps: list[Processor], rendering: list[Processor]) -> None:

@@ -48,6 +48,9 @@ class Monitors:
         """Hand out the client for good; its end is expected from now on."""
         return self._clients.pop(sandbox_id, None)
 
+    def pids(self) -> list[int]:
+        return [client.pid for client in self._clients.values()]
+
     def close(self) -> None:
         """Let all go; the monitors live on."""
         for client in self._clients.values():
