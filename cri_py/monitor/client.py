@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -39,6 +40,8 @@ class SpawnerClient:
                 [sys.executable, "-I", "-m", "cri_py.monitor.spawner", "3"],
                 {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
+                # What the daemon was started with ignored (nohup, a shell's job) would stay so in every container.
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
             )
         ours.setblocking(False)
         self._control = ours
