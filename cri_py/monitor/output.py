@@ -10,6 +10,7 @@ from cri_py.monitor.crilog import LineCutter
 _READ_BYTES = 256 << 10
 PIPE_BYTES = 1 << 20
 _RETRY_S = 5.0
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
 class LogFile:
@@ -24,8 +25,11 @@ class LogFile:
 
     def open(self) -> None:
         """(Re)open the path, so that a rotated file is let go. Raises OSError and keeps the old one if that fails."""
-        os.makedirs(os.path.dirname(self._path), 0o755, exist_ok=True)
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fd = os.open(self._path, _LOG_FLAGS, 0o640)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(self._path), 0o755, exist_ok=True)
+            fd = os.open(self._path, _LOG_FLAGS, 0o640)
         self.close()
         self._fd = fd
 
