@@ -22,7 +22,7 @@ from critest.images.catalogue import entries
 from critest.images.make import push
 from critest.images.programs import cache
 from tests.bench.compare import BUSYBOX, NAMES, serving
-from tests.bench.peers import PAUSE
+from tests.bench.peers import PAUSE, remove_groups
 from tests.simulators.kubelet import Kubelet
 
 _LINE: Final = b"x" * 99 + b"\n"
@@ -61,6 +61,7 @@ def measure(socket: str, directory: Path, chunks: int) -> float:
         elapsed_s = time.perf_counter() - started
         counted = subprocess.run(["wc", "-l", kubelet.log_file(container)], check=True, capture_output=True).stdout
         kubelet.remove_pod(pod)
+    remove_groups("/cribench-logs")
     if int(counted.split()[0]) != lines * chunks:
         raise RuntimeError(f"{lines * chunks} lines were written, {counted.decode()} are in the log")
     return lines * chunks * len(_LINE) / elapsed_s

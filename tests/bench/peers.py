@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Final
 
 import grpc
 
+from cri_py.kernel import procfs
 from cri_py.rpc.gen import api_pb2 as pb
 from cri_py.rpc.gen import api_pb2_grpc as services
 from tests.simulators.kubelet import Kubelet
@@ -23,7 +25,7 @@ _BRIDGE: Final = "crbench0"
 # crun refuses a host that has controllers in v1 and an empty v2 hierarchy; it is shown no v2.
 _START: Final = """
 v2=/sys/fs/cgroup/unified
-[ "$1" = crun ] && mountpoint -q $v2 && mount -t tmpfs -o mode=755,size=64k tmpfs $v2
+[ "$1" = crun ] && mountpoint -q $v2 && mount -t tmpfs -o mode=755,size=64m tmpfs $v2
 exec containerd --config "$2"
 """
 
@@ -80,13 +82,24 @@ def containerd(name: str, registry: str, work: Path) -> Iterator[str]:
         )
     try:
         _await(process, socket, work / "log")
-        yield socket
-        with Kubelet(socket, work / "logs", "/cribench") as kubelet:
-            kubelet.sweep()  # its shims end with their pods
+        try:
+            yield socket
+        finally:
+            with Kubelet(socket, work / "logs", "") as kubelet:
+                kubelet.sweep()  # its shims end with their pods
     finally:
         process.terminate()
         process.wait(timeout=30)
         subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
+
+
+def remove_groups(parent: str) -> None:
+    """Remove empty cgroups that were made for pods, in every hierarchy, as the kubelet would."""
+    for mount in procfs.mountinfo():
+        if mount.fstype in {"cgroup", "cgroup2"}:
+            for directory, _, _ in os.walk(mount.path + parent, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
 
 
 def _write_config(name: str, registry: str, work: Path) -> None:
