@@ -110,8 +110,17 @@ def _removed(directory: str, until: float) -> bool:
         except FileNotFoundError:
             return True
         except OSError:
-            if any(entry.is_dir() for entry in os.scandir(directory)) or time.monotonic() >= until:
+            if _has_groups(directory) or time.monotonic() >= until:
                 return False
             time.sleep(0.001)  # nothing tells when a process that has ended leaves its group
         else:
             return True
+
+
+def _has_groups(directory: str) -> bool:
+    """Whether groups lie below; not in one that went meanwhile: the parents of pods are removed by whoever is last."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(entry.is_dir() for entry in entries)
+    except FileNotFoundError:
+        return False
