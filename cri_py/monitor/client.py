@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, Internal, NotFound, StartError, Unavailable
+from cri_py.kernel import faults
 from cri_py.monitor import transport
 
 SOCKET_NAME: Final = "monitor.sock"
@@ -21,6 +22,12 @@ _ERRORS: Final[dict[str, type[CriError]]] = {
     "missing": NotFound,
     "failed": Internal,
 }
+
+
+def _environment() -> dict[str, str]:
+    """A spawner and its monitors get as little as they need."""
+    kept = {name: os.environ[name] for name in ("PATH", faults.VARIABLE) if name in os.environ}
+    return {"PATH": os.defpath, "LANG": "C.UTF-8", **kept}
 
 
 class SpawnerClient:
@@ -38,7 +45,7 @@ class SpawnerClient:
             self.pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-m", "cri_py.monitor.spawner", "3"],
-                {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+                _environment(),
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
                 # What the daemon was started with ignored (nohup, a shell's job) would stay so in every container.
                 setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},

@@ -14,7 +14,7 @@ import socket
 import sys
 
 from cri_py.cgroups import Cgroups, detect
-from cri_py.kernel import syscalls
+from cri_py.kernel import faults, syscalls
 from cri_py.monitor import protocol, transport
 from cri_py.monitor.crilog import LineCutter
 from cri_py.monitor.process import main as become_monitor
@@ -44,6 +44,7 @@ def main(control_fd: int) -> None:
     _set_signals(os.getpid())
     cgroups = detect()
     _warm_up()
+    faults.arm(faults.MONITORS)
     gc.collect()
     gc.freeze()
     serve(socket.socket(fileno=control_fd), cgroups)

@@ -23,6 +23,7 @@ from cri_py.errors import (
 )
 from cri_py.images.flights import Flights
 from cri_py.images.service import Images
+from cri_py.kernel.faults import trace
 from cri_py.model import (
     Container,
     ContainerConfig,
@@ -170,13 +171,16 @@ class Containers:
         async with AsyncExitStack() as undo:
             undo.callback(self._discard_files, container)
             self._bundles.write(container, bundle)
+            trace("create: bundle written")
             undo.push_async_callback(self._groups.remove, container.cgroup)
             await self._groups.make(container.cgroup, bundle.document["linux"]["resources"])
             undo.push_async_callback(self._forget_in_monitor, container)
             answer = await self._ask_create(container, image, bundle, user)
             container = replace(container, user=read_user(answer["user"]))
+            trace("create: init waits")
             await self._ledger.put_container(container)
             undo.pop_all()
+        trace("create: recorded")
         for note in answer["notes"]:
             _log_once(note)
         self._publish(container, EventKind.CREATED)
@@ -255,6 +259,7 @@ class Containers:
             except StartError as error:
                 await self._refuse(container, error)
                 raise
+            trace("start: runs")
             state = Running(answer["pid"], answer["ticks"], Nanos(answer["started_at"]))
             container = await self._advance(container, state)
         self._publish(container, EventKind.STARTED)
@@ -283,7 +288,9 @@ class Containers:
                 return  # removed, or never came to be
             if isinstance(container.state, Exited):
                 return
+            trace("exit: told")
             container = await self._advance(container, ended(event, container))
+        trace("exit: recorded")
         self._stops.ended(container.id)
         self._publish(container, EventKind.STOPPED)
 
@@ -356,10 +363,14 @@ class Containers:
                 container = self._ledger.container(container.id)
             except NotFound:
                 return  # another call was faster
+            trace("remove: ended")
             await self._forget_in_monitor(container)
+            trace("remove: monitor has forgotten")
             await self._groups.remove(container.cgroup)
             self._discard_files(container)
+            trace("remove: files gone")
             await self._ledger.drop_container(container)
+        trace("remove: forgotten")
         self._execs.forget(container.id)
         self._publish(container, EventKind.DELETED)
         await self._images.collect()

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cri_py.config import RuntimeConfig
 from cri_py.errors import DeadlineExceeded
+from cri_py.kernel.faults import trace
 from cri_py.model import Container, ContainerId, ExecResult
 from cri_py.monitor.client import MonitorClient
 
@@ -60,11 +61,13 @@ class Execs:
         try:
             try:
                 asked = asyncio.ensure_future(monitor.request("exec", timeout_s=None, fds=fds, **request))
+                trace("exec: before the frame")
                 await asyncio.sleep(0)  # the frame goes out, its descriptors with it
             finally:
                 for fd in fds:
                     os.close(fd)
             code = await self._await_end(monitor, request["name"], asked, timeout_s)
+            trace("exec: ended")
             await self._drain(streams)
             return ExecResult(streams[0].taken(), streams[1].taken(), code)
         finally:

@@ -20,6 +20,7 @@ from cri_py.errors import AlreadyExists, CriError, DeadlineExceeded, Internal, K
 from cri_py.images.flights import Flights
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID
+from cri_py.kernel.faults import trace
 from cri_py.model import (
     Attachment,
     Event,
@@ -146,8 +147,10 @@ class Sandboxes:
             self._make_directory(sandbox)
             monitor, holder, attachment = await self._gather(sandbox, undo)
             sandbox = replace(sandbox, attachment=attachment, state=Ready(monitor.pid, holder))
+            trace("run: made")
             await self._ledger.put_sandbox(sandbox)
             undo.pop_all()
+        trace("run: recorded")
         self._monitors.keep(sandbox.id, monitor)
         self._publish(sandbox, EventKind.CREATED)
         self._publish(sandbox, EventKind.STARTED)
@@ -169,6 +172,7 @@ class Sandboxes:
                 await netns.wait()
                 await grouped
                 holder = await self._hold(sandbox, await spawned)
+                trace("run: held")
                 attachment = await attached if attached else None
                 self._write_files(replace(sandbox, attachment=attachment))
         except BaseExceptionGroup as group:
@@ -181,14 +185,18 @@ class Sandboxes:
         (Path(self._places.pod(sandbox.id)) / "cgroup-made").write_text("\n".join(made))
 
     async def _spawn(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
+        trace("run: before the monitor")
         monitor = self._spawner.spawn(self._places.pod(sandbox.id))
         undo.push_async_callback(self._end_monitor, monitor)
+        trace("run: monitor asked for")
         await monitor.wait_until_up(self._config.monitor_timeout_s)
+        trace("run: monitor up")
         return monitor
 
     async def _attach(self, sandbox: Sandbox, undo: AsyncExitStack, netns: asyncio.Event) -> Attachment:
         attachment = await self._network.attach(sandbox.id, netns.set)
         undo.push_async_callback(self._network.detach, attachment)
+        trace("run: network attached")
         return attachment
 
     async def _hold(self, sandbox: Sandbox, monitor: MonitorClient) -> int:
@@ -269,10 +277,13 @@ class Sandboxes:
         await asyncio.gather(*(self._containers.end(container.id) for container in members))
         if sandbox.id in self._torn_down or _was_stopped(sandbox):
             return
+        trace("stop: containers ended")
         monitor = self._monitors.take(sandbox.id)
         if monitor is not None:
             await self._end_monitor(monitor)
+        trace("stop: monitor ended")
         await self._tear_down(sandbox)
+        trace("stop: torn down")
         if isinstance(sandbox.state, Ready):
             await self._become_not_ready(sandbox, _STOPPED)
         self._torn_down.add(sandbox.id)
@@ -346,8 +357,11 @@ class Sandboxes:
             await self._containers.remove(container.id)
         if members:  # their groups kept the pod's from being removed by the stop
             await self._remove_group(sandbox)
+        trace("remove: containers removed")
         self._remove_directory(sandbox)
+        trace("remove: directory gone")
         await self._ledger.drop_sandbox(sandbox.id)
+        trace("remove: forgotten")
         self._torn_down.discard(sandbox.id)
         self._publish(sandbox, EventKind.DELETED)
 

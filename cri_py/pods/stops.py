@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from cri_py.errors import DeadlineExceeded
+from cri_py.kernel.faults import trace
 from cri_py.model import ContainerId
 
 _KILL_S: Final = 30.0  # for the kernel to end a process after SIGKILL; one in uninterruptible sleep needs longer
@@ -56,7 +57,9 @@ class Stops:
             await self._wait(stop, stop.deadline - loop.time())
         if stop.ended.is_set():
             return
+        trace("stop: grace has passed")
         await self._signal(container_id, 9, True)
+        trace("stop: killed")
         try:
             async with asyncio.timeout(_KILL_S):
                 await stop.ended.wait()
