@@ -24,6 +24,8 @@ from tests.simulators.kubelet import Kubelet, wait_for
 
 START_S: Final = 30.0
 SETTLE_S: Final = 5.0
+# As a shell's background job or nohup starts it; no container may notice. Python resets SIGPIPE by itself.
+_IGNORING: Final = ("env", "--ignore-signal=QUIT,HUP,USR1,USR2,ALRM")
 _PYTHON: Final = (sys.executable, "-m", "cri_py", "serve")
 
 
@@ -67,7 +69,7 @@ class Daemon:
         environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{self.directory}"}
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_PYTHON, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                [*_IGNORING, *_PYTHON, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
         self.kubelet.disconnect()
         wait_for(self._answers, bool, START_S)

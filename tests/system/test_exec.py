@@ -1,0 +1,139 @@
+"""ExecSync: output, exit code, limits, and the end of everything that it started."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cri_py.rpc.gen import api_pb2 as pb
+from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
+from tests.system.daemon import Daemon
+
+CAP = 16 << 20
+
+
+@pytest.fixture
+def container(kubelet: Kubelet, pod: Pod) -> str:
+    return kubelet.run(pod, "sleep", "1000")
+
+
+def programs(kubelet: Kubelet, container: str) -> str:
+    return kubelet.shell(container, "ps -o args")
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        (["echo", "out"], (b"out\n", b"", 0)),
+        (["sh", "-c", "echo oh >&2; exit 7"], (b"", b"oh\n", 7)),
+        (["sh", "-c", "printf '\\000\\377'"], (b"\0\xff", b"", 0)),
+        (["sh", "-c", "kill -9 $$"], (b"", b"", 137)),
+        (["sh", "-c", "kill -TERM $$"], (b"", b"", 143)),
+        (["cat"], (b"", b"", 0)),
+        (["sh", "-c", "echo $PATH $HOME"], (b"/bin /root\n", b"", 0)),
+    ],
+    ids=["stdout", "stderr and code", "binary", "SIGKILL", "SIGTERM", "stdin is empty", "environment"],
+)
+def test_a_command_is_answered_with_what_it_said(
+    kubelet: Kubelet, container: str, command: list[str], answer: tuple[bytes, bytes, int]
+) -> None:
+    got = kubelet.exec(container, *command)
+    assert (got.stdout, got.stderr, got.exit_code) == answer
+
+
+@pytest.mark.parametrize("program", ["no-such-program", "/no/such/program", "/etc/not-executable"])
+def test_a_program_that_cannot_be_executed_is_named(kubelet: Kubelet, container: str, program: str) -> None:
+    with refused("UNKNOWN", f'"{program}"'):
+        kubelet.exec(container, program)
+
+
+def test_a_command_past_its_time_is_killed_with_all_that_it_started(kubelet: Kubelet, container: str) -> None:
+    before = time.monotonic()
+    with refused("DEADLINE_EXCEEDED", "1 s"):
+        kubelet.exec(container, "sh", "-c", "sleep 2001 & setsid sleep 2002 & sleep 2003", timeout_s=1)
+    assert 1.0 <= time.monotonic() - before < 8.0
+    left = programs(kubelet, container)
+    assert "sleep 1000" in left
+    assert "sleep 200" not in left
+
+
+def test_a_command_whose_caller_leaves_is_killed(kubelet: Kubelet, container: str) -> None:
+    with refused("DEADLINE_EXCEEDED"):
+        kubelet.ExecSync(deadline_s=0.3, container_id=container, cmd=["sleep", "2004"], timeout=30)
+    wait_for(lambda: programs(kubelet, container), lambda left: "sleep 2004" not in left)
+
+
+def test_a_background_child_that_keeps_the_pipe_delays_nothing_for_long(kubelet: Kubelet, container: str) -> None:
+    before = time.monotonic()
+    answer = kubelet.exec(container, "sh", "-c", "sleep 1000 & echo out", timeout_s=30)
+    assert (answer.stdout, answer.exit_code) == (b"out\n", 0)
+    assert time.monotonic() - before < 8.0
+
+
+@pytest.mark.parametrize("redirection", ["", ">&2"], ids=["stdout", "stderr"])
+def test_output_is_cut_at_16_mib(kubelet: Kubelet, container: str, redirection: str) -> None:
+    answer = kubelet.exec(container, "sh", "-c", f"head -c {CAP + 100_000} /dev/zero {redirection}; exit 3")
+    longer, other = (answer.stderr, answer.stdout) if redirection else (answer.stdout, answer.stderr)
+    assert (len(longer), other, answer.exit_code) == (CAP, b"", 3)
+
+
+def test_many_commands_run_at_the_same_time(kubelet: Kubelet, container: str) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda n: kubelet.exec(container, "sh", "-c", f"echo {n}; exit {n}"), range(40)))
+    assert [(answer.stdout, answer.exit_code) for answer in answers] == [(f"{n}\n".encode(), n) for n in range(40)]
+
+
+def test_a_command_runs_as_the_container_does(kubelet: Kubelet, pod: Pod) -> None:
+    context = pb.LinuxContainerSecurityContext(
+        run_as_username="alice", supplemental_groups=[77], capabilities=pb.Capability(drop_capabilities=["ALL"])
+    )
+    container = kubelet.run(
+        pod,
+        "sleep",
+        "1000",
+        working_dir="/tmp/made/here",
+        envs=[pb.KeyValue(key="GREETING", value=b"h\xffi")],
+        linux=pb.LinuxContainerConfig(security_context=context),
+    )
+    assert kubelet.shell(container, "id -u; id -g; id -G; pwd; cat /proc/self/cgroup | head -1") == kubelet.shell(
+        container, "echo 1000; echo 1000; echo 1000 29 44 77; echo /tmp/made/here; head -1 /proc/1/cgroup"
+    )
+    assert kubelet.exec(container, "sh", "-c", "printf %s $GREETING").stdout == b"h\xffi"
+    status = kubelet.shell(container, "cat /proc/self/status")
+    assert "CapBnd:\t0000000000000000" in status
+    assert "Seccomp:\t2" in status
+    links = "for n in mnt pid net ipc uts cgroup; do readlink /proc/{}/ns/$n; done"
+    assert kubelet.shell(container, links.format("self")) == kubelet.shell(container, links.format("1"))
+
+
+def test_a_command_in_a_shared_pid_namespace_ends_with_its_timeout(kubelet: Kubelet) -> None:
+    config = kubelet.pod_config()
+    config.linux.security_context.namespace_options.pid = pb.POD
+    asked = kubelet.container_config("sleep", "1000")
+    asked.linux.security_context.namespace_options.pid = pb.POD
+    container = kubelet.create(kubelet.run_pod(config), config=asked)
+    kubelet.start(container)
+    with refused("DEADLINE_EXCEEDED"):
+        kubelet.exec(container, "sh", "-c", "setsid sleep 2005 & sleep 2006", timeout_s=1)
+    assert "sleep 200" not in programs(kubelet, container)
+
+
+def test_an_exec_leaves_no_descriptor_and_no_process(kubelet: Kubelet, container: str, daemon: Daemon) -> None:
+    kubelet.exec(container, "true")
+    descriptors, processes = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())), daemon.processes()
+    for _ in range(20):
+        kubelet.exec(container, "true")
+    wait_for(lambda: len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())), lambda now: now <= descriptors)
+    wait_for(daemon.processes, lambda now: now == processes)
+
+
+def test_a_container_that_ends_takes_its_commands_along(kubelet: Kubelet, pod: Pod) -> None:
+    container = kubelet.run(pod, "sleep", "1000")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(kubelet.exec, container, "sleep", "2007", timeout_s=30)
+        wait_for(lambda: programs(kubelet, container), lambda seen: "sleep 2007" in seen)
+        kubelet.stop(container)
+        assert running.result(timeout=10).exit_code == 137
