@@ -23,7 +23,10 @@ class _Flight(Generic[_Outcome]):
 
 
 class Flights(Generic[_Key, _Outcome]):
-    """Flights by key. The last caller who leaves before the end cancels the work and waits until it has cleaned up."""
+    """Flights by key. The last caller who leaves before the end cancels the work and waits until it has cleaned up.
+
+    So does who comes meanwhile: his own must not begin beside the undoing of the one before.
+    """
 
     def __init__(self) -> None:
         self._flights: dict[_Key, _Flight[_Outcome]] = {}
@@ -35,24 +38,27 @@ class Flights(Generic[_Key, _Outcome]):
         """
         while True:
             flight = self._flights.get(key)
+            if flight is not None and flight.task.cancelling():
+                await asyncio.wait([flight.task])
+                continue
             joined = flight is not None
             if flight is None:
                 flight = _Flight(asyncio.create_task(start()))
                 self._flights[key] = flight
+                # First of its callbacks, so that whoever it wakes finds the place free.
+                flight.task.add_done_callback(lambda _: self._flights.pop(key))
             try:
-                return await self._ride(flight, key)
+                return await self._ride(flight)
             except CriError:
                 if not joined:
                     raise
 
-    async def _ride(self, flight: _Flight[_Outcome], key: _Key) -> _Outcome:
+    async def _ride(self, flight: _Flight[_Outcome]) -> _Outcome:
         flight.aboard += 1
         try:
             return await asyncio.shield(flight.task)
         finally:
             flight.aboard -= 1
-            if self._flights.get(key) is flight and (flight.task.done() or not flight.aboard):
-                del self._flights[key]  # nobody may join what has landed or is being taken down
             if not flight.aboard and not flight.task.done():
                 flight.task.cancel()
                 await asyncio.wait([flight.task])

@@ -1,0 +1,272 @@
+"""Who is killed takes nothing along: daemon, spawner, monitor, holder; and callers who leave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cri_py.rpc.gen import api_pb2 as pb
+from tests.simulators.kubelet import Kubelet, Line, Pod, refused, wait_for
+from tests.system.daemon import Daemon
+
+
+def end(pid: int) -> None:
+    """SIGKILL, and wait until it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: Path(f"/proc/{pid}/stat").exists() and b") Z " not in _stat(pid), lambda alive: not alive)
+
+
+@contextlib.contextmanager
+def maybe(code: grpc.StatusCode) -> Iterator[None]:
+    """The body's call succeeds, or is refused with this code."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        if error.code() is not code:
+            raise
+
+
+def _stat(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b") Z "
+
+
+def holder_of(kubelet: Kubelet, pod: Pod) -> int:
+    info = kubelet.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"]
+    return int(info.split('"pid": ')[1].split(",")[0])
+
+
+# ------------------------------------------------------------------ the daemon
+
+
+def test_containers_live_on_without_the_daemon_and_are_found_again(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sh", "-c", "sleep 1000 & echo up; wait")
+    before = kubelet.status(container)
+    address = kubelet.pod_status(pod).network.ip
+    fresh_daemon.kill()
+    fresh_daemon.start()
+    assert kubelet.status(container) == before
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_READY
+    assert kubelet.pod_status(pod).network.ip == address
+    assert kubelet.shell(container, "echo $((6 * 7))") == "42\n"
+    assert kubelet.pod_status(kubelet.run_pod()).network.ip != address
+    kubelet.stop(container)
+    assert kubelet.status(container).exit_code == 137
+
+
+def test_what_ends_while_the_daemon_is_dead_has_its_exact_code_time_and_log(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sh", "-c", "trap 'echo last; exit 7' TERM; echo first; while :; do sleep 0.01; done")
+    wait_for(lambda: kubelet.log(container), len)
+    log = kubelet.log_file(container)
+    pid = _init_of(kubelet, container)
+    fresh_daemon.kill()
+    earliest = time.time_ns()
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: Path(f"/proc/{pid}").exists(), lambda there: not there)
+    latest = time.time_ns()
+    time.sleep(0.2)  # an exit dated by the restart would be later than this
+    fresh_daemon.start()
+    status = kubelet.status(container)
+    assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, 7, "Error")
+    assert earliest <= status.finished_at <= latest + 100_000_000
+    assert kubelet.log(container) == [Line("stdout", "F", b"first"), Line("stdout", "F", b"last")]
+    assert log.exists()
+
+
+def _init_of(kubelet: Kubelet, container: str) -> int:
+    info = kubelet.ContainerStatus(container_id=container, verbose=True).info["info"]
+    return int(info.split('"pid": ')[1].split(",")[0])
+
+
+def test_a_created_container_can_be_started_by_the_next_daemon(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.create(pod, "sh", "-c", "exit 5")
+    fresh_daemon.kill()
+    fresh_daemon.start()
+    assert kubelet.status(container).state == pb.CONTAINER_CREATED
+    kubelet.start(container)
+    assert kubelet.wait(container).exit_code == 5
+
+
+def test_a_pod_that_was_stopped_stays_so_and_can_be_removed_by_the_next_daemon(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    kubelet.stop_pod(pod)
+    fresh_daemon.kill()
+    fresh_daemon.start()
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert kubelet.status(container).exit_code == 137
+
+
+def test_removing_an_old_sandbox_spares_the_next_one_in_the_same_cgroup(fresh_daemon: Daemon) -> None:
+    """The kubelet names one cgroup for all attempts of a pod, and may remove the old one much later."""
+    kubelet = fresh_daemon.kubelet
+    old = kubelet.run_pod()
+    end(_monitor_of(fresh_daemon, kubelet, old))
+    wait_for(lambda: kubelet.pod_status(old).state, lambda state: state == pb.SANDBOX_NOTREADY)
+    kubelet.stop_pod(old)
+    config = pb.PodSandboxConfig()
+    config.CopyFrom(old.config)
+    config.metadata.attempt = 1
+    new = kubelet.run_pod(config)
+    container = kubelet.run(new, "sleep", "1000")
+    fresh_daemon.kill()
+    fresh_daemon.start()
+    kubelet.remove_pod(old)
+    assert kubelet.status(container).state == pb.CONTAINER_RUNNING
+    assert kubelet.pod_status(new).state == pb.SANDBOX_READY
+
+
+def _monitor_of(daemon: Daemon, kubelet: Kubelet, pod: Pod) -> int:
+    info = kubelet.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"]
+    pid = int(info.split('"monitorPid": ')[1].split(",")[0])
+    assert pid in daemon.monitors()
+    return pid
+
+
+# ----------------------------------------------------------------- its helpers
+
+
+def test_a_pod_starts_after_the_spawner_was_killed(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    first = kubelet.run_pod()
+    container = kubelet.run(first, "sleep", "1000")
+    (spawner,) = fresh_daemon.spawners()
+    end(spawner)
+    second = kubelet.run_pod()
+    assert kubelet.outcome(second, "echo", "hello")[1] == "hello\n"
+    assert kubelet.status(container).state == pb.CONTAINER_RUNNING
+
+
+@pytest.mark.parametrize("pid_mode", [pb.CONTAINER, pb.POD])
+def test_a_pod_whose_monitor_was_killed_says_so_and_can_be_removed(
+    fresh_daemon: Daemon, pid_mode: pb.NamespaceMode
+) -> None:
+    kubelet = fresh_daemon.kubelet
+    config = kubelet.pod_config()
+    config.linux.security_context.namespace_options.pid = pid_mode
+    pod = kubelet.run_pod(config)
+    running = kubelet.container_config("sh", "-c", "sleep 1000 & sleep 1000", name="running")
+    running.linux.security_context.namespace_options.pid = pid_mode
+    lost = [kubelet.run(pod, config=running), kubelet.create(pod, "true", name="created")]
+    exited = kubelet.run(pod, "sh", "-c", "exit 3", name="exited")
+    kubelet.wait(exited)
+    end(_monitor_of(fresh_daemon, kubelet, pod))
+    wait_for(lambda: kubelet.pod_status(pod).state, lambda state: state == pb.SANDBOX_NOTREADY)
+    for container in lost:
+        status = kubelet.wait(container, pb.CONTAINER_UNKNOWN)
+        assert status.reason == "MonitorLost"
+        assert "monitor" in status.message
+    assert kubelet.status(exited).exit_code == 3
+    with refused("FAILED_PRECONDITION", "not ready"):
+        kubelet.create(pod, "true", name="late")
+    kubelet.stop(lost[0])
+    kubelet.remove(lost[0])
+    kubelet.remove_pod(pod)
+    assert fresh_daemon.left_over() == []
+
+
+def test_a_pod_whose_monitor_died_while_the_daemon_was_dead_is_not_ready(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    exited = kubelet.run(pod, "sh", "-c", "exit 3", name="exited")
+    kubelet.wait(exited)
+    monitor = _monitor_of(fresh_daemon, kubelet, pod)
+    fresh_daemon.kill()
+    end(monitor)
+    fresh_daemon.start()
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert kubelet.status(container).state == pb.CONTAINER_UNKNOWN
+    assert kubelet.status(container).reason == "MonitorLost"
+    assert kubelet.status(exited).exit_code == 3
+
+
+def test_a_pod_whose_holder_was_killed_is_not_ready_and_takes_no_containers(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    os.kill(holder_of(kubelet, pod), signal.SIGKILL)
+    wait_for(lambda: kubelet.pod_status(pod).state, lambda state: state == pb.SANDBOX_NOTREADY)
+    with refused("FAILED_PRECONDITION", "HolderDied"):
+        kubelet.create(pod, "true", name="late")
+    assert kubelet.status(container).state == pb.CONTAINER_RUNNING
+    kubelet.stop(container)
+    assert kubelet.status(container).exit_code == 137
+
+
+def test_a_pod_without_its_holder_keeps_its_monitor_over_a_restart(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    os.kill(holder_of(kubelet, pod), signal.SIGKILL)
+    wait_for(lambda: kubelet.pod_status(pod).state, lambda state: state == pb.SANDBOX_NOTREADY)
+    fresh_daemon.kill()
+    fresh_daemon.start()
+    assert kubelet.status(container).state == pb.CONTAINER_RUNNING
+    kubelet.stop(container)
+    assert kubelet.status(container).exit_code == 137
+    kubelet.remove_pod(pod)
+    assert fresh_daemon.left_over() == []
+
+
+# ------------------------------------------------------------ callers who leave
+
+
+def test_a_sandbox_whose_caller_left_is_undone_or_whole(kubelet: Kubelet) -> None:
+    """Whatever the moment: either nothing is left, or the retry gets what there is."""
+    for wait_ms in (1, 2, 3, 4, 6, 8, 11, 15, 20):
+        config = kubelet.pod_config()
+        with maybe(grpc.StatusCode.DEADLINE_EXCEEDED):
+            kubelet.RunPodSandbox(config=config, deadline_s=wait_ms / 1000)
+        pod = kubelet.run_pod(config)
+        assert kubelet.pod_status(pod).state == pb.SANDBOX_READY
+        assert len(kubelet.ListPodSandbox().items) == 1
+        kubelet.remove_pod(pod)
+
+
+def test_a_container_whose_caller_left_is_undone_or_whole(kubelet: Kubelet, pod: Pod) -> None:
+    for wait_ms in (1, 2, 3, 4, 6, 8, 11, 15, 20):
+        config = kubelet.container_config("sh", "-c", "exit 4", name=f"after-{wait_ms}")
+        kubelet.make_log_directory(pod, config)
+        with maybe(grpc.StatusCode.DEADLINE_EXCEEDED):
+            kubelet.CreateContainer(
+                pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config, deadline_s=wait_ms / 1000
+            )
+        container = kubelet.run(pod, config=config)
+        assert kubelet.wait(container).exit_code == 4
+        kubelet.remove(container)
+    assert len(kubelet.ListContainers().containers) == 0
+
+
+def test_a_start_whose_caller_left_is_recorded(kubelet: Kubelet, pod: Pod) -> None:
+    for wait_ms in (0.3, 0.6, 1, 1.5, 2, 3):
+        container = kubelet.create(pod, "sleep", "1000", name=f"after-{wait_ms}")
+        with maybe(grpc.StatusCode.DEADLINE_EXCEEDED):
+            kubelet.StartContainer(container_id=container, deadline_s=wait_ms / 1000)
+        with maybe(grpc.StatusCode.FAILED_PRECONDITION):
+            kubelet.start(container)
+        assert kubelet.status(container).state == pb.CONTAINER_RUNNING
+        kubelet.remove(container)
+
+
+def test_an_exec_whose_container_ends_meanwhile_ends_too(kubelet: Kubelet, pod: Pod) -> None:
+    container = kubelet.run(pod, "sh", "-c", "sleep 0.3; exit 2")
+    answer = kubelet.exec(container, "sleep", "1000")
+    assert answer.exit_code == 137
+    assert kubelet.wait(container).exit_code == 2
