@@ -154,6 +154,10 @@ class RegistrySimulator:
         self._thread.join()
         self._server.server_close()
 
+    def hang_up(self) -> None:
+        """End the connections that clients keep for their next request."""
+        self._server.hang_up()
+
     def count(self, part: str) -> int:
         """How many requests had ``part`` in their path."""
         return sum(part in asked.path for asked in self.asked)

@@ -42,7 +42,10 @@ class Daemon:
         self.bridge = f"crt{mark}"
         self.subnet = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(256)}.0/24"
         self.config_file = self.directory / "config.toml"
-        self.config_file.write_text(f'{settings}\n[images.registries."{HOST}"]\nmirrors = ["{mirror}"]\n')
+        self.config_file.write_text(
+            f'{settings}\n[images.registries."{HOST}"]\nmirrors = ["{mirror}"]\n'
+            f'[images.registries."{mirror.removeprefix("http://")}"]\ninsecure = true\n'
+        )
         self.kubelet = Kubelet(self.socket, self.directory / "logs", self.cgroup_parent)
         self._process: subprocess.Popen[bytes] | None = None
         self._descriptors: Counter[str] = Counter()
