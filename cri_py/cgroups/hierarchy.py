@@ -80,6 +80,7 @@ class Cgroups(ABC):
     """The groups of one node. Paths are checked; a missing group is no error where something is ended or removed."""
 
     mounts: tuple[str, ...]  # where each hierarchy is mounted
+    leaves_only = False  # whether a group that hands controllers down may hold no processes (v2's rule on inner groups)
 
     def directories(self, path: str) -> tuple[str, ...]:
         """The group's directories, one per hierarchy."""

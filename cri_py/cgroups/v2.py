@@ -25,6 +25,8 @@ _WANTED = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma")
 class V2(Cgroups):
     """The groups of a node with the unified hierarchy alone."""
 
+    leaves_only = True
+
     def __init__(self, mount: str) -> None:
         self.mount = mount
         self.mounts = (mount,)

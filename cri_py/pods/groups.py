@@ -32,7 +32,7 @@ class Groups:
 
     def of_holder(self, pod: str) -> str:
         """v1 lets processes sit in the pod's own group, which saves making another; v2 wants them in a leaf."""
-        return pod if self.cgroups.directory_fd("/") is None else f"{pod}/{HOLDER}"
+        return f"{pod}/{HOLDER}" if self.cgroups.leaves_only else pod
 
     async def make_pod(self, pod: str) -> tuple[str, ...]:
         """Make the pod's group where the kubelet has not; returns the directories that are ours to remove."""

@@ -1,4 +1,4 @@
-"""Removing a pod's cgroups while other pods' calls remove theirs."""
+"""Which cgroups a pod has, and their removal while other pods' calls remove theirs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cri_py.pods.groups import _removed
+from cri_py.cgroups.hierarchy import Cgroups
+from cri_py.cgroups.v1 import V1
+from cri_py.cgroups.v2 import V2
+from cri_py.pods.groups import Groups, _removed
 
 
 def test_a_parent_that_another_call_removes_between_two_looks_counts_as_removed(
@@ -30,3 +33,14 @@ def test_a_parent_that_another_call_removes_between_two_looks_counts_as_removed(
 def test_a_parent_that_holds_other_pods_is_left(tmp_path: Path) -> None:
     (tmp_path / "kubepods" / "pod-of-others").mkdir(parents=True)
     assert not _removed(str(tmp_path / "kubepods"), until=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("version", "holder"),
+    [(V1(()), "/kubepods/pod1"), (V2("/sys/fs/cgroup"), "/kubepods/pod1/holder")],
+    ids=["v1", "v2"],
+)
+def test_the_holder_sits_where_its_version_lets_it(version: Cgroups, holder: str) -> None:
+    groups = Groups(version, "/cri")
+    assert groups.of_holder("/kubepods/pod1") == holder
+    groups.close()
