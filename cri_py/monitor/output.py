@@ -32,6 +32,7 @@ class LogFile:
             fd = os.open(self._path, _LOG_FLAGS, 0o640)
         self.close()
         self._fd = fd
+        self._torn = False
 
     def write(self, lines: bytes) -> None:
         if self._fd < 0 and not self._try_open():
@@ -44,11 +45,17 @@ class LogFile:
             try:
                 written = os.write(self._fd, view)
             except OSError:
-                self._torn = len(view) < len(lines)
-                self.dropped += bytes(view).count(b"\n")
+                self._give_up(lines[: len(lines) - len(view)], bytes(view))
                 return
             view = view[written:]
         self._torn = False
+
+    def _give_up(self, written: bytes, rest: bytes) -> None:
+        """Drop ``rest`` and count its lines, the one that was cut too."""
+        opening = self._torn and not written  # the newline that ends the torn line ends none of ours
+        self.dropped += rest.count(b"\n") - opening
+        if written:
+            self._torn = not written.endswith(b"\n")
 
     def _try_open(self) -> bool:
         """Open a path that could not be opened before, at most every few seconds."""

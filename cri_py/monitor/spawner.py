@@ -15,6 +15,7 @@ import sys
 
 from cri_py.cgroups import Cgroups, detect
 from cri_py.kernel import faults, syscalls
+from cri_py.kernel.fds import receive as receive_fds
 from cri_py.monitor import protocol, transport
 from cri_py.monitor.crilog import LineCutter
 from cri_py.monitor.process import main as become_monitor
@@ -26,7 +27,7 @@ _WARM_ROUNDS = 20
 def serve(control: socket.socket, cgroups: Cgroups) -> None:
     """Make monitors until the daemon's end is closed. One request, one fork; the monitor answers by itself."""
     while True:
-        frame, fds, _, _ = socket.recv_fds(control, protocol.PACKET_BYTES, _FDS, socket.MSG_CMSG_CLOEXEC)
+        frame, fds = receive_fds(control, protocol.PACKET_BYTES, _FDS)
         if not frame:
             return
         request = protocol.decode(frame)

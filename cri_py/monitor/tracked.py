@@ -261,5 +261,8 @@ class ExecProcess:
 
     def scope_gone(self) -> None:
         """Remove the scope's group. Processes that the exec left behind keep it, until the container's own end."""
-        if not self.scope.processes():
-            self.scope.remove()
+        try:
+            if not self.scope.processes():
+                self.scope.remove()
+        except KernelError:
+            return  # still busy; it goes with its container's group

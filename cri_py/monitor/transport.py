@@ -6,6 +6,7 @@ import os
 import socket
 from typing import Any
 
+from cri_py.kernel.fds import receive as receive_fds
 from cri_py.monitor import protocol
 
 _MOST_FDS = 8
@@ -29,7 +30,7 @@ def send(connection: socket.socket, message: dict[str, Any], fds: tuple[int, ...
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """The next frame and its descriptors, which the caller owns; (None, []) at the end."""
-    frame, fds, _, _ = socket.recv_fds(connection, protocol.PACKET_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+    frame, fds = receive_fds(connection, protocol.PACKET_BYTES, _MOST_FDS)
     if not frame:
         for fd in fds:
             os.close(fd)

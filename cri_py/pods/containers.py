@@ -370,7 +370,7 @@ class Containers:
             self._discard_files(container)
             trace("remove: files gone")
             await self._ledger.drop_container(container)
-        trace("remove: forgotten")
+        trace("remove: container forgotten")
         self._execs.forget(container.id)
         self._publish(container, EventKind.DELETED)
         await self._images.collect()

@@ -352,11 +352,9 @@ class Sandboxes:
 
     async def _remove(self, sandbox: Sandbox) -> None:
         await self._stop(sandbox)
-        members = self._ledger.members(sandbox.id)
-        for container in members:
+        for container in self._ledger.members(sandbox.id):
             await self._containers.remove(container.id)
-        if members:  # their groups kept the pod's from being removed by the stop
-            await self._remove_group(sandbox)
+        await self._remove_group(sandbox)  # the stop could not while the containers' groups were there
         trace("remove: containers removed")
         self._remove_directory(sandbox)
         trace("remove: directory gone")

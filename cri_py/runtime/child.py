@@ -21,9 +21,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cri_py.errors import FailedPrecondition
-from cri_py.kernel import syscalls
+from cri_py.kernel import fds, syscalls
 
 _LIMIT = 65536
+_TEXT_LIMIT = 4096
 
 
 class ChildError(Exception):
@@ -53,14 +54,15 @@ class Parent:
     def _say_last(self, error: BaseException) -> None:
         try:
             kind = "state" if isinstance(error, FailedPrecondition) else "failed"
-            self.say({"error": str(error) or type(error).__name__, "kind": kind})
+            text = str(error) or type(error).__name__  # it may quote an argument, and those may be longer than a frame
+            self.say({"error": text[:_TEXT_LIMIT], "kind": kind})
         except OSError:
             os._exit(129)  # the monitor is gone; nobody is left to tell
 
-    def say(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
-        body = json.dumps(message).encode("utf-8", "surrogateescape")[:_LIMIT]
-        if fds:
-            socket.send_fds(self._theirs, [body], fds)
+    def say(self, message: dict[str, Any], sent: list[int] | None = None) -> None:
+        body = json.dumps(message).encode()
+        if sent:
+            socket.send_fds(self._theirs, [body], sent)
         else:
             self._theirs.send(body)
 
@@ -89,11 +91,11 @@ class Parent:
 
     def hear(self) -> tuple[dict[str, Any] | None, list[int]]:
         """The child's next message and its descriptors; None at end of file."""
-        body, fds, _, _ = socket.recv_fds(self._ours, _LIMIT, 2, socket.MSG_CMSG_CLOEXEC)
+        body, descriptors = fds.receive(self._ours, _LIMIT, 2)
         if not body:
-            return None, fds
+            return None, descriptors
         message: dict[str, Any] = json.loads(body)
-        return message, fds
+        return message, descriptors
 
     def expect_exec(self, timeout_s: float) -> None:
         """Wait until the child has executed its program. Raises ChildError with its words, or on time-out."""
@@ -112,14 +114,14 @@ class Parent:
         self._ours.close()
 
 
-def keep_only(*fds: int, null_stdio: bool = False) -> None:
-    """Close every descriptor but 0, 1, 2 and ``fds``: what the monitor holds must not leak into a container."""
+def keep_only(*kept: int, null_stdio: bool = False) -> None:
+    """Close every descriptor but 0, 1, 2 and ``kept``: what the monitor holds must not leak into a container."""
     if null_stdio:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for number in (0, 1, 2):
             os.dup2(null, number)
     following = 3
-    for fd in sorted(fds):
+    for fd in sorted(kept):
         if fd > following:
             syscalls.close_range(following, fd - 1)
         following = max(following, fd + 1)

@@ -1,0 +1,158 @@
+"""Output never blocks and never fails: what can't be written is dropped and counted."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from cri_py.monitor.output import LogFile, OutputStream
+
+
+def texts(path: Path) -> list[bytes]:
+    return re.findall(rb" [PF] ([^\n]*)\n", path.read_bytes())
+
+
+def test_a_missing_directory_is_made(tmp_path: Path) -> None:
+    log = LogFile(str(tmp_path / "pod" / "main" / "0.log"))
+    log.open()
+    log.write(b"a\n")
+    log.close()
+    assert (tmp_path / "pod" / "main" / "0.log").read_bytes() == b"a\n"
+
+
+def test_a_path_that_cannot_be_opened_drops_lines_and_is_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("cri_py.monitor.output.time.monotonic", lambda: now)
+    (tmp_path / "dir").write_text("in the way")
+    log = LogFile(str(tmp_path / "dir" / "0.log"))
+    with pytest.raises(OSError):
+        log.open()
+    log.write(b"a\nb\n")
+    assert log.dropped == 2
+    (tmp_path / "dir").unlink()
+    log.write(b"c\n")  # too soon
+    assert log.dropped == 3
+    now += 6
+    log.write(b"d\n")
+    log.close()
+    assert (tmp_path / "dir" / "0.log").read_bytes() == b"d\n"
+    assert log.dropped == 3
+
+
+def test_a_rotated_file_is_let_go_by_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    log = LogFile(str(path))
+    log.open()
+    log.write(b"old\n")
+    path.rename(tmp_path / "0.log.1")
+    log.write(b"still old\n")
+    log.open()
+    log.write(b"new\n")
+    log.close()
+    assert (tmp_path / "0.log.1").read_bytes() == b"old\nstill old\n"
+    assert path.read_bytes() == b"new\n"
+
+
+class Disk:
+    """os.write onto a disk with room for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def write(self, fd: int, content: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        part = bytes(content)[: self.room]
+        self.room -= len(part)
+        return self._write(fd, part)
+
+    _write = staticmethod(os.write)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    full = Disk(0)
+    monkeypatch.setattr("cri_py.monitor.output.os.write", full.write)
+    return full
+
+
+def test_a_line_torn_by_a_full_disk_is_ended_before_the_next_however_long_it_stays_full(
+    tmp_path: Path, disk: Disk
+) -> None:
+    log = LogFile(str(tmp_path / "0.log"))
+    disk.room = 6
+    log.write(b"one\ntwo\nthree\n")
+    assert log.dropped == 2  # of two only a part is there
+    log.write(b"four\n")
+    log.write(b"five\n")
+    assert log.dropped == 4
+    disk.room = 100
+    log.write(b"six\n")
+    log.close()
+    assert (tmp_path / "0.log").read_bytes() == b"one\ntw\nsix\n"
+
+
+def test_a_disk_that_is_full_between_two_lines_leaves_no_empty_one(tmp_path: Path, disk: Disk) -> None:
+    log = LogFile(str(tmp_path / "0.log"))
+    disk.room = 4
+    log.write(b"one\ntwo\n")
+    disk.room = 100
+    log.write(b"three\n")
+    log.close()
+    assert (tmp_path / "0.log").read_bytes() == b"one\nthree\n"
+
+
+def test_a_new_file_does_not_begin_with_the_end_of_a_torn_line(tmp_path: Path, disk: Disk) -> None:
+    path = tmp_path / "0.log"
+    log = LogFile(str(path))
+    disk.room = 2
+    log.write(b"one\n")
+    path.rename(tmp_path / "0.log.1")
+    disk.room = 100
+    log.open()
+    log.write(b"two\n")
+    log.close()
+    assert path.read_bytes() == b"two\n"
+
+
+def test_a_stream_is_logged_line_by_line_until_its_end(tmp_path: Path) -> None:
+    log = LogFile(str(tmp_path / "0.log"))
+    read_end, write_end = os.pipe()
+    stream = OutputStream(read_end, "stdout", log, 100)
+    assert stream.read_once()  # nothing there yet: it does not block
+    os.write(write_end, b"hello\nwor")
+    assert stream.read_once()
+    assert texts(tmp_path / "0.log") == [b"hello"]
+    os.close(write_end)
+    while stream.read_once():
+        pass
+    assert texts(tmp_path / "0.log") == [b"hello", b"wor"]
+    stream.close()
+    log.close()
+
+
+def test_a_drain_takes_what_is_there_and_awaits_nobody(tmp_path: Path) -> None:
+    log = LogFile(str(tmp_path / "0.log"))
+    read_end, write_end = os.pipe()
+    stream = OutputStream(read_end, "stdout", log, 100)
+    os.write(write_end, b"last\nwords")
+    stream.drain()  # the writer is still there
+    assert texts(tmp_path / "0.log") == [b"last", b"words"]
+    stream.close()
+    log.close()
+    os.close(write_end)
+
+
+def test_output_that_nobody_wants_is_read_all_the_same() -> None:
+    read_end, write_end = os.pipe()
+    stream = OutputStream(read_end, "stdout", None, 100)
+    os.write(write_end, b"x\n" * 100)
+    os.close(write_end)
+    assert stream.read_once()
+    assert not stream.read_once()
+    stream.close()
