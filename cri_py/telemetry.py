@@ -82,9 +82,7 @@ PULL_SECONDS: Final = Histogram(
 )
 PULL_ERRORS: Final = Counter("cri_py_pull_errors", "Pulls that failed, by gRPC status", ["code"], registry=REGISTRY)
 IMAGES: Final = Reading("cri_py_images", "Images in the store")
-MONITOR_MEMORY: Final = Reading(
-    "cri_py_monitor_memory_bytes", "PSS of all monitors and the spawner"
-)
+MONITOR_MEMORY: Final = Reading("cri_py_monitor_memory_bytes", "PSS of all monitors and the spawner")
 MONITORS_LOST: Final = Counter(
     "cri_py_monitors_lost", "Monitors that died before their pod was stopped", registry=REGISTRY
 )

@@ -10,6 +10,9 @@ import pytest
 
 from tests import leaks
 
+# Tests fork, and a fork of a process that has grpc in it runs grpc's own hooks, which start threads in the child.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 GUARDED = ("kernel", "system")
 _skipped: list[str] = []
 

@@ -79,11 +79,7 @@ def container_document(
     Raises InvalidArgument or Unimplemented that names the field which can't be honoured.
     """
     security = config.security
-    _check_privileged(sandbox, config)
-    spec_security.check_apparmor(security.apparmor, enabled=defaults.apparmor)
-    spec_security.check_selinux(security.selinux, enabled=defaults.selinux)
-    if defaults.selinux and any(mount.selinux_relabel for mount in config.mounts):
-        raise Unimplemented("mounts.selinux_relabel is not supported by this version")
+    _check_container_security(sandbox, config, defaults)
     spec_mounts.check_devices(config, device_nodes)
     document: Json = {
         "ociVersion": "1.3.0",
@@ -91,24 +87,14 @@ def container_document(
         "process": _process(sandbox, config, image, defaults),
         "mounts": spec_mounts.mounts(sandbox, config, files),
         "annotations": _annotations(sandbox, config, container_id),
-        "linux": {
-            "namespaces": _namespaces(sandbox, config, holder_pid, target_pid, defaults),
-            "devices": spec_mounts.device_nodes(config, device_nodes or ()),
-            "resources": _resources(config.resources)
-            | {"devices": spec_mounts.device_rules(device_nodes or (), privileged=security.privileged)},
-            "rootfsPropagation": spec_mounts.root_propagation(config),
-            "maskedPaths": _paths("masked_paths", security.masked_paths, security.privileged),
-            "readonlyPaths": _paths("readonly_paths", security.readonly_paths, security.privileged),
-        },
+        "linux": _linux(config, device_nodes or ())
+        | {"namespaces": _namespaces(sandbox, config, holder_pid, target_pid, defaults)},
     }
     if cgroup:
         document["linux"]["cgroupsPath"] = cgroup
+    granted = document["process"]["capabilities"]["bounding"]
     profile = spec_security.seccomp_profile(
-        security,
-        document["process"]["capabilities"]["bounding"],
-        enabled=defaults.seccomp,
-        arch=defaults.arch,
-        localhost=localhost_seccomp,
+        security, granted, enabled=defaults.seccomp, arch=defaults.arch, localhost=localhost_seccomp
     )
     if profile is not None:
         document["linux"]["seccomp"] = profile
@@ -149,6 +135,26 @@ def _check_userns(asked: NamespaceOption) -> None:
     if asked.userns.mode is not NamespaceMode.POD:
         raise InvalidArgument(f"userns_options.mode is {asked.userns.mode.name}", hint="use POD or NODE")
     raise Unimplemented("user namespaces (userns_options.mode POD) are not supported by this version")
+
+
+def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
+    security = config.security
+    rules = spec_mounts.device_rules(nodes, privileged=security.privileged)
+    return {
+        "devices": spec_mounts.device_nodes(config, nodes),
+        "resources": _resources(config.resources) | {"devices": rules},
+        "rootfsPropagation": spec_mounts.root_propagation(config),
+        "maskedPaths": _paths("masked_paths", security.masked_paths, security.privileged),
+        "readonlyPaths": _paths("readonly_paths", security.readonly_paths, security.privileged),
+    }
+
+
+def _check_container_security(sandbox: Sandbox, config: ContainerConfig, defaults: SpecDefaults) -> None:
+    _check_privileged(sandbox, config)
+    spec_security.check_apparmor(config.security.apparmor, enabled=defaults.apparmor)
+    spec_security.check_selinux(config.security.selinux, enabled=defaults.selinux)
+    if defaults.selinux and any(mount.selinux_relabel for mount in config.mounts):
+        raise Unimplemented("mounts.selinux_relabel is not supported by this version")
 
 
 def _check_privileged(sandbox: Sandbox, config: ContainerConfig) -> None:
