@@ -1,0 +1,79 @@
+"""The kernel and system tests again, on cgroup v2, Debian 13 and Python 3.13, in a throw-away guest."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.guest import machine
+
+pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+# What user-mode Linux can't do; the guest in qemu runs it.
+NOT_IN_UML: Final = {
+    "test_kill_ends_processes_that_fork_away": "its kernel panics when a fork is interrupted by a kill",
+    "test_a_kill_ends_a_fork_bomb_that_fills_its_group": "the same",
+    "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
+}
+ONLY_IN_QEMU: Final = ("tests/kernel/test_cgroups.py", "tests/kernel/test_network.py", "tests/system/test_life.py")
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    """A folder for the guest: the project's files as they are now, and the packages."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=machine.ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        source, target = machine.ROOT / name, tmp_path / "src" / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    shutil.copytree(machine.packages(), tmp_path / "site", copy_function=_link)
+    shutil.copy2(machine.HERE / "inside", tmp_path / "inside")
+    return tmp_path
+
+
+def _link(source: str, target: str) -> None:
+    """The cache may lie on another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+@pytest.mark.timeout(1500)
+def test_kernel_and_system_tests_pass_in_user_mode_linux(share: Path) -> None:
+    left_out = " and ".join(f"not {name}" for name in NOT_IN_UML)
+    _pass_inside(["tests/kernel", "tests/system", "-k", left_out], engine="uml", share=share)
+
+
+@pytest.mark.timeout(1500)
+def test_the_kernels_own_side_passes_on_debians_kernel(share: Path) -> None:
+    _pass_inside([*ONLY_IN_QEMU], engine="tcg", share=share)
+
+
+def _pass_inside(arguments: Sequence[str], *, engine: str, share: Path) -> None:
+    """Fails with the names and the texts of what failed inside, and if nothing ran."""
+    status, output = machine.boot(f"bash inside {shlex.join(arguments)}", engine=engine, share=share, timeout_s=1400)
+    report = share / "junit.xml"
+    if not report.exists():
+        pytest.fail(f"the guest ended with status {status} and left no report:\n{output[-6000:]}", pytrace=False)
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    if bad or status:
+        names = "\n".join(f"  {case.get('classname')}::{case.get('name')}" for case in bad)
+        pytest.fail(f"{len(bad)} of {len(cases)} failed in the guest:\n{names}\n\n{output[-12000:]}", pytrace=False)
+    assert cases, output
