@@ -49,6 +49,7 @@ class Daemon:
         self.kubelet = Kubelet(self.socket, self.directory / "logs", self.cgroup_parent)
         self._process: subprocess.Popen[bytes] | None = None
         self._descriptors: Counter[str] = Counter()
+        self._told: set[str] = set()
 
     @property
     def running(self) -> bool:
@@ -198,11 +199,12 @@ class Daemon:
         self._descriptors = self._open()
 
     def left_over(self) -> list[str]:
-        """What is there though no pod is, once it had time to go; a line each."""
+        """What is there though no pod is, once it had time to go; a line each, told but once."""
         deadline = time.monotonic() + SETTLE_S
         while True:
-            lines = self._remains()
+            lines = [line for line in self._remains() if line not in self._told]
             if not lines or time.monotonic() > deadline:
+                self._told.update(lines)
                 return lines
             time.sleep(0.01)
 
