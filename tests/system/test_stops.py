@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -103,6 +104,13 @@ def test_a_container_that_needs_more_memory_than_it_may_is_oom_killed(kubelet: K
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
 
 
+Spoil = Callable[[pb.ContainerConfig], None]
+
+
+def as_it_is(_: pb.ContainerConfig) -> None:
+    """Nothing else is wrong."""
+
+
 def file_in_the_way(config: pb.ContainerConfig) -> None:
     config.working_dir = "/etc/passwd/below"
 
@@ -120,10 +128,10 @@ def forbidden_directory(config: pb.ContainerConfig) -> None:
 @pytest.mark.parametrize(
     ("command", "spoil", "words"),
     [
-        (["no-such-program"], None, ["no-such-program", "not found in $PATH"]),
-        (["/no/such/program"], None, ["/no/such/program", "no such file"]),
-        (["/etc/not-executable"], None, ["/etc/not-executable", "permission denied"]),
-        (["/bin"], None, ["/bin", "permission denied"]),
+        (["no-such-program"], as_it_is, ["no-such-program", "not found in $PATH"]),
+        (["/no/such/program"], as_it_is, ["/no/such/program", "no such file"]),
+        (["/etc/not-executable"], as_it_is, ["/etc/not-executable", "permission denied"]),
+        (["/bin"], as_it_is, ["/bin", "permission denied"]),
         (["true"], file_in_the_way, ["working directory", "/etc/passwd/below"]),
         (["true"], forbidden_directory, ["working directory", "/root"]),
         (["true"], unknown_user, ["user bob", "/etc/passwd"]),
@@ -131,11 +139,10 @@ def forbidden_directory(config: pb.ContainerConfig) -> None:
     ids=["not in PATH", "no file", "not executable", "directory", "no directory", "forbidden directory", "no user"],
 )
 def test_what_cannot_start_ends_as_start_error_with_the_cause(
-    kubelet: Kubelet, pod: Pod, command: list[str], spoil: object, words: list[str]
+    kubelet: Kubelet, pod: Pod, command: list[str], spoil: Spoil, words: list[str]
 ) -> None:
     config = kubelet.container_config(*command)
-    if callable(spoil):
-        spoil(config)
+    spoil(config)
     container = kubelet.create(pod, config=config)
     with refused("UNKNOWN", *words):
         kubelet.start(container)
