@@ -444,6 +444,14 @@ def test_limits_are_the_kernels(kubelet: Kubelet, pod: Pod) -> None:
     assert (told.memory_limit_in_bytes, told.cpu_quota, told.cpuset_cpus) == (64 << 20, 50_000, cpuset)
 
 
+def command_line(pid: str) -> bytes:
+    """Empty for a process that has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 @pytest.mark.parametrize("controller", ["memory", "cpu", "pids", "freezer"])
 def test_all_that_a_container_starts_is_in_its_group(kubelet: Kubelet, pod: Pod, controller: str) -> None:
     container = kubelet.run(pod, "sh", "-c", "setsid sleep 1001 & exec sleep 1000")
@@ -452,7 +460,7 @@ def test_all_that_a_container_starts_is_in_its_group(kubelet: Kubelet, pod: Pod,
     def programs() -> list[bytes]:
         files = [Path(place) / "cgroup.procs" for place, _, _ in os.walk(group(pod, container, controller))]
         pids = [pid for file in files for pid in file.read_text().split()]
-        return sorted(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+        return sorted(filter(None, map(command_line, pids)))
 
     wait_for(programs, lambda seen: seen == [b"sleep\x00%d\0" % number for number in (1000, 1001, 1002)])
 
