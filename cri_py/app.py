@@ -113,6 +113,8 @@ class App:
         """From the bottom up: what a part is given exists before it."""
         cgroups = detect()
         defaults = spec_defaults(self._config, type(cgroups).__name__)
+        if defaults.apparmor:
+            log.warning("AppArmor is on, but this version has no profile of its own: containers run unconfined by it")
         self._build_floor(cgroups, defaults)
         self._build_pods(defaults)
         self.node = Node(self._config, cgroups, self.network)

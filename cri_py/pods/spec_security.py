@@ -140,18 +140,22 @@ def seccomp_profile(
 
 
 def check_apparmor(profile: SecurityProfile | None, *, enabled: bool) -> None:
-    """Raises for a profile that would not be enforced. ``enabled``: whether the kernel has AppArmor."""
-    if profile is None or profile.kind is ProfileKind.UNCONFINED:
+    """Raises for a profile that would not be enforced. ``enabled``: whether the kernel has AppArmor.
+
+    RuntimeDefault is what the runtime has by default, and this one has no profile of its own: such containers run
+    unconfined by AppArmor, which the daemon says when it starts.
+    """
+    if profile is None or profile.kind is not ProfileKind.LOCALHOST:
         return
-    if profile.kind is ProfileKind.LOCALHOST and not enabled:
+    if not enabled:
         raise FailedPrecondition(
             f"the AppArmor profile {profile.localhost_ref!r} is asked for, but this kernel has no AppArmor",
             hint="boot with security=apparmor, or leave the profile out",
         )
-    if enabled:
-        raise Unimplemented(
-            f"AppArmor profiles are not supported by this version ({profile.kind.name})", hint="use Unconfined"
-        )
+    raise Unimplemented(
+        f"the AppArmor profile {profile.localhost_ref!r} can't be applied by this version",
+        hint="use RuntimeDefault or Unconfined, which both leave the container unconfined by AppArmor",
+    )
 
 
 def check_selinux(options: SelinuxOption | None, *, enabled: bool) -> None:

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from cri_py.rpc.gen import api_pb2 as pb
@@ -470,6 +471,15 @@ def test_the_containers_group_is_read_only_inside(kubelet: Kubelet, pod: Pod) ->
     place = "/sys/fs/cgroup" if on_v2() else "/sys/fs/cgroup/memory"
     assert "cgroup.procs" in kubelet.shell(container, f"ls {place}")
     assert "Read-only" in kubelet.shell(container, f"mkdir {place}/x 2>&1; true")
+
+
+def test_the_default_apparmor_profile_is_granted_and_a_named_one_refused(kubelet: Kubelet, pod: Pod) -> None:
+    default = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
+    status, _ = kubelet.outcome(pod, "true", linux=secure(apparmor=default))
+    assert status.exit_code == 0
+    own = pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref="strict")
+    with pytest.raises(grpc.RpcError, match="AppArmor profile 'strict'"):
+        kubelet.create(pod, "true", name="strict", linux=secure(apparmor=own))
 
 
 def test_modes_of_what_the_daemon_keeps_let_no_user_in(daemon: Daemon, kubelet: Kubelet) -> None:

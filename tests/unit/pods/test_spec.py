@@ -216,10 +216,10 @@ def test_a_masked_path_must_be_absolute(field: str) -> None:
     [
         ({"apparmor": model.SecurityProfile(model.ProfileKind.LOCALHOST, "p")}, {}, FailedPrecondition, "AppArmor"),
         (
-            {"apparmor": model.SecurityProfile(model.ProfileKind.RUNTIME_DEFAULT)},
+            {"apparmor": model.SecurityProfile(model.ProfileKind.LOCALHOST, "strict")},
             {"apparmor": True},
             Unimplemented,
-            "AppArmor",
+            "AppArmor profile 'strict'",
         ),
         ({"selinux": model.SelinuxOption(level="s0")}, {}, FailedPrecondition, "SELinux"),
         ({"selinux": model.SelinuxOption(level="s0")}, {"selinux": True}, Unimplemented, "SELinux"),
@@ -237,6 +237,13 @@ def test_a_label_that_would_not_be_enforced_is_refused(
 def test_where_the_kernel_has_neither_the_runtimes_default_is_nothing() -> None:
     for kind in (model.ProfileKind.RUNTIME_DEFAULT, model.ProfileKind.UNCONFINED):
         assert document(config=container({"apparmor": model.SecurityProfile(kind), "selinux": model.SelinuxOption()}))
+
+
+def test_the_default_apparmor_profile_is_granted_where_the_kernel_has_apparmor() -> None:
+    for kind in (model.ProfileKind.RUNTIME_DEFAULT, model.ProfileKind.UNCONFINED):
+        security = {"apparmor": model.SecurityProfile(kind)}
+        assert document(config=container(security), defaults=defaults(apparmor=True)) == document()
+        spec.check_sandbox_security(sandbox(**security).config, defaults(apparmor=True))
 
 
 def test_annotations_say_what_runtimes_of_virtual_machines_read() -> None:
