@@ -13,6 +13,7 @@ executes its program the kernel closes its end, and that end of file is how succ
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -25,6 +26,7 @@ from cri_py.kernel import fds, syscalls
 
 _LIMIT = 65536
 _TEXT_LIMIT = 4096
+_HIGH_FD = 16
 
 
 class ChildError(Exception):
@@ -70,9 +72,8 @@ class Parent:
         """Wait for the monitor's word; False if the monitor is gone or wants no start."""
         return self._theirs.recv(1) == b"g"
 
-    def move_child_end(self, fd: int) -> None:
-        """Put the child's end at ``fd``; what was there is closed."""
-        os.dup2(self._theirs.fileno(), fd, inheritable=False)
+    def child_end_is_at(self, fd: int) -> None:
+        """``arrange`` has put the child's end there."""
         self._theirs.detach()
         self._theirs = socket.socket(fileno=fd)
 
@@ -112,6 +113,17 @@ class Parent:
 
     def close(self) -> None:
         self._ours.close()
+
+
+def arrange(*pairs: tuple[int, int]) -> None:
+    """Put each descriptor at its number, close-on-exec but for 0, 1 and 2.
+
+    By way of high numbers: a descriptor may stand where another one goes, and what stands where depends on all that
+    the monitor has opened and closed before.
+    """
+    copies = [(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD), number) for fd, number in pairs]
+    for fd, number in copies:
+        os.dup2(fd, number, inheritable=number <= 2)
 
 
 def keep_only(*kept: int, null_stdio: bool = False) -> None:

@@ -36,7 +36,7 @@ from cri_py.kernel.constants import (
     TIOCSPTLCK,
 )
 from cri_py.runtime import mounts, security, users
-from cri_py.runtime.child import Parent, keep_only
+from cri_py.runtime.child import Parent, arrange, keep_only
 
 _NAMESPACES = {
     "mount": CLONE_NEWNS,
@@ -210,12 +210,11 @@ def _prepare(
 
 def _take_descriptors(stdio: Stdio, parent: Parent, holder_fd: int) -> int:
     """Put what is needed at 0 to 4 and close all else, the monitor's sockets and other containers' pipes above all."""
-    if holder_fd >= 0:
-        os.dup2(holder_fd, _HOLDER_FD, inheritable=False)
-    if stdio.stdout >= 0:
-        for number, fd in enumerate(stdio):
-            os.dup2(fd, number)
-    parent.move_child_end(_SYNC_FD)
+    pairs = [(parent.child_fd, _SYNC_FD)]
+    pairs += [(holder_fd, _HOLDER_FD)] if holder_fd >= 0 else []
+    pairs += [(fd, number) for number, fd in enumerate(stdio)] if stdio.stdout >= 0 else []
+    arrange(*pairs)
+    parent.child_end_is_at(_SYNC_FD)
     keep_only(_SYNC_FD, *([_HOLDER_FD] if holder_fd >= 0 else []), null_stdio=stdio.stdout < 0)
     return _HOLDER_FD if holder_fd >= 0 else -1
 

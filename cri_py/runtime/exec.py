@@ -24,7 +24,7 @@ from cri_py.kernel.constants import (
     PR_SET_PDEATHSIG,
 )
 from cri_py.runtime import container, security
-from cri_py.runtime.child import Parent, keep_only
+from cri_py.runtime.child import Parent, arrange, keep_only
 
 _SYNC_FD = 3
 _TARGET_FD = 4
@@ -60,10 +60,8 @@ def _walk_in(
     secure = security.read_filter(request["seccomp"])
     if scope is not None:
         scope.enter()
-    os.dup2(target, _TARGET_FD, inheritable=False)
-    for number, fd in enumerate(stdio):
-        os.dup2(fd, number)
-    parent.move_child_end(_SYNC_FD)
+    arrange((parent.child_fd, _SYNC_FD), (target, _TARGET_FD), *((fd, number) for number, fd in enumerate(stdio)))
+    parent.child_end_is_at(_SYNC_FD)
     keep_only(_SYNC_FD, _TARGET_FD)
     process = request["process"]
     security.set_oom_score(process.get("oomScoreAdj"))

@@ -129,13 +129,14 @@ class Root:
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
+        if directory:
+            return self.make_directories(path)
         parent, name = os.path.split(path.rstrip("/"))
         parent_fd = self.make_directories(parent)
         try:
-            if directory:
-                os.mkdir(name, 0o755, dir_fd=parent_fd)
-            else:
-                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent_fd))
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent_fd))
+        except FileExistsError:
+            return self.target(_behind(parent_fd, parent, name), directory=False)
         finally:
             os.close(parent_fd)
         return self.open(path)
@@ -150,11 +151,25 @@ class Root:
             try:
                 os.mkdir(part, mode, dir_fd=parent_fd)
             except FileExistsError:
-                pass  # a directory, or a link that the next open follows inside the root
+                self._make_goal(parent_fd, reached, part, mode)
             finally:
                 os.close(parent_fd)
             reached = f"{reached}/{part}"
         return self.open(reached or "/", os.O_PATH | os.O_DIRECTORY)
+
+    def _make_goal(self, parent_fd: int, reached: str, part: str, mode: int) -> None:
+        """A directory needs nothing, nor does a link to one; the goal of a link that leads nowhere yet is made."""
+        try:
+            os.close(self.open(f"{reached}/{part}"))
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            os.close(self.make_directories(_behind(parent_fd, reached, part), mode))
+
+
+def _behind(parent_fd: int, parent: str, name: str) -> str:
+    """Where a link in ``parent`` leads: /run for /var/run. Images have links to what only a running system makes."""
+    return os.path.join(parent or "/", os.readlink(name, dir_fd=parent_fd))
 
 
 def _fd_path(fd: int) -> str:
@@ -342,7 +357,7 @@ def mask(paths: list[str]) -> None:
     empty = ""
     for path in paths:
         try:
-            directory = stat.S_ISDIR(os.lstat(path).st_mode)
+            directory = stat.S_ISDIR(os.stat(path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             continue  # this kernel has no such file: nothing to hide
         if not directory:

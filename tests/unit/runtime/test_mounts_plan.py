@@ -1,0 +1,76 @@
+"""The OCI document's mounts, sorted into what mount(2) takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cri_py.kernel.constants import (
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_SHARED,
+    MS_SLAVE,
+    MS_STRICTATIME,
+)
+from cri_py.runtime.mounts import MountOp, plan
+
+
+@pytest.mark.parametrize(
+    ("mount", "operation"),
+    [
+        (
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            MountOp("proc", "proc", "/proc", MS_NOSUID | MS_NOEXEC | MS_NODEV, 0, ""),
+        ),
+        (
+            {
+                "destination": "/dev",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+            },
+            MountOp("tmpfs", "tmpfs", "/dev", MS_NOSUID | MS_STRICTATIME, 0, "mode=755,size=65536k"),
+        ),
+        (
+            {"destination": "/v", "type": "bind", "source": "/host", "options": ["rbind", "rprivate", "ro"]},
+            MountOp("bind", "/host", "/v", MS_BIND | MS_REC | MS_RDONLY, MS_PRIVATE | MS_REC, ""),
+        ),
+        (
+            {"destination": "/v", "type": "bind", "source": "/host", "options": ["bind", "rshared", "rw"]},
+            MountOp("bind", "/host", "/v", MS_BIND, MS_SHARED | MS_REC, ""),
+        ),
+        ({"destination": "/v", "type": "bind", "source": "/host"}, MountOp("bind", "/host", "/v", MS_BIND, 0, "")),
+        (
+            {"destination": "/v", "source": "/host", "options": ["rbind", "slave"]},
+            MountOp("", "/host", "/v", MS_BIND | MS_REC, MS_SLAVE, ""),
+        ),
+        ({"destination": "/t", "type": "tmpfs"}, MountOp("tmpfs", "tmpfs", "/t", 0, 0, "")),
+    ],
+)
+def test_options_become_flags_propagation_and_the_filesystems_own(mount: dict[str, Any], operation: MountOp) -> None:
+    assert plan([mount]) == [operation]
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        (["ro", "rw"], 0),
+        (["rw", "ro"], MS_RDONLY),
+        (["nosuid", "suid", "nodev"], MS_NODEV),
+        (["exec", "noexec"], MS_NOEXEC),
+    ],
+)
+def test_the_later_of_two_options_counts(options: list[str], flags: int) -> None:
+    (operation,) = plan([{"destination": "/t", "type": "tmpfs", "options": options}])
+    assert operation.flags == flags
+
+
+def test_mounts_keep_their_order() -> None:
+    mounts = [{"destination": f"/{name}", "type": "tmpfs"} for name in "cab"]
+    assert [operation.destination for operation in plan(mounts)] == ["/c", "/a", "/b"]
