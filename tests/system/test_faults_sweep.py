@@ -1,0 +1,178 @@
+"""Each verb is broken off at every step: the daemon killed, or a call of it or of its monitors failing.
+
+Afterwards, and after a restart where the daemon was killed, the same call succeeds, and once everything is removed
+nothing is left. A sweep is over when the verb ends before the step that was chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cri_py.kernel import faults
+from cri_py.rpc.gen import api_pb2 as pb
+from tests.simulators.kubelet import Kubelet, Pod
+from tests.system.daemon import Daemon
+
+MOST = 400  # steps of a verb; a sweep that gets there counts wrong
+
+
+@dataclass
+class Scene:
+    """A pod with a container as far as the verb under test needs them."""
+
+    kubelet: Kubelet
+    pod_config: pb.PodSandboxConfig
+    config: pb.ContainerConfig
+    pod: Pod | None = None
+    container: str = ""
+
+    def run_pod(self) -> None:
+        self.pod = self.kubelet.run_pod(self.pod_config)
+
+    def create(self) -> None:
+        assert self.pod is not None
+        self.container = self.kubelet.create(self.pod, config=self.config)
+
+    def start(self) -> None:
+        self.kubelet.start(self.container)
+
+    def exec(self) -> None:
+        answer = self.kubelet.exec(self.container, "echo", "hello")
+        assert (answer.stdout, answer.exit_code) == (b"hello\n", 0)
+
+    def stop(self) -> None:
+        self.kubelet.stop(self.container)
+
+    def remove(self) -> None:
+        self.kubelet.remove(self.container)
+
+    def stop_pod(self) -> None:
+        assert self.pod is not None
+        self.kubelet.stop_pod(self.pod)
+
+    def remove_pod(self) -> None:
+        assert self.pod is not None
+        self.kubelet.RemovePodSandbox(pod_sandbox_id=self.pod.id)
+
+
+Act = Callable[[Scene], None]
+# verb: what has to be before
+VERBS: dict[str, tuple[Act, tuple[Act, ...]]] = {
+    "run": (Scene.run_pod, ()),
+    "create": (Scene.create, (Scene.run_pod,)),
+    "start": (Scene.start, (Scene.run_pod, Scene.create)),
+    "exec": (Scene.exec, (Scene.run_pod, Scene.create, Scene.start)),
+    "stop": (Scene.stop, (Scene.run_pod, Scene.create, Scene.start)),
+    "remove": (Scene.remove, (Scene.run_pod, Scene.create, Scene.start)),
+    "stop_pod": (Scene.stop_pod, (Scene.run_pod, Scene.create, Scene.start)),
+    "remove_pod": (Scene.remove_pod, (Scene.run_pod, Scene.create, Scene.start)),
+}
+
+
+class Plan:
+    """The file that daemon and monitors look into."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_bytes(bytes(faults.SIZE))
+
+    def set(self, side: int, left: int, act: int) -> None:
+        self._write(faults.PLACE, bytes(faults.SIZE - faults.PLACE))
+        self._write(side, struct.pack("=qq", left, act))
+
+    def clear(self) -> str:
+        """Nothing happens from now on; returns where it has happened, "" if it hasn't."""
+        self._write(0, bytes(faults.PLACE))
+        return self.path.read_bytes()[faults.PLACE :].rstrip(b"\0").decode()
+
+    def _write(self, offset: int, content: bytes) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(offset)
+            file.write(content)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setenv(faults.VARIABLE, str(tmp_path / "plan"))
+    return Plan(tmp_path / "plan")
+
+
+@pytest.fixture
+def daemon(plan: Plan, make_daemon: Callable[[str], Daemon]) -> Daemon:
+    return make_daemon("")
+
+
+def scene(kubelet: Kubelet, prepare: tuple[Act, ...]) -> Scene:
+    # No cgroup parent: the daemon makes the pod's group, and removes it with its parents.
+    made = Scene(kubelet, kubelet.pod_config(), kubelet.container_config("sleep", "1000"))
+    for act in prepare:
+        act(made)
+    return made
+
+
+def sweep(daemon: Daemon, plan: Plan, verb: str, side: int, act: int) -> list[str]:
+    """Returns where it happened, in order."""
+    body, prepare = VERBS[verb]
+    places = []
+    for step in range(1, MOST):
+        at = scene(daemon.kubelet, prepare)
+        plan.set(side, step, act)
+        with contextlib.suppress(grpc.RpcError):
+            body(at)
+        place = plan.clear()
+        note = f"{verb}, step {step}: {place}"
+        if side == faults.DAEMON and act == faults.KILL and place:
+            daemon.kill()
+            daemon.start()
+        _try(lambda at=at: _again(at, body), note)
+        daemon.kubelet.sweep()
+        left = daemon.left_over() if step % 8 == 1 or not place else []
+        assert left == [], note
+        if not place:
+            return places
+        places.append(place)
+    raise AssertionError(f"{verb} never ends")
+
+
+def _again(at: Scene, body: Act) -> None:
+    """The same call once more, as the kubelet makes it: what has happened already need not be done again."""
+    if body is Scene.start:
+        state = at.kubelet.status(at.container).state
+        if state == pb.CONTAINER_EXITED:
+            return  # StartError: the kubelet makes another
+        if state == pb.CONTAINER_RUNNING:
+            return
+    body(at)
+
+
+def _try(call: Callable[[], Any], note: str) -> None:
+    try:
+        call()
+    except grpc.RpcError as error:
+        raise AssertionError(f"{note}: the retry failed: {error.code()} {error.details()}") from error
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_daemon_is_killed_at_every_step(daemon: Daemon, plan: Plan, verb: str) -> None:
+    assert len(sweep(daemon, plan, verb, faults.DAEMON, faults.KILL)) > 0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_call_of_the_daemon_fails_at_every_step(daemon: Daemon, plan: Plan, verb: str) -> None:
+    sweep(daemon, plan, verb, faults.DAEMON, faults.FAIL)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_call_of_the_monitor_or_its_children_fails_at_every_step(daemon: Daemon, plan: Plan, verb: str) -> None:
+    sweep(daemon, plan, verb, faults.MONITORS, faults.FAIL)
