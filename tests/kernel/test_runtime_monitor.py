@@ -1,0 +1,203 @@
+"""A real spawner and its monitors, without a daemon: who lives on, who goes along."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cri_py.cgroups import detect
+from cri_py.errors import CriError, DeadlineExceeded, NotFound
+from cri_py.kernel.holder import write_program
+from cri_py.monitor.client import MonitorClient, SpawnerClient
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def group() -> Iterator[str]:
+    cgroups, name = detect(), f"/cri_py-monitor-{os.getpid()}"
+    cgroups.create(name, {})
+    yield name
+    cgroups.remove(name)
+
+
+@pytest.fixture
+async def spawner() -> AsyncIterator[SpawnerClient]:
+    client = SpawnerClient()
+    client.start()
+    yield client
+    pid = client.pid
+    client.close()
+    collect(pid)
+
+
+def collect(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def state_of(pid: int) -> str:
+    """As ps tells it: S, Z …; "" for none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+async def gone(pid: int, state: str = "") -> None:
+    for _ in range(1000):
+        if state_of(pid) == state:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"{pid} is still there: {state_of(pid)}")
+
+
+async def up(spawner: SpawnerClient, directory: Path) -> MonitorClient:
+    os.mkdir(directory)
+    client = spawner.spawn(str(directory))
+    await client.wait_until_up(10)
+    return client
+
+
+async def hold(client: MonitorClient, tmp_path: Path, group: str, **changes: Any) -> int:
+    write_program(str(tmp_path / "holder"))
+    request = {
+        "program": str(tmp_path / "holder"),
+        "hostname": "pod",
+        "ipc": True,
+        "pid": True,
+        "sysctls": {},
+        "cgroup": group,
+        **changes,
+    }
+    return int((await client.request("hold", timeout_s=10, **request))["holder"])
+
+
+async def end(client: MonitorClient) -> None:
+    await client.request("end", timeout_s=10)
+    client.close()
+    await gone(client.pid)
+
+
+async def test_a_monitor_holds_namespaces_and_takes_them_along_when_it_is_told_to_end(
+    spawner: SpawnerClient, tmp_path: Path, group: str
+) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    for name in ("ipc", "uts", "pid"):
+        assert os.readlink(f"/proc/{holder}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+    assert os.readlink(f"/proc/{holder}/ns/net") == os.readlink("/proc/self/ns/net")
+    assert holder in detect().processes(group)
+    assert sorted(os.listdir(f"/proc/{holder}/fd")) == ["0", "1", "2"]
+    await end(client)
+    await gone(holder)
+
+
+async def test_a_monitor_lives_on_without_its_daemon_and_is_found_again(
+    spawner: SpawnerClient, tmp_path: Path, group: str
+) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    client.close()
+    found = MonitorClient.connect(str(tmp_path / "pod"))
+    hello = await found.request("hello", timeout_s=10)
+    assert (hello["pid"], hello["holder"], hello["containers"]) == (client.pid, holder, {})
+    found.pid = client.pid
+    await end(found)
+
+
+async def test_a_monitor_that_has_no_pod_yet_ends_with_its_daemon(spawner: SpawnerClient, tmp_path: Path) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    client.close()
+    await gone(client.pid)
+
+
+async def test_the_newest_daemon_is_the_one_that_counts(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+    first = await up(spawner, tmp_path / "pod")
+    await hold(first, tmp_path, group)
+    lost = asyncio.Event()
+    first.on_lost = lost.set
+    second = MonitorClient.connect(str(tmp_path / "pod"))
+    await second.request("hello", timeout_s=10)
+    await asyncio.wait_for(lost.wait(), 5)
+    second.pid = first.pid
+    await end(second)
+
+
+async def test_a_holder_that_dies_is_told(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    client.on_event = events.put_nowait
+    os.kill(await hold(client, tmp_path, group), signal.SIGKILL)
+    assert await asyncio.wait_for(events.get(), 5) == {"event": "holder_exit"}
+    assert (await client.request("hello", timeout_s=10))["holder"] == 0
+    await end(client)
+
+
+async def test_a_holder_dies_with_a_killed_monitor(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    lost = asyncio.Event()
+    client.on_lost = lost.set
+    holder = await hold(client, tmp_path, group)
+    os.kill(client.pid, signal.SIGKILL)
+    await asyncio.wait_for(lost.wait(), 5)
+    await gone(holder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"program": "/no/holder"}, "No such file"),
+        ({"cgroup": "/cri_py-no-such-group"}, "No such file"),
+        ({"sysctls": {"kernel/no_such": "1"}}, "No such file"),
+    ],
+)
+async def test_a_holder_that_cannot_be_made_is_refused_with_the_cause_and_the_monitor_goes_on(
+    spawner: SpawnerClient, tmp_path: Path, group: str, changes: dict[str, Any], told: str
+) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    with pytest.raises(CriError, match=told):
+        await hold(client, tmp_path, group, **changes)
+    assert (await client.request("hello", timeout_s=10))["holder"] == 0
+    await hold(client, tmp_path, group)
+    await end(client)
+
+
+async def test_what_a_monitor_does_not_have_is_missing(spawner: SpawnerClient, tmp_path: Path) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    for word in ("start", "kill", "reopen", "abandon", "exec"):
+        with pytest.raises(NotFound, match="no container x"):
+            await client.request(word, timeout_s=10, id="x", signal=9, all=True)
+    await end(client)
+
+
+async def test_a_stopped_monitor_is_given_up(spawner: SpawnerClient, tmp_path: Path) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    os.kill(client.pid, signal.SIGSTOP)
+    with pytest.raises(DeadlineExceeded):
+        await client.request("hello", timeout_s=0.05)
+    os.kill(client.pid, signal.SIGCONT)
+    await end(client)
+
+
+async def test_a_dead_spawner_is_replaced_and_its_monitors_live_on(spawner: SpawnerClient, tmp_path: Path) -> None:
+    first = await up(spawner, tmp_path / "one")
+    started: list[int] = []
+    spawner.on_start = lambda: started.append(spawner.pid)
+    dead = spawner.pid
+    os.kill(dead, signal.SIGKILL)
+    await gone(dead, "Z")
+    second = await up(spawner, tmp_path / "two")
+    assert started == [spawner.pid]
+    assert spawner.pid != dead
+    assert state_of(dead) == ""  # collected
+    for client in (first, second):
+        assert (await client.request("hello", timeout_s=10))["pid"] == client.pid
+        await end(client)
