@@ -14,7 +14,6 @@ from cri_py.images.flights import on_thread
 
 _KILL_S: Final = 10.0
 _EMPTY_S: Final = 2.0
-HOLDER: Final = "holder"
 
 
 class Groups:
@@ -30,19 +29,21 @@ class Groups:
         """The pod's group: what the kubelet names, else one of our own."""
         return cgroup_parent.rstrip("/") or f"{self._default_parent}/pod-{sandbox_id}"
 
-    def of_holder(self, pod: str) -> str:
-        """v1 lets processes sit in the pod's own group, which saves making another; v2 wants them in a leaf."""
-        return f"{pod}/{HOLDER}" if self.cgroups.leaves_only else pod
+    def of_holder(self, pod: str, sandbox_id: str) -> str:
+        """v1 lets processes sit in the pod's own group, which saves making another; v2 wants them in a leaf.
 
-    async def make_pod(self, pod: str) -> tuple[str, ...]:
+        The leaf is the sandbox's: all attempts of a pod share the group that the kubelet names.
+        """
+        return f"{pod}/holder-{sandbox_id}" if self.cgroups.leaves_only else pod
+
+    async def make_pod(self, pod: str, sandbox_id: str) -> tuple[str, ...]:
         """Make the pod's group where the kubelet has not; returns the directories that are ours to remove."""
-        made: tuple[str, ...] = await self._run(self._make_pod, pod)
+        made: tuple[str, ...] = await self._run(self._make_pod, pod, self.of_holder(pod, sandbox_id))
         return made
 
-    def _make_pod(self, pod: str) -> tuple[str, ...]:
+    def _make_pod(self, pod: str, holder: str) -> tuple[str, ...]:
         made = self.cgroups.create(pod, {}, pod=True).directories
         self._made.update(made)
-        holder = self.of_holder(pod)
         if holder != pod:
             self.cgroups.create(holder, {})
         return tuple(made)
@@ -56,16 +57,15 @@ class Groups:
     async def kill(self, group: str) -> None:
         await self._run(self.cgroups.kill, group, _KILL_S)
 
-    async def remove_pod(self, pod: str, made: Iterable[str]) -> None:
+    async def remove_pod(self, pod: str, sandbox_id: str, made: Iterable[str]) -> None:
         """Remove the holder's group, and of the pod's own and its parents what this daemon made and nobody uses.
 
         What the kubelet made is the kubelet's to remove: it holds limits that a next sandbox of the pod needs.
         """
         self._made.update(made)
-        await self._run(self._remove_pod, pod)
+        await self._run(self._remove_pod, pod, self.of_holder(pod, sandbox_id))
 
-    def _remove_pod(self, pod: str) -> None:
-        holder = self.of_holder(pod)
+    def _remove_pod(self, pod: str, holder: str) -> None:
         if holder != pod:
             self.cgroups.remove(holder)
         for directory, mount in zip(self.cgroups.directories(pod), self.cgroups.mounts, strict=True):
@@ -76,16 +76,16 @@ class Groups:
                 self._made.discard(path)
                 path = os.path.dirname(path)
 
-    async def end_pod(self, pod: str, made: Iterable[str]) -> None:
+    async def end_pod(self, pod: str, sandbox_id: str, made: Iterable[str]) -> None:
         """Of a pod that never was recorded: ours is emptied and removed, the kubelet's group stays."""
         ours = [directory for directory in made if directory]
         if any(directory.endswith(pod) for directory in ours):
             await self.kill(pod)
             for child in self.cgroups.children(pod):
                 await self.remove(child)
-        elif self.of_holder(pod) != pod:
-            await self.kill(self.of_holder(pod))
-        await self.remove_pod(pod, ours)
+        elif (holder := self.of_holder(pod, sandbox_id)) != pod:
+            await self.kill(holder)
+        await self.remove_pod(pod, sandbox_id, ours)
 
     @staticmethod
     def _until() -> float:

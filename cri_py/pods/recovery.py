@@ -32,7 +32,7 @@ from cri_py.monitor.client import MonitorClient
 from cri_py.network.bridge import Bridge
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import ended
-from cri_py.pods.groups import HOLDER, Groups
+from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
 from cri_py.pods.monitors import Monitors
 from cri_py.pods.places import Places
@@ -182,7 +182,7 @@ class Recovery:
                 self._trash.discard(str(path))
         for child in self._groups.cgroups.children(sandbox.cgroup):
             name = os.path.basename(child)
-            if name != HOLDER and name not in known and _is_id(name):
+            if name not in known and _is_id(name):
                 await self._groups.kill(child)
                 await self._groups.remove(child)
 
@@ -203,7 +203,7 @@ class Recovery:
         if note.exists():
             group = note.read_text()
             made = Path(pod) / "cgroup-made"
-            await self._groups.end_pod(group, made.read_text().split("\n") if made.exists() else ())
+            await self._groups.end_pod(group, name, made.read_text().split("\n") if made.exists() else ())
         unmount(f"{pod}/shm")
         self._trash.discard(pod)
 

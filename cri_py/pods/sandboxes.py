@@ -180,8 +180,8 @@ class Sandboxes:
         return spawned.result(), holder, attachment
 
     async def _make_group(self, sandbox: Sandbox, undo: AsyncExitStack) -> None:
-        undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, ())
-        made = await self._groups.make_pod(sandbox.cgroup)
+        undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, sandbox.id, ())
+        made = await self._groups.make_pod(sandbox.cgroup, sandbox.id)
         (Path(self._places.pod(sandbox.id)) / "cgroup-made").write_text("\n".join(made))
 
     async def _spawn(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
@@ -214,7 +214,7 @@ class Sandboxes:
                 ipc="ipc" in own,
                 pid="pid" in own,
                 sysctls=spec_limits.sandbox_sysctls(sandbox.config),
-                cgroup=self._groups.of_holder(sandbox.cgroup),
+                cgroup=self._groups.of_holder(sandbox.cgroup, sandbox.id),
             )
         finally:
             for fd in fds:
@@ -298,7 +298,7 @@ class Sandboxes:
 
     async def _remove_group(self, sandbox: Sandbox) -> None:
         made = _read(f"{self._places.pod(sandbox.id)}/cgroup-made").split("\n")
-        await self._groups.remove_pod(sandbox.cgroup, filter(None, made))
+        await self._groups.remove_pod(sandbox.cgroup, sandbox.id, filter(None, made))
 
     async def _become_not_ready(self, sandbox: Sandbox, reason: str) -> None:
         state = lifecycle.advance_sandbox(sandbox.state, NotReady(self._clock(), reason), f"pod sandbox {sandbox.id}")

@@ -37,10 +37,10 @@ def test_a_parent_that_holds_other_pods_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "holder"),
-    [(V1(()), "/kubepods/pod1"), (V2("/sys/fs/cgroup"), "/kubepods/pod1/holder")],
+    [(V1(()), "/kubepods/pod1"), (V2("/sys/fs/cgroup"), "/kubepods/pod1/holder-s1")],
     ids=["v1", "v2"],
 )
 def test_the_holder_sits_where_its_version_lets_it(version: Cgroups, holder: str) -> None:
     groups = Groups(version, "/cri")
-    assert groups.of_holder("/kubepods/pod1") == holder
+    assert groups.of_holder("/kubepods/pod1", "s1") == holder
     groups.close()
