@@ -47,6 +47,7 @@ class Parent:
 
     def run_child(self, body: Callable[[], None]) -> NoReturn:
         """Run ``body``, which should end in execve; say what went wrong if it doesn't. Never returns."""
+        self._ours.close()  # else the monitor's death would be no end of file here
         try:
             body()
         except BaseException as error:
