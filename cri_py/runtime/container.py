@@ -29,7 +29,6 @@ from cri_py.kernel.constants import (
     MS_BIND,
     MS_PRIVATE,
     MS_REC,
-    MS_SHARED,
     MS_SLAVE,
     PR_SET_PDEATHSIG,
     TIOCGPTN,
@@ -46,14 +45,16 @@ _NAMESPACES = {
     "uts": CLONE_NEWUTS,
     "cgroup": CLONE_NEWCGROUP,
 }
+# Never shared: pivot_root refuses a root below a shared mount, and the root's own mounts would appear on the host.
+# What is shared with the host is taken before, by mounts.take_shared.
 _ROOT_PROPAGATION = {
     "": MS_SLAVE,
     "slave": MS_SLAVE,
     "rslave": MS_SLAVE,
     "private": MS_PRIVATE,
     "rprivate": MS_PRIVATE,
-    "shared": MS_SHARED,
-    "rshared": MS_SHARED,
+    "shared": MS_SLAVE,
+    "rshared": MS_SLAVE,
 }
 _PASSWD_LIMIT = 4 << 20
 _SYNC_FD = 3
@@ -231,17 +232,19 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], *, tty: bool)
     """Mount everything and pivot; returns the tty's master, or -1."""
     linux = document["linux"]
     path = document["root"]["path"]
+    operations = mounts.plan(document.get("mounts", []))
+    shared = mounts.take_shared(operations)
     syscalls.mount("", "/", "", MS_REC | _ROOT_PROPAGATION[linux.get("rootfsPropagation", "")])
     os.umask(0)
     mounts.mount_overlay(request["rootfs"], path)
-    # pivot_root refuses a root whose parent mount is shared, and a shared root would carry our mounts to the host.
-    syscalls.mount("", path, "", MS_PRIVATE)
     root = mounts.Root(path)
-    for operation in mounts.plan(document.get("mounts", [])):
+    for operation, tree in zip(operations, shared, strict=True):
         if operation.fstype == "cgroup":
             mounts.mount_cgroup(operation, root, request["groups"])
         else:
-            mounts.execute(operation, root)
+            mounts.execute(operation, root, tree)
+        if tree >= 0:
+            os.close(tree)
     mounts.make_devices(linux.get("devices", []), root)
     terminal = _open_terminal(root) if tty else -1
     mounts.pivot(root)

@@ -17,6 +17,7 @@ from cri_py.kernel import syscalls
 from cri_py.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
+    AT_RECURSIVE,
     FSCONFIG_CMD_CREATE,
     FSCONFIG_SET_FLAG,
     FSCONFIG_SET_STRING,
@@ -25,6 +26,8 @@ from cri_py.kernel.constants import (
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
+    MOVE_MOUNT_F_EMPTY_PATH,
+    MOVE_MOUNT_T_EMPTY_PATH,
     MS_BIND,
     MS_NOATIME,
     MS_NODEV,
@@ -209,14 +212,34 @@ def _mount_deep_overlay(lower: list[str], rootfs: dict[str, Any], target: str) -
     os.close(fd)
 
 
-def execute(operation: MountOp, root: Root) -> None:
-    """Mount one operation inside ``root``. Raises KernelError that names source and destination."""
+def take_shared(operations: list[MountOp]) -> list[int]:
+    """For each operation that shares its mounts with the host a detached copy of its source, else -1.
+
+    To be taken while this namespace's mounts are still peers of the host's: the copies stay so. The caller closes them.
+    """
+    return [_take_tree(operation) if operation.propagation & MS_SHARED else -1 for operation in operations]
+
+
+def _take_tree(operation: MountOp) -> int:
+    _is_directory(operation)  # for its error
+    recursive = AT_RECURSIVE if operation.flags & MS_REC else 0
+    try:
+        return syscalls.open_tree(AT_FDCWD, operation.source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive)
+    except KernelError as error:
+        raise _named(error, operation) from error
+
+
+def execute(operation: MountOp, root: Root, tree: int = -1) -> None:
+    """Mount one operation inside ``root``. Raises KernelError that names source and destination.
+
+    ``tree``: what ``take_shared`` has of it, instead of its source; stays open.
+    """
     bind = bool(operation.flags & MS_BIND)
     directory = not bind or _is_directory(operation)
     fd = root.target(operation.destination, directory=directory)
     try:
         if bind:
-            _bind(operation, root, fd)
+            _bind(operation, root, fd, tree)
         else:
             syscalls.mount(operation.source, _fd_path(fd), operation.fstype, operation.flags, operation.options)
     except KernelError as error:
@@ -241,8 +264,11 @@ def _named(error: KernelError, operation: MountOp) -> KernelError:
     return KernelError(error.errno or 0, error.strerror or "", error.syscall, subject)
 
 
-def _bind(operation: MountOp, root: Root, fd: int) -> None:
-    syscalls.mount(operation.source, _fd_path(fd), "", operation.flags & (MS_BIND | MS_REC))
+def _bind(operation: MountOp, root: Root, fd: int, tree: int) -> None:
+    if tree >= 0:
+        syscalls.move_mount(tree, "", target_dirfd=fd, flags=MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+    else:
+        syscalls.mount(operation.source, _fd_path(fd), "", operation.flags & (MS_BIND | MS_REC))
     attributes = operation.flags & _BIND_ATTRIBUTES
     if not attributes and not operation.propagation:
         return
@@ -347,8 +373,7 @@ def pivot(root: Root) -> None:
     os.fchdir(os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     # Old and new root on the same place: no directory in the image has to be there for the old one.
     syscalls.pivot_root(".", ".")
-    syscalls.mount("", ".", "", MS_SLAVE | MS_REC)  # the unmount below must not reach the host
-    syscalls.umount2(".", MNT_DETACH)
+    syscalls.umount2(".", MNT_DETACH)  # stays here: no mount of the old tree is a peer of the host's any more
     os.chdir("/")
 
 
