@@ -226,7 +226,8 @@ class SandboxConfig:
     privileged: bool = False
     seccomp: SecurityProfile | None = None
     apparmor: SecurityProfile | None = None
-    raw: bytes = b""  # the PodSandboxConfig message as the kubelet sent it
+    # The PodSandboxConfig message as the kubelet sent it. Not compared: a retry may have its maps in another order.
+    raw: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +313,8 @@ class ContainerConfig:
     security: ContainerSecurity = field(default_factory=ContainerSecurity)
     cdi_devices: tuple[str, ...] = ()
     stop_signal: str = ""  # "" or a name such as SIGTERM, SIGRTMIN+3
-    raw: bytes = b""  # the ContainerConfig message as the kubelet sent it
+    # The ContainerConfig message as the kubelet sent it. Not compared: a retry may have its maps in another order.
+    raw: bytes = field(default=b"", compare=False)
 
 
 # ----------------------------------------------------------- what there is
