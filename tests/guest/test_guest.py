@@ -23,7 +23,12 @@ NOT_IN_UML: Final = {
     "test_a_kill_ends_a_fork_bomb_that_fills_its_group": "the same",
     "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
 }
-ONLY_IN_QEMU: Final = ("tests/kernel/test_cgroups.py", "tests/kernel/test_network.py", "tests/system/test_life.py")
+ONLY_IN_QEMU: Final = (
+    "tests/kernel/test_cgroups.py",
+    "tests/kernel/test_network.py",
+    "tests/system/test_life.py",
+    "tests/system/test_isolation.py::test_limits_are_the_kernels",  # cpuset among them
+)
 
 
 @pytest.fixture
