@@ -3,7 +3,7 @@
     critest/run                                    all of it, against a daemon of its own
     critest/run --focus 'Image Manager'            what matches
     critest/run --endpoint unix:///run/x.sock      against a runtime that runs already and reaches the images
-    critest/run -- --ginkgo.skip 'benchmark'       what follows -- goes to critest
+    critest/run -- --ginkgo.seed 1                what follows -- goes to critest
 
 critest is taken from $CRITEST or from PATH. Needs root and Debian's docker-registry, nginx-light, gcc, make, libc6-dev.
 """
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -46,12 +47,14 @@ def main(arguments: Sequence[str]) -> int:
     if not program or not os.access(program, os.X_OK):
         print(_WHERE, file=sys.stderr)
         return _NOTHING_RAN
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
     work = Path(tempfile.mkdtemp(prefix="critest-"))
     try:
         with contextlib.ExitStack() as stack:
             endpoint = options.endpoint or stack.enter_context(_serving(options.keep))
             left_out = {} if options.endpoint else _left_out(options.focus)
-            expressions = [*_expressions("focus", [options.focus]), *_expressions("skip", map(re.escape, left_out))]
+            skips = [options.skip, *map(re.escape, left_out)]
+            expressions = [*_expressions("focus", [options.focus]), *_expressions("skip", skips)]
             results = _run(program, endpoint, [*expressions, *passed_on], work, left_out)
         print(report.render(results))
     except (MissingProgram, UploadError) as error:
@@ -78,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="critest/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--focus", default="", metavar="REGEX", help="only specs whose full name matches")
+    parser.add_argument("--skip", default="", metavar="REGEX", help="none of these; they aren't counted")
     parser.add_argument("--endpoint", default="", metavar="unix://PATH", help="test the runtime that listens there")
     parser.add_argument("--keep", action="store_true", help="keep critest's log and report, and the daemon's log")
     return parser

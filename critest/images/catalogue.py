@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from critest.images import programs
@@ -76,6 +77,14 @@ def big() -> Entry:
     layers = range(1, 5)
     return Entry(
         ["bench/big:1"], lambda names: Image(names, [_busybox(), *(_bulk(n, 5000, 64 << 20) for n in layers)], _shell())
+    )
+
+
+def light_image() -> Entry:
+    """Debian's busybox-static in place of the one that is built: for running pods, not for all of critest."""
+    return Entry(
+        [_E2E + "busybox:1.29-2"],
+        lambda names: Image(names, [_busybox(program=programs.debian_busybox())], _shell()),
     )
 
 
@@ -164,13 +173,14 @@ def _shell(**more: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------- layers
 
 
-def _busybox(users: str = "", groups: str = "") -> Layer:
+def _busybox(users: str = "", groups: str = "", program: Path | None = None) -> Layer:
+    program = program or programs.busybox()
     layer = Layer()
     for name in ("bin", "etc", "home", "root", "usr/bin", "usr/sbin", "var/spool/mail", "var/www"):
         layer.directory(name)
     layer.directory("tmp", 0o1777)
-    layer.file("bin/busybox", programs.busybox().read_bytes(), 0o755)
-    for applet in programs.applets():
+    layer.file("bin/busybox", program.read_bytes(), 0o755)
+    for applet in programs.applets(program):
         layer.hard_link(f"bin/{applet}", "bin/busybox")
     layer.file("etc/passwd", _PASSWD + users)
     layer.file("etc/group", _GROUP + groups)

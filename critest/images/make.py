@@ -1,6 +1,6 @@
 """Make stand-ins for the images that critest names, and push them to a registry on loopback.
 
-    python -m critest.images.make --registry 127.0.0.1:5000 [--only SUBSTRING] [--big]
+    python -m critest.images.make --registry 127.0.0.1:5000 [--only SUBSTRING] [--big | --light]
 
 They go to the path that follows the host in their names, so one mirror serves every host.
 """
@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 
-from critest.images.catalogue import Entry, big, entries
+from critest.images.catalogue import Entry, big, entries, light_image
 from critest.images.programs import MissingProgram
 from critest.images.upload import Registry, UploadError
 
@@ -32,9 +32,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--registry", default="127.0.0.1:5000", metavar="HOST:PORT")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="only images with this in a name")
-    parser.add_argument("--big", action="store_true", help="the image for measuring pulls, too: 203 MB")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--big", action="store_true", help="the image for measuring pulls, too: 203 MB")
+    size.add_argument("--light", action="store_true", help="only busybox, from Debian's busybox-static")
     options = parser.parse_args()
-    wanted = [*entries(), *([big()] if options.big else [])]
+    wanted = [light_image()] if options.light else [*entries(), *([big()] if options.big else [])]
     try:
         push(options.registry, [entry for entry in wanted if any(options.only in name for name in entry.names)])
     except (MissingProgram, UploadError, OSError) as error:

@@ -52,8 +52,16 @@ def busybox() -> Path:
     return _cached(f"busybox-{version or codename}".replace(":", "_"), lambda target: _build(target, site, codename))
 
 
-def applets() -> list[str]:
-    return [name for name in _output(busybox(), "--list").split() if name != "busybox"]
+def debian_busybox() -> Path:
+    """That of Debian's busybox-static, where there is no time to build one."""
+    program = Path("/bin/busybox")
+    if not program.exists() or b"/ld-linux" in program.read_bytes():
+        raise MissingProgram(f"{program} is missing or not static; install busybox-static")
+    return program
+
+
+def applets(program: Path) -> list[str]:
+    return [name for name in _output(program, "--list").split() if name != "busybox"]
 
 
 def nginx_files() -> Iterator[tuple[str, bytes]]:
