@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from critest import registry
 from critest.images.catalogue import HOSTS, entries
 from critest.images.make import push
 from critest.images.programs import cache
-from tests.bench.peers import PAUSE, containerd
+from tests.bench.peers import PAUSE, containerd, missing
 from tests.system.daemon import Daemon
 
 BUSYBOX: Final = "e2e-test-images/busybox:1.29-2"
@@ -35,15 +36,26 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=NAMES, help="may be given more than once")
     parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "cribench")
     options, passed_on = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
     options.output.mkdir(parents=True, exist_ok=True)
     with registry.running(cache() / "registry") as address:
         push(address, [e for e in entries() if {BUSYBOX, PAUSE.partition("/")[2]} & set(e.names)], quiet=True)
-        for name in options.only or NAMES:
+        for name in installed(options.only or NAMES):
             with serving(name, address) as socket:
                 measure(socket, options.output / f"cribench-{name}.json", passed_on)
     reports = {name: options.output / f"cribench-{name}.json" for name in NAMES}
     print(table({name: json.loads(path.read_text()) for name, path in reports.items() if path.exists()}))
     return 0
+
+
+def installed(names: Sequence[str]) -> Iterator[str]:
+    """Those that can be measured here; says of the others what they lack."""
+    for name in names:
+        lacking = missing(name)
+        if lacking:
+            print(f"{name} is left out: {', '.join(lacking)} not installed", file=sys.stderr)
+        else:
+            yield name
 
 
 @contextlib.contextmanager

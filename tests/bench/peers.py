@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.simulators.kubelet import Kubelet
 
 RUNTIMES: Final = {"runc": "/usr/sbin/runc", "crun": "/usr/bin/crun"}
 PAUSE: Final = "registry.k8s.io/pause:3.10"
+_CNI: Final = "/usr/lib/cni"
 _START_S: Final = 20
 _BRIDGE: Final = "crbench0"
 
@@ -46,7 +48,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   sandbox_image = "{pause}"
   restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "/usr/lib/cni"
+  bin_dir = "{cni}"
   conf_dir = "{work}/cni"
 [plugins."io.containerd.grpc.v1.cri".registry]
   config_path = "{work}/certs.d"
@@ -66,6 +68,14 @@ _NETWORK: Final = """\
              "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
 """
+
+
+def missing(name: str) -> list[str]:
+    """What a peer needs and this machine has not; empty for ours, which needs nothing."""
+    if name not in RUNTIMES:
+        return []
+    needed = ("containerd", RUNTIMES[name], f"{_CNI}/bridge", f"{_CNI}/portmap", f"{_CNI}/host-local")
+    return [program for program in needed if shutil.which(program) is None]
 
 
 @contextlib.contextmanager
@@ -108,7 +118,9 @@ def _write_config(name: str, registry: str, work: Path) -> None:
     hosts.write_text(f'[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n')
     (work / "cni").mkdir()
     (work / "cni" / "10-bench.conflist").write_text(_NETWORK.format(bridge=_BRIDGE, work=work))
-    (work / "config.toml").write_text(_CONFIG.format(work=work, name=name, binary=RUNTIMES[name], pause=PAUSE))
+    (work / "config.toml").write_text(
+        _CONFIG.format(work=work, name=name, binary=RUNTIMES[name], pause=PAUSE, cni=_CNI)
+    )
 
 
 def _await(process: subprocess.Popen[bytes], socket: str, log: Path) -> None:
@@ -116,7 +128,9 @@ def _await(process: subprocess.Popen[bytes], socket: str, log: Path) -> None:
     while True:
         with grpc.insecure_channel(f"unix:{socket}") as channel:
             try:
-                status = services.RuntimeServiceStub(channel).Status(pb.StatusRequest(), timeout=2)
+                status = services.RuntimeServiceStub(channel).Status(  # type: ignore[no-untyped-call]
+                    pb.StatusRequest(), timeout=2
+                )
             except grpc.RpcError:
                 status = None
         if status is not None and all(condition.status for condition in status.status.conditions):
