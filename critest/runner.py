@@ -36,6 +36,7 @@ critest is neither in $CRITEST nor in PATH. Take the release that fits the machi
 https://github.com/kubernetes-sigs/cri-tools/releases (critest-VERSION-linux-ARCH.tar.gz), unpack it, and name it:
     CRITEST=/path/to/critest critest/run"""
 _NOTHING_RAN = 2
+_INTERRUPTED = 130
 # It names an image by the digest that it has at gcr.io; no stand-in can have that digest.
 _BY_DIGEST = "[k8s.io] Image Manager public image with digest should be pulled and removed [Conformance]"
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     if not program or not os.access(program, os.X_OK):
         print(_WHERE, file=sys.stderr)
         return _NOTHING_RAN
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what ends us cleans up, too
     work = Path(tempfile.mkdtemp(prefix="critest-"))
     try:
         with contextlib.ExitStack() as stack:
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     except (MissingProgram, UploadError) as error:
         print(f"critest/run: {error}", file=sys.stderr)
         return _NOTHING_RAN
+    except KeyboardInterrupt:
+        print("critest/run: ended before critest was through", file=sys.stderr)
+        return _INTERRUPTED
     finally:
         if options.keep:
             print(f"kept: {work}", file=sys.stderr)
