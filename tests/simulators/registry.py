@@ -267,7 +267,7 @@ class _Conversation(BaseHTTPRequestHandler):
         else:
             self._content(fault)
 
-    do_POST = do_GET
+    do_POST = do_HEAD = do_GET
 
     def _fault(self) -> Fault | None:
         for fault in self.server.simulator.faults:
@@ -323,7 +323,8 @@ class _Conversation(BaseHTTPRequestHandler):
         if fault is not None and max(fault.cut_after, fault.stall_after) >= 0:
             sent = max(fault.cut_after, fault.stall_after)
             self.close_connection = True
-        self.wfile.write(content[:sent])
+        if self.command != "HEAD":
+            self.wfile.write(content[:sent])
         if fault is not None and fault.stall_after >= 0:
             self.wfile.flush()
             self.server.simulator.stopping.wait(10)

@@ -9,16 +9,19 @@ import pytest
 from tests.simulators.busybox import BUSYBOX, CUSTOM, push_images
 from tests.simulators.kubelet import Kubelet, Pod
 from tests.simulators.registry import RegistrySimulator
+from tests.system import peer
 from tests.system.daemon import Daemon
 
 _OFFSET = pytest.StashKey[int]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/system/" in item.path.as_posix():
             item.add_marker(pytest.mark.root)
             item.add_marker(pytest.mark.system)
+    if config.getoption("--peer"):
+        peer.leave_out(config, items)
 
 
 @pytest.fixture(scope="session")
@@ -48,13 +51,30 @@ def daemon(registry: RegistrySimulator) -> Iterator[Daemon]:
         serving.destroy()
 
 
+@pytest.fixture(scope="session")
+def served(request: pytest.FixtureRequest, registry: RegistrySimulator) -> Iterator[Daemon | Kubelet]:
+    """The session's daemon, or the other runtime that --peer names."""
+    runtime = request.config.getoption("--peer")
+    if not runtime:
+        yield request.getfixturevalue("daemon")
+        return
+    with peer.serving(runtime, registry) as driving:
+        driving.pull(BUSYBOX)
+        driving.pull(CUSTOM)
+        yield driving
+
+
 @pytest.fixture
-def kubelet(request: pytest.FixtureRequest, daemon: Daemon) -> Iterator[Kubelet]:
+def kubelet(request: pytest.FixtureRequest, served: Daemon | Kubelet) -> Iterator[Kubelet]:
     """Drives the session's daemon. Afterwards every pod is removed, and nothing of them is left."""
-    request.node.stash[_OFFSET] = daemon.log_file.stat().st_size
-    yield daemon.kubelet
-    daemon.kubelet.sweep()
-    lines = daemon.left_over()
+    if isinstance(served, Kubelet):
+        yield served
+        served.sweep()
+        return
+    request.node.stash[_OFFSET] = served.log_file.stat().st_size
+    yield served.kubelet
+    served.kubelet.sweep()
+    lines = served.left_over()
     if lines:
         pytest.fail("the daemon left behind:\n  " + "\n  ".join(lines), pytrace=False)
 
