@@ -7,6 +7,7 @@ nothing is left. A sweep is over when the verb ends before the step that was cho
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tests.simulators.kubelet import Kubelet, Pod
 from tests.system.daemon import Daemon
 
 MOST = 400  # steps of a verb; a sweep that gets there counts wrong
+STRIDE = 1 if os.environ.get("CRI_PY_SWEEP") == "all" else 4  # each kill costs a start of the daemon
 
 
 @dataclass
@@ -119,10 +121,10 @@ def scene(kubelet: Kubelet, prepare: tuple[Act, ...]) -> Scene:
 
 
 def sweep(daemon: Daemon, plan: Plan, verb: str, side: int, act: int) -> list[str]:
-    """Returns where it happened, in order."""
+    """Returns where it happened, in order. Of kills every fourth step, all of them with CRI_PY_SWEEP=all."""
     body, prepare = VERBS[verb]
     places = []
-    for step in range(1, MOST):
+    for step in range(1, MOST, STRIDE if act == faults.KILL else 1):
         at = scene(daemon.kubelet, prepare)
         plan.set(side, step, act)
         with contextlib.suppress(grpc.RpcError):
@@ -163,16 +165,16 @@ def _try(call: Callable[[], Any], note: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_daemon_is_killed_at_every_step(daemon: Daemon, plan: Plan, verb: str) -> None:
-    assert len(sweep(daemon, plan, verb, faults.DAEMON, faults.KILL)) > 0
+    assert sweep(daemon, plan, verb, faults.DAEMON, faults.KILL)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ["run", "create", "remove", "stop_pod", "remove_pod"])  # the others make none
 def test_a_call_of_the_daemon_fails_at_every_step(daemon: Daemon, plan: Plan, verb: str) -> None:
-    sweep(daemon, plan, verb, faults.DAEMON, faults.FAIL)
+    assert sweep(daemon, plan, verb, faults.DAEMON, faults.FAIL)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ["run", "create", "exec"])
 def test_a_call_of_the_monitor_or_its_children_fails_at_every_step(daemon: Daemon, plan: Plan, verb: str) -> None:
-    sweep(daemon, plan, verb, faults.MONITORS, faults.FAIL)
+    assert sweep(daemon, plan, verb, faults.MONITORS, faults.FAIL)
