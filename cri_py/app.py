@@ -47,6 +47,7 @@ from cri_py.rpc.server import Server
 from cri_py.state.store import Store
 
 log = structlog.get_logger()
+_SETTLE_S = 10.0  # for what is half made when the daemon is told to end
 
 
 def serve(config: Config, spawner: SpawnerClient) -> int:
@@ -201,6 +202,8 @@ class App:
         metrics = MetricsServer(self._config)
         await metrics.start()
         stack.callback(metrics.stop)
+        for part in (self.sandboxes, self.containers):
+            stack.push_async_callback(part.settle, _SETTLE_S)
         runtime = RuntimeService(self.sandboxes, self.containers, self.events, self.node)
         server = Server(self._config, {"RuntimeService": runtime, "ImageService": ImageService(self.images)})
         await server.start()

@@ -53,6 +53,12 @@ class Flights(Generic[_Key, _Outcome]):
                 if not joined:
                     raise
 
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until all have landed or are undone, before what they work with is closed; at most ``timeout_s``."""
+        tasks = [flight.task for flight in self._flights.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+
     async def _ride(self, flight: _Flight[_Outcome]) -> _Outcome:
         flight.aboard += 1
         try:

@@ -91,6 +91,10 @@ class Containers:
         self._flights: Flights[tuple[Any, ...], ContainerId] = Flights()
         self._starting: set[asyncio.Task[None]] = set()
 
+    async def settle(self, timeout_s: float) -> None:
+        """Wait for what is being made, or undone, at the daemon's end."""
+        await self._flights.settle(timeout_s)
+
     # --------------------------------------------------------------- looking
 
     def find(self, container_id: str) -> Container:

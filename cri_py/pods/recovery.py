@@ -203,7 +203,10 @@ class Recovery:
         if note.exists():
             group = note.read_text()
             made = Path(pod) / "cgroup-made"
-            await self._groups.end_pod(group, name, made.read_text().split("\n") if made.exists() else ())
+            try:
+                await self._groups.end_pod(group, name, made.read_text().split("\n") if made.exists() else ())
+            except CriError as error:
+                log.warning("its cgroup could not be removed", sandbox=name, cgroup=group, cause=str(error))
         unmount(f"{pod}/shm")
         self._trash.discard(pod)
 

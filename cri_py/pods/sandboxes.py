@@ -84,6 +84,10 @@ class Sandboxes:
         self._flights: Flights[tuple[Any, ...], SandboxId] = Flights()
         self._torn_down: set[SandboxId] = set()
 
+    async def settle(self, timeout_s: float) -> None:
+        """Wait for what is being made, or undone, at the daemon's end."""
+        await self._flights.settle(timeout_s)
+
     # --------------------------------------------------------------- looking
 
     def find(self, sandbox_id: str) -> Sandbox:

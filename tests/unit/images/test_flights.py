@@ -77,3 +77,20 @@ async def test_who_joined_a_flight_that_fails_begins_another() -> None:
     assert await flights.join("x", counted(log)) == 2
     with pytest.raises(Internal):
         await first
+
+
+async def test_settling_waits_for_what_is_under_way_but_not_for_ever() -> None:
+    flights: Flights[str, int] = Flights()
+    go = asyncio.Event()
+
+    async def work() -> int:
+        await go.wait()
+        return 1
+
+    rider = asyncio.create_task(flights.join("a", work))
+    await asyncio.sleep(0)
+    await flights.settle(0.01)
+    assert not rider.done()
+    go.set()
+    await flights.settle(5)
+    assert await rider == 1
