@@ -23,7 +23,8 @@ NOT_IN_UML: Final = {
     "test_a_kill_ends_a_fork_bomb_that_fills_its_group": "the same",
     "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
 }
-# Each of its hundreds of kills costs a start of the daemon, seconds in the guest; what it proves is no matter of cgroups.
+# Each of its hundreds of kills costs a start of the daemon, seconds in the guest, and what it proves is no matter of
+# cgroups.
 NOT_IN_GUESTS: Final = "tests/system/test_faults_sweep.py"
 ONLY_IN_QEMU: Final = (
     "tests/kernel/test_cgroups.py",
@@ -64,7 +65,8 @@ def _link(source: str, target: str) -> None:
 @pytest.mark.timeout(1500)
 def test_kernel_and_system_tests_pass_in_user_mode_linux(share: Path) -> None:
     left_out = " and ".join(f"not {name}" for name in NOT_IN_UML)
-    _pass_inside(["tests/kernel", "tests/system", f"--ignore={NOT_IN_GUESTS}", "-k", left_out], engine="uml", share=share)
+    chosen = ["tests/kernel", "tests/system", f"--ignore={NOT_IN_GUESTS}", "-k", left_out]
+    _pass_inside(chosen, engine="uml", share=share)
 
 
 @pytest.mark.timeout(1500)
