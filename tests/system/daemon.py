@@ -22,7 +22,7 @@ from cri_py.kernel import procfs
 from tests.simulators.busybox import HOST
 from tests.simulators.kubelet import Kubelet, wait_for
 
-START_S: Final = 30.0
+START_S: Final = 90.0  # an emulated machine compiles every module at the first start
 SETTLE_S: Final = 5.0
 # As a shell's background job or nohup starts it; no container may notice. Python resets SIGPIPE by itself.
 _IGNORING: Final = ("env", "--ignore-signal=QUIT,HUP,USR1,USR2,ALRM")
