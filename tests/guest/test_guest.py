@@ -23,9 +23,11 @@ NOT_IN_UML: Final = {
     "test_a_kill_ends_a_fork_bomb_that_fills_its_group": "the same",
     "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
 }
-# Each of its hundreds of kills costs a start of the daemon, seconds in the guest, and what it proves is no matter of
-# cgroups.
-NOT_IN_GUESTS: Final = "tests/system/test_faults_sweep.py"
+# Left to the host: each of their kills costs a start of the daemon, seconds in a guest, or hits a process that forks,
+# which user-mode Linux answers with a panic (mmput in copy_process); what they prove is no matter of cgroups.
+NOT_IN_GUESTS: Final = ("test_faults_sweep.py", "test_faults.py", "test_stops.py")
+UML_PANIC: Final = "fork_handler"  # on its console when it has died of that
+BOOTS: Final = 3
 ONLY_IN_QEMU: Final = (
     "tests/kernel/test_cgroups.py",
     "tests/kernel/test_network.py",
@@ -62,22 +64,27 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2800)
 def test_kernel_and_system_tests_pass_in_user_mode_linux(share: Path) -> None:
     left_out = " and ".join(f"not {name}" for name in NOT_IN_UML)
-    chosen = ["tests/kernel", "tests/system", f"--ignore={NOT_IN_GUESTS}", "-k", left_out]
+    ignored = [f"--ignore=tests/system/{name}" for name in NOT_IN_GUESTS]
+    chosen = ["tests/kernel", "tests/system", *ignored, "-k", left_out]
     _pass_inside(chosen, engine="uml", share=share)
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2800)
 def test_the_kernels_own_side_passes_on_debians_kernel(share: Path) -> None:
     _pass_inside([*ONLY_IN_QEMU], engine="tcg", share=share)
 
 
 def _pass_inside(arguments: Sequence[str], *, engine: str, share: Path) -> None:
     """Fails with the names and the texts of what failed inside, and if nothing ran."""
-    status, output = machine.boot(f"bash inside {shlex.join(arguments)}", engine=engine, share=share, timeout_s=1400)
     report = share / "junit.xml"
+    for _ in range(BOOTS):
+        status, output = machine.boot(f"bash inside {shlex.join(arguments)}", engine=engine, share=share, timeout_s=900)
+        if report.exists() or UML_PANIC not in output:
+            break
+        print(f"the guest's own kernel died and is booted again:\n{output[-1500:]}")
     if not report.exists():
         pytest.fail(f"the guest ended with status {status} and left no report:\n{output[-6000:]}", pytrace=False)
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
