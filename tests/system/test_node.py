@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import cri_py
 from cri_py.rpc.gen import api_pb2 as pb
-from tests.simulators.kubelet import Kubelet, Pod, refused
+from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
 from tests.system.daemon import Daemon
 
 
@@ -145,9 +146,13 @@ def test_a_stop_ends_the_daemon_and_leaves_the_pods(fresh_daemon: Daemon) -> Non
 
 
 def test_a_stop_of_the_daemon_ends_event_streams_with_a_status(fresh_daemon: Daemon) -> None:
-    stream = fresh_daemon.kubelet.GetContainerEvents(deadline_s=60)
-    fresh_daemon.kubelet.Version()
+    kubelet, seen = fresh_daemon.kubelet, []
+    stream = kubelet.GetContainerEvents(deadline_s=60)
+    threading.Thread(target=lambda: seen.append(next(stream)), daemon=True).start()
+    wait_for(lambda: kubelet.run_pod() and seen, bool)  # the stream is open for sure once it has brought something
+    kubelet.sweep()
     os.kill(fresh_daemon.pid, signal.SIGTERM)
     with refused("UNAVAILABLE", "stopping"):
-        next(stream)
+        for _ in stream:
+            pass
     assert fresh_daemon.stop() == 0
