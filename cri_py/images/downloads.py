@@ -32,9 +32,16 @@ class BlobFile:
         self._hasher = hashlib.sha256()
         self._batch: list[bytes] = []
         self._batched = 0
+        self._taken = 0
+
+    @property
+    def offset(self) -> int:
+        """How many bytes were taken since the last restart, written or not yet."""
+        return self._taken
 
     async def restart(self, algorithm: str) -> None:
         self.close()
+        self._taken = 0
         self._hasher = hashlib.new(algorithm)
         self._batch, self._batched = [], 0
         self._fd = await on_thread(self._executor, self._create)
@@ -42,6 +49,7 @@ class BlobFile:
     async def write(self, piece: bytes) -> None:
         self._batch.append(piece)
         self._batched += len(piece)
+        self._taken += len(piece)
         if self._batched >= BATCH_BYTES:
             await self._flush()
 

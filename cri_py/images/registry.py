@@ -35,8 +35,14 @@ _Fetched = TypeVar("_Fetched")
 
 
 class Sink(Protocol):
-    """Where a blob goes: may be started over when one host fails and the next is asked."""
+    """Where a blob goes. What it holds already, of this life or the last, is not fetched again if the host can resume.
 
+    ``offset`` is the number of bytes it holds, from the start without a gap and all of them part of ``hexdigest``;
+    ``restart`` drops them.
+    """
+
+    @property
+    def offset(self) -> int: ...
     async def restart(self, algorithm: str) -> None: ...
     async def write(self, piece: bytes) -> None: ...
     async def hexdigest(self) -> str: ...

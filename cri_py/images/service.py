@@ -32,9 +32,9 @@ from cri_py.images.manifest import (
 )
 from cri_py.images.records import ImageRecord
 from cri_py.images.reference import ImageRef, parse_ref
-from cri_py.images.registry import Repository, endpoints
+from cri_py.images.registries import Registries
+from cri_py.images.registry import Repository
 from cri_py.images.snapshots import RECORD, Layer, Snapshots, remove_tree
-from cri_py.images.transport import Transport
 from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageId, Nanos, RegistryAuth
 from cri_py.state.store import Change, Delete, Store
 
@@ -74,7 +74,7 @@ class Images:
         self._platform = node_platform(os.uname().machine)
         self._disk = ThreadPoolExecutor(DISK_THREADS, "images-disk")
         self._unpackers = ThreadPoolExecutor(config.max_parallel_unpacks, "images-unpack")
-        self._transport = Transport(config.pull_progress_timeout_s)
+        self._registries = Registries(config)
         self._ingest = os.path.join(self._root, "ingest")
         self._downloads = Downloads(self._ingest, config.max_parallel_downloads, self._disk)
         self._snapshots = Snapshots(os.path.join(self._root, "layers"), self._unpackers)
@@ -108,7 +108,7 @@ class Images:
 
     async def close(self) -> None:
         """Close connections and threads; pulls that run are cancelled by who asked for them, before."""
-        await self._transport.close()
+        await self._registries.close()
         self._disk.shutdown(wait=True)
         self._unpackers.shutdown(wait=True)
 
@@ -138,7 +138,7 @@ class Images:
         return image
 
     async def _pull(self, ref: ImageRef, auth: RegistryAuth | None) -> Image:
-        repository = Repository(ref, endpoints(ref, self._config.registries, auth), self._transport)
+        repository = await self._registries.repository(ref, auth)
         first = await repository.manifest(ref.digest or ref.tag, ref.digest)
         here = [each.image for each in self._records.values() if first.digest in each.manifests]
         if here and (known := await self._retag(here[0].id, ref, first.digest)) is not None:
