@@ -65,6 +65,7 @@ _ABSOLUTE_OR_NONE: Final = matching(r"(?!.*/\.\.(/|$))(/.*)?", 'an absolute path
 _ADDRESS: Final = r"(unix://)?/.+|(tcp://)?[^/\s]+:\d{1,5}"
 _URL: Final = matching(r"https?://[^/\s]+(/\S*)?", "a URL that begins with http:// or https://")
 _POSITIVE_S: Final = within(0.001, 86400)
+_GIB: Final = 1 << 30
 
 
 def key(default: _T, comment: str, rule: Rule | None = None) -> _T:
@@ -132,6 +133,29 @@ class ImagesConfig:
     max_parallel_downloads: int = key(3, "Blobs that are fetched at the same time, over all pulls.", within(1, 64))
     max_parallel_unpacks: int = key(2, "Layers that are unpacked at the same time, over all pulls.", within(1, 64))
     pull_progress_timeout_s: float = key(300.0, "A pull that receives nothing for so long is given up.", _POSITIVE_S)
+    pull_minimum_bytes_per_s: int = key(
+        1024,
+        "A connection that brings less for pull_progress_timeout_s is given up; 0: any byte will do.",
+        within(0, _GIB),
+    )
+    pull_attempts: int = key(5, "How often a host is asked that fails in a way that may pass.", within(1, 100))
+    pull_retry_wait_s: float = key(0.5, "Before the second attempt; doubled before each further one.", within(0, 60))
+    certs_d: tuple[str, ...] = key(
+        ("/etc/containerd/certs.d", "/etc/docker/certs.d", "/etc/containers/certs.d"),
+        "Directories with HOST/hosts.toml or HOST/*.crt, *.cert, *.key; read at every pull.",
+        each(_ABSOLUTE),
+    )
+    registries_conf: str = key(
+        "/etc/containers/registries.conf",
+        'Read at every pull, with the drop-ins beside it (registries.conf.d/*.conf); "" is none.',
+        _ABSOLUTE_OR_NONE,
+    )
+    auth_files: tuple[str, ...] = key(
+        ("/etc/cri_py/auth.json",),
+        "Credentials for hosts, mirrors and repositories, as in auth.json or Docker's config.json.",
+        each(_ABSOLUTE),
+    )
+    credential_helper_timeout_s: float = key(10.0, "How long a docker-credential-… program may take.", _POSITIVE_S)
     pinned: tuple[str, ...] = key((), "Glob patterns of image refs that the kubelet never collects.")
 
 
@@ -400,27 +424,41 @@ def spell(path: Path) -> str:
 
 # ------------------------------------------------------------------- lines
 
-_HEADER: Final = re.compile(r"\s*\[\[?(?P<key>[^\[\]]+)\]\]?\s*(#.*)?")
+_HEADER: Final = re.compile(r"""\s*(?P<array>\[)?\[(?P<key>(?:"[^"]*"|'[^']*'|[^\[\]"'])+)\]\]?\s*(#.*)?""")
 _ASSIGNMENT: Final = re.compile(r"""\s*(?P<key>(?:"[^"]*"|'[^']*'|[A-Za-z0-9_.\s-])+?)\s*=""")
 
 
-def line_of(text: str, path: Path) -> int:
+def line_of(text: str, path: Sequence[str | int]) -> int:
     """The number of the line of TOML that sets ``path``, or the nearest table around it; 0 if there is none.
 
+    A number in ``path`` counts the tables of an array: ("registry", 1, "prefix") is in the second ``[[registry]]``.
     tomllib tells no lines of what it parsed, so the headers and assignments are looked for again.
     """
-    table: Path = ()
+    table: tuple[str | int, ...] = ()
+    last: dict[tuple[str | int, ...], int] = {}  # the array tables so far, each with its last index
     best, best_depth = 0, 0
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.fullmatch(line):
-            table = found = _split_key(header["key"])
+            table = found = _table_path(_split_key(header["key"]), bool(header["array"]), last)
         elif assignment := _ASSIGNMENT.match(line):
             found = (*table, *_split_key(assignment["key"]))
         else:
             continue
-        if found and path[: len(found)] == found and len(found) > best_depth:
+        if found and tuple(path[: len(found)]) == found and len(found) > best_depth:
             best, best_depth = number, len(found)
     return best
+
+
+def _table_path(key: Path, array: bool, last: dict[tuple[str | int, ...], int]) -> tuple[str | int, ...]:
+    """Where a header leads: below the last table of every array that it passes, or to a new one."""
+    found: tuple[str | int, ...] = ()
+    for depth, part in enumerate(key, 1):
+        found = (*found, part)
+        if array and depth == len(key):
+            last[found] = last.get(found, -1) + 1
+        if found in last:
+            found = (*found, last[found])
+    return found
 
 
 def _split_key(dotted: str) -> Path:

@@ -199,3 +199,35 @@ def test_addresses_that_are_not_set_lie_under_the_state_directory() -> None:
 )
 def test_the_line_of_a_key_is_found_however_it_is_written(text: str, path: tuple[str, ...], line: int) -> None:
     assert line_of(text, path) == line
+
+
+ARRAYS = """unqualified = ["x"]
+[[registry]]
+prefix = "a"
+[[registry.mirror]]
+location = "m1"
+[[registry.mirror]]
+location = "m2"
+[[registry]]
+location = "b"
+[[registry.mirror]]
+insecure = 3
+[host."https://[::1]:5000"]
+ca = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        (("registry", 0, "prefix"), 3),
+        (("registry", 0, "mirror", 1, "location"), 7),
+        (("registry", 1), 8),
+        (("registry", 1, "location"), 9),
+        (("registry", 1, "mirror", 0, "insecure"), 11),
+        (("registry", 1, "mirror", 0, "location"), 10),
+        (("host", "https://[::1]:5000", "ca"), 13),
+    ],
+)
+def test_a_line_is_found_in_arrays_of_tables_and_below_quoted_names(path: tuple[str | int, ...], line: int) -> None:
+    assert line_of(ARRAYS, path) == line
