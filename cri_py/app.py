@@ -44,6 +44,7 @@ from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.metrics import MetricsServer
 from cri_py.rpc.runtime_service import RuntimeService
 from cri_py.rpc.server import Server
+from cri_py.state.claim import claimed
 from cri_py.state.store import Store
 
 log = structlog.get_logger()
@@ -88,6 +89,7 @@ async def _serve(config: Config, spawner: SpawnerClient) -> None:
     loop.set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="blocking"))
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
         stack.callback(spawner.close)
+        _claim_directories(config, stack)
         await App(config, spawner, tasks).start(stack)
         gc.collect()
         gc.freeze()  # what a daemon holds from its start is never garbage: no collection has to walk it
@@ -267,13 +269,24 @@ def spec_defaults(config: Config, cgroups: str) -> SpecDefaults:
     )
 
 
+def _claim_directories(config: Config, stack: AsyncExitStack) -> None:
+    """Make root and state and keep other daemons out of them, before anything in them is looked at.
+
+    The root is private; the state may be walked through, as sockets and volumes lie below.
+    """
+    places = {config.server.root: 0o700, config.server.state: 0o711}
+    for directory, mode in places.items():
+        Path(directory).mkdir(parents=True, exist_ok=True, mode=mode)
+    for directory in sorted({os.path.realpath(directory) for directory in places}):
+        stack.enter_context(claimed(directory))
+
+
 def _make_directories(config: Config) -> None:
-    """The root is private; the state may be walked through, as sockets and volumes lie below."""
     root, state = Path(config.server.root), Path(config.server.state)
-    for path, mode in ((root, 0o700), (root / "containers", 0o700), (root / "trash", 0o700)):
-        path.mkdir(parents=True, exist_ok=True, mode=mode)
-    for name in ("", "pods", "trash", "seccomp"):
-        (state / name).mkdir(parents=True, exist_ok=True, mode=0o711)
+    for name in ("containers", "trash"):
+        (root / name).mkdir(exist_ok=True, mode=0o700)
+    for name in ("pods", "trash", "seccomp"):
+        (state / name).mkdir(exist_ok=True, mode=0o711)
     os.makedirs(config.netns_dir, exist_ok=True)
     write_program(f"{state}/holder")
 

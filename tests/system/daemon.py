@@ -78,6 +78,19 @@ class Daemon:
         self.kubelet.disconnect()
         wait_for(self._answers, bool, START_S)
 
+    def try_another(self, *flags: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run one with this one's config and cgroups, and other ``flags``, to its end: it must be refused."""
+        arguments = ("--config", self.config_file, "--cgroup-parent", self.cgroup_parent, "--bridge", self.bridge)
+        return subprocess.run(
+            [*_PYTHON, *arguments, "--subnet", self.subnet, *flags],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=START_S,
+        )
+
     def _answers(self) -> bool:
         assert self._process is not None
         status = self._process.poll()

@@ -48,6 +48,25 @@ def holder_of(kubelet: Kubelet, pod: Pod) -> int:
 # ------------------------------------------------------------------ the daemon
 
 
+def test_a_second_daemon_on_the_same_directories_is_refused_and_harms_nothing(fresh_daemon: Daemon) -> None:
+    """With another socket, nothing else would tell them apart; it would take all monitors from the first."""
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    link = fresh_daemon.directory / "link"
+    link.symlink_to(fresh_daemon.root)
+    for root, state in (
+        (link, fresh_daemon.directory / "other"),
+        (fresh_daemon.directory / "other", fresh_daemon.state),
+    ):
+        second = fresh_daemon.try_another("--root", root, "--state", state, "--listen", f"{fresh_daemon.directory}/2")
+        assert second.returncode == 1
+        assert f"in use by another daemon (pid {fresh_daemon.pid})" in second.stdout, second.stdout
+        assert "Traceback" not in second.stdout
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_READY
+    assert kubelet.shell(container, "echo here") == "here\n"
+
+
 def test_containers_live_on_without_the_daemon_and_are_found_again(fresh_daemon: Daemon) -> None:
     kubelet = fresh_daemon.kubelet
     pod = kubelet.run_pod()
