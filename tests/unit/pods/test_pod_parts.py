@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from cri_py.pods.execs import Collector
 from cri_py.pods.groups import Groups
 from cri_py.pods.monitors import Monitors
 from cri_py.pods.trash import Trash
+from tests.simulators.kubelet import wait_for
 
 POD = SandboxId("p")
 
@@ -75,6 +77,11 @@ def bin_directory(tmp_path: Path) -> Path:
     return tmp_path / "trash"
 
 
+def emptied(trash: Trash, directory: Path) -> None:
+    wait_for(lambda: list(directory.iterdir()), lambda left: not left)
+    trash.close()
+
+
 def test_a_discarded_directory_is_out_of_sight_at_once_and_deleted_soon(tmp_path: Path, bin_directory: Path) -> None:
     (tmp_path / "x" / "deep").mkdir(parents=True)
     (tmp_path / "x" / "deep" / "file").write_text("")
@@ -82,8 +89,7 @@ def test_a_discarded_directory_is_out_of_sight_at_once_and_deleted_soon(tmp_path
     trash = Trash(str(bin_directory))
     trash.discard(str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
-    trash._pool.shutdown(wait=True)
-    assert list(bin_directory.iterdir()) == []
+    emptied(trash, bin_directory)
     assert tmp_path.exists()
 
 
@@ -94,20 +100,67 @@ def test_two_of_the_same_name_do_not_meet(tmp_path: Path, bin_directory: Path) -
         (tmp_path / parent / "same" / "file").write_text("")
     for parent in ("a", "b"):
         trash.discard(str(tmp_path / parent / "same"))
-    trash._pool.shutdown(wait=True)
-    assert list(bin_directory.iterdir()) == []
+    emptied(trash, bin_directory)
 
 
 def test_what_is_not_there_is_fine_to_discard(tmp_path: Path, bin_directory: Path) -> None:
     trash = Trash(str(bin_directory))
     trash.discard(str(tmp_path / "missing"))
+    trash.discard(str(tmp_path / "never" / "was"))
     trash.close()
+
+
+def test_what_can_not_be_deleted_is_tried_again_while_the_daemon_lives(
+    tmp_path: Path, bin_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount below it in somebody's namespace keeps a directory busy until that namespace goes."""
+    rmdir, refusals = os.rmdir, [errno.EBUSY, errno.EBUSY, errno.EBUSY]
+
+    def busy(path: str) -> None:
+        if path.endswith("busy") and refusals:
+            raise OSError(refusals.pop(), "busy", path)
+        rmdir(path)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    trash = Trash(str(bin_directory), retry_s=0.001)
+    for name in ("busy", "other"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        trash.discard(str(tmp_path / name))
+    emptied(trash, bin_directory)
+    assert not refusals
+
+
+def test_a_close_waits_for_no_retry(tmp_path: Path, bin_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(path: str) -> None:
+        raise OSError(errno.EBUSY, "busy", path)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    (tmp_path / "x").mkdir()
+    trash = Trash(str(bin_directory), retry_s=600.0)
+    trash.discard(str(tmp_path / "x"))
+    trash.close()
+    assert len(list(bin_directory.iterdir())) == 1
+
+
+def test_however_deep_a_container_nests_directories_they_go(tmp_path: Path, bin_directory: Path) -> None:
+    """Deeper than PATH_MAX has room for, and than the interpreter's stack."""
+    top = tmp_path / "x"
+    top.mkdir()
+    fd = os.open(top, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("ddd", dir_fd=fd)
+        deeper = os.open("ddd", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = deeper
+    os.close(fd)
+    trash = Trash(str(bin_directory))
+    trash.discard(str(top))
+    emptied(trash, bin_directory)
 
 
 def test_what_an_earlier_daemon_left_goes_with_the_next_start(bin_directory: Path) -> None:
     (bin_directory / "old" / "deep").mkdir(parents=True)
-    Trash(str(bin_directory))._pool.shutdown(wait=True)
-    assert list(bin_directory.iterdir()) == []
+    emptied(Trash(str(bin_directory)), bin_directory)
 
 
 # --------------------------------------------------------------- collectors
