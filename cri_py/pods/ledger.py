@@ -10,8 +10,10 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
-from typing import Any, Final
+from dataclasses import asdict, replace
+from typing import Any, Final, TypeVar
+
+import structlog
 
 from cri_py.errors import InvalidArgument, NotFound
 from cri_py.model import (
@@ -38,6 +40,8 @@ from cri_py.model import (
 )
 from cri_py.state.store import Delete, Put, Store
 
+log = structlog.get_logger()
+_Object = TypeVar("_Object")
 _SANDBOX: Final = "sandbox"
 _CONTAINER: Final = "container"
 _STATES: Final[Mapping[str, type]] = {t.__name__: t for t in (Created, Running, Exited, Lost, Ready, NotReady)}
@@ -57,11 +61,31 @@ class Ledger:
         self._containers: dict[ContainerId, Container] = {}
         self._members: defaultdict[SandboxId, set[ContainerId]] = defaultdict(set)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._damaged: list[Put] = []
         for row in store.load(_SANDBOX):
-            sandbox = _read_sandbox(row, decode_sandbox)
-            self._sandboxes[sandbox.id] = sandbox
+            sandbox = self._read(row, _read_sandbox, decode_sandbox)
+            if sandbox is not None:
+                self._sandboxes[sandbox.id] = sandbox
         for row in store.load(_CONTAINER):
-            self._keep(_read_container(row, decode_container))
+            container = self._read(row, _read_container, decode_container)
+            if container is not None:
+                self._keep(container)
+
+    def _read(self, row: Put, read: Callable[[Put, Any], _Object], decode: Callable[[bytes], Any]) -> _Object | None:
+        """What the record says, None if it makes no sense: one bad record must not keep a node's pods from it."""
+        try:
+            return read(row, decode)
+        except Exception as error:
+            log.exception("a record is damaged and is set aside", kind=row.kind, key=row.key, cause=repr(error))
+            self._damaged.append(row)
+            return None
+
+    async def set_aside(self) -> None:
+        """Move damaged records out of the way, to be looked at: of kind ``damaged-sandbox``, ``damaged-container``."""
+        moves = [(replace(row, kind=f"damaged-{row.kind}"), Delete(row.kind, row.key)) for row in self._damaged]
+        if moves:
+            await self._store.commit(*(change for move in moves for change in move))
+        self._damaged.clear()
 
     def lock(self, object_id: str) -> asyncio.Lock:
         """The object's lock. Never hold two at once."""

@@ -77,13 +77,16 @@ class Recovery:
         self._clock = clock
 
     async def run(self) -> None:
+        await self._ledger.set_aside()
         sandboxes = self._ledger.sandboxes()
         met = await asyncio.gather(*(self._meet(sandbox) for sandbox in sandboxes))
         for sandbox, meeting in zip(sandboxes, met, strict=True):
             if sandbox.attachment is not None and (meeting.monitor or isinstance(sandbox.state, Ready)):
                 self._network.adopt(sandbox.attachment)
         changed = [meeting.sandbox for meeting in met if meeting.sandbox is not None]
-        await self._ledger.put_all(changed, [container for meeting in met for container in meeting.containers])
+        orphans = [container for container in self._ledger.containers() if not self._is_sandbox(container.sandbox_id)]
+        found = [container for meeting in met for container in meeting.containers]
+        await self._ledger.put_all(changed, [*found, *self._lose(orphans, "the record of its pod sandbox is gone")])
         # What happened since a monitor said hello has to find recorded what it said.
         for sandbox, meeting in zip(sandboxes, met, strict=True):
             if meeting.monitor is not None:

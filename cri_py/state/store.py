@@ -64,11 +64,19 @@ class Store:
         self._thread.start()
 
     def load(self, kind: str) -> list[Put]:
-        """All records of a kind, ordered by key. Meant for the start, before the first commit."""
-        rows = self._connection.execute(
-            "SELECT kind, key, body, verbatim, version FROM records WHERE kind = ? ORDER BY key", (kind,)
-        )
-        return [Put(*row) for row in rows]
+        """All records of a kind, ordered by key. Meant for the start, before the first commit.
+
+        Raises Internal if the file is damaged.
+        """
+        try:
+            rows = self._connection.execute(
+                "SELECT kind, key, body, verbatim, version FROM records WHERE kind = ? ORDER BY key", (kind,)
+            )
+            return [Put(*row) for row in rows]
+        except sqlite3.Error as error:
+            raise Internal(
+                f"the database {self._path} can't be read: {error}", hint="move it away to start empty"
+            ) from error
 
     async def commit(self, *changes: Change) -> None:
         """Make all changes or none; returns once they are recorded. Raises Internal if the disk refuses."""

@@ -124,6 +124,16 @@ class Daemon:
         self.kubelet.disconnect()
         return status
 
+    def crash(self) -> None:
+        """As a power cut: everything that ran is gone, and what lay in memory."""
+        self.kill()
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_for(self.processes, lambda pids: not pids)
+        self._remove_kernel_traces()
+        shutil.rmtree(self.state)
+
     def destroy(self) -> None:
         """Whatever a test did, nothing of the daemon is left on the machine."""
         try:
@@ -140,6 +150,10 @@ class Daemon:
             self._remove_traces()
 
     def _remove_traces(self) -> None:
+        self._remove_kernel_traces()
+        shutil.rmtree(self.directory)
+
+    def _remove_kernel_traces(self) -> None:
         for mount in reversed(self._mounts()):
             subprocess.run(["umount", "--lazy", mount], check=False)
         for directory in reversed(self.cgroups()):
@@ -148,7 +162,6 @@ class Daemon:
         for interface in (*self._ports(), self.bridge):
             subprocess.run(["ip", "link", "del", interface], check=False, capture_output=True)
         subprocess.run(["nft", "delete", "table", "ip", f"cri_py_{self.bridge}"], check=False, capture_output=True)
-        shutil.rmtree(self.directory)
 
     # --------------------------------------------------------------- looking
 

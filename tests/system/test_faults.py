@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,40 @@ def holder_of(kubelet: Kubelet, pod: Pod) -> int:
 
 
 # ------------------------------------------------------------------ the daemon
+
+
+def test_a_damaged_record_costs_its_pod_and_no_other(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    damaged, healthy = kubelet.run_pod(), kubelet.run_pod()
+    gone, kept = kubelet.run(damaged, "sleep", "1000"), kubelet.run(healthy, "sleep", "1000")
+    spoiled = kubelet.run(healthy, "sleep", "1000", name="spoiled")
+    fresh_daemon.kill()
+    with contextlib.closing(sqlite3.connect(fresh_daemon.root / "pods.db", isolation_level=None)) as database:
+        database.execute("UPDATE records SET body = '{}' WHERE key IN (?, ?)", (damaged.id, spoiled))
+    offset = fresh_daemon.log_file.stat().st_size
+    fresh_daemon.start()
+    for key in (damaged.id, spoiled):
+        assert key in fresh_daemon.log_since(offset)
+    assert [item.id for item in kubelet.ListPodSandbox().items] == [healthy.id]
+    assert kubelet.shell(kept, "echo here") == "here\n"
+    assert kubelet.status(gone).state == pb.CONTAINER_UNKNOWN
+    kubelet.remove(gone)
+    fresh_daemon.restart()
+    assert [item.id for item in kubelet.ListContainers().containers] == [kept]
+
+
+def test_after_a_reboot_pods_are_not_ready_and_can_be_removed(fresh_daemon: Daemon) -> None:
+    """The state directory is on a tmpfs; records and layers are not."""
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    fresh_daemon.crash()
+    fresh_daemon.start()
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert kubelet.status(container).state == pb.CONTAINER_UNKNOWN
+    kubelet.remove(container)
+    kubelet.remove_pod(pod)
+    assert not kubelet.ListPodSandbox().items
 
 
 def test_a_second_daemon_on_the_same_directories_is_refused_and_harms_nothing(fresh_daemon: Daemon) -> None:

@@ -233,3 +233,16 @@ def test_a_file_that_is_no_database_is_refused_with_the_way_out(path: str, conte
     with pytest.raises(Internal, match="move it away to start empty"):
         Store(path, durable=False)
     assert Path(path).read_bytes() == content
+
+
+def test_a_damaged_file_is_refused_with_its_name(path: str) -> None:
+    Store(path, durable=False).close()
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 8192)
+    opened = Store(path, durable=False)
+    try:
+        with pytest.raises(Internal, match=r"records\.db can't be read"):
+            opened.load("container")
+    finally:
+        opened.close()

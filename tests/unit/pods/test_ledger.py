@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -209,3 +211,40 @@ def test_the_order_of_maps_on_the_wire_makes_no_other_config() -> None:
     pod, program = sandbox().config, container().config
     assert replace(pod, raw=b"in another order") == pod
     assert replace(program, raw=b"in another order") == program
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "body = '{}'",
+        "body = x'00ff'",
+        "body = '[1]'",
+        "body = replace(body, 'Running', 'Walking')",
+        "body = replace(body, 'Ready', 'Reedy')",
+        "verbatim = x'ffffffff'",
+        "verbatim = ''",
+    ],
+)
+async def test_a_damaged_record_is_set_aside_and_the_others_are_read(
+    reopened: Callable[[], Ledger], tmp_path: Path, damage: str
+) -> None:
+    ledger = reopened()
+    others = model.SandboxId("bb" + "0" * 62), model.ContainerId("cb" + "0" * 62)
+    running = model.Running(pid=7, start_ticks=8, started_at=model.Nanos(9))
+    await ledger.put_all(
+        [sandbox(), sandbox(others[0])], [container(state=running), container(others[1], sandbox_id=others[0])]
+    )
+    with contextlib.closing(sqlite3.connect(tmp_path / "pods.db", isolation_level=None)) as database:
+        database.execute(f"UPDATE records SET {damage} WHERE key IN (?, ?)", (POD, CONTAINER))
+        damaged = database.execute("SELECT key, body, verbatim FROM records WHERE key IN (?, ?)", (POD, CONTAINER))
+        kept = {key: (body, verbatim) for key, body, verbatim in damaged}
+        ledger = reopened()
+        ids = {*(found.id for found in ledger.sandboxes()), *(found.id for found in ledger.containers())}
+        assert ids >= set(others)
+        lost = {POD, CONTAINER} - ids
+        assert lost
+        await ledger.set_aside()
+        rows = database.execute("SELECT kind, key, body, verbatim FROM records WHERE kind LIKE 'damaged-%'").fetchall()
+    assert {key: (body, verbatim) for _, key, body, verbatim in rows} == {key: kept[key] for key in lost}
+    again = reopened()
+    assert {*(found.id for found in again.sandboxes()), *(found.id for found in again.containers())} == ids
