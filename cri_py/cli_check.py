@@ -6,10 +6,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 from cri_py.config import Config
@@ -37,6 +38,16 @@ _FILESYSTEMS: Final = ("overlay", "tmpfs", "proc", "sysfs", "devpts", "mqueue")
 _CONTROLLERS: Final = ("memory", "cpu", "cpuset", "pids", "devices", "freezer")
 _OPTIONAL_CONTROLLERS: Final = ("hugetlb", "blkio")
 _IN_V2: Final = frozenset({"devices", "freezer"})  # not controllers there: a BPF program, and cgroup.freeze
+_BUILT_BY: Final = MappingProxyType(
+    {
+        "memory": "CONFIG_MEMCG",
+        "cpu": "CONFIG_CGROUP_SCHED",
+        "cpuset": "CONFIG_CPUSETS",
+        "pids": "CONFIG_CGROUP_PIDS",
+        "devices": "CONFIG_CGROUP_DEVICE",
+        "freezer": "CONFIG_CGROUP_FREEZER",
+    }
+)
 _NEEDED_CAPABILITIES: Final = capabilities.mask(
     (
         *("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_ADMIN", "NET_RAW", "SETFCAP", "SETGID"),
@@ -190,13 +201,49 @@ def _cgroups() -> Iterator[Finding]:
             "cgroups",
             Verdict.MISSING,
             f"{names} without {', '.join(lacking)}",
-            "boot with cgroup_enable=memory" if "memory" in lacking else "mount these controllers",
+            controllers_remedy(lacking, _known_controllers(), version1=bool(version1), partial_view=_sees_a_part()),
         )
     else:
         yield Finding("cgroups", Verdict.OK, f"{names}: {', '.join(sorted(have))}")
     absent = [name for name in _OPTIONAL_CONTROLLERS if name not in have | ({"blkio"} if "io" in have else set())]
     if absent:
         yield Finding("cgroup limits", Verdict.WORSE, f"no {', '.join(absent)}", "limits of this kind are not applied")
+
+
+def controllers_remedy(
+    lacking: Sequence[str], known: Mapping[str, tuple[int, bool]], *, version1: bool, partial_view: bool
+) -> str:
+    """What gets a node the controllers that it lacks, each by its cause.
+
+    ``known``: /proc/cgroups, by name the hierarchy that a controller is in (0: version 2's, or none) and whether it is
+    enabled. A kernel without version 1 of a controller may leave it out there. ``partial_view``: the version 2
+    hierarchy is seen from a group below its root, which has only what the group above hands down.
+    """
+    causes: dict[str, list[str]] = {}
+    for name in lacking:
+        hierarchy, enabled = known.get(name, (0, True))
+        if not enabled:
+            cause = "boot with cgroup_enable={}"
+        elif version1 and name in known:
+            cause = "mount -t cgroup -o {0} cgroup /sys/fs/cgroup/{0}"
+        elif hierarchy:
+            cause = "unmount the version 1 hierarchy that holds {}"
+        elif partial_view:
+            cause = "echo +{} > cgroup.subtree_control in the group above, as systemd does for Delegate=yes"
+        else:
+            cause = f"use a kernel with {_BUILT_BY[name]}"
+        causes.setdefault(cause, []).append(name)
+    return "; ".join(cause.format(name) for cause, names in causes.items() for name in names)
+
+
+def _known_controllers() -> dict[str, tuple[int, bool]]:
+    rows = [line.split() for line in procfs.read("/proc/cgroups").decode().splitlines() if not line.startswith("#")]
+    return {name: (int(hierarchy), enabled == "1") for name, hierarchy, _, enabled in rows}
+
+
+def _sees_a_part() -> bool:
+    """The root of a hierarchy alone has no cgroup.type (cgroup-v2.rst)."""
+    return any(os.path.exists(f"{m.path}/cgroup.type") for m in procfs.mountinfo() if m.fstype == "cgroup2")
 
 
 def _controllers() -> tuple[set[str], set[str]]:

@@ -266,3 +266,35 @@ def test_without_a_service_manager_nothing_is_told(tmp_path: Path, monkeypatch: 
     assert not notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     assert not notify("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "known", "version1", "partial_view", "remedy"),
+    [
+        (["cpuset"], {}, False, False, "use a kernel with CONFIG_CPUSETS"),
+        (["cpuset"], {"cpuset": (0, False)}, False, False, "boot with cgroup_enable=cpuset"),
+        (["memory"], {"memory": (0, False)}, True, False, "boot with cgroup_enable=memory"),
+        (["cpuset"], {"cpuset": (3, True)}, False, False, "unmount the version 1 hierarchy that holds cpuset"),
+        (["pids"], {"pids": (0, True)}, True, False, "mount -t cgroup -o pids cgroup /sys/fs/cgroup/pids"),
+        (["devices"], {}, True, False, "use a kernel with CONFIG_CGROUP_DEVICE"),
+        (
+            ["cpu"],
+            {"cpu": (0, True)},
+            False,
+            True,
+            "echo +cpu > cgroup.subtree_control in the group above, as systemd does for Delegate=yes",
+        ),
+        (
+            ["memory", "cpuset", "pids"],
+            {"memory": (0, False)},
+            False,
+            False,
+            "boot with cgroup_enable=memory; use a kernel with CONFIG_CPUSETS; use a kernel with CONFIG_CGROUP_PIDS",
+        ),
+    ],
+)
+def test_the_remedy_for_a_controller_fits_why_it_is_not_there(
+    lacking: list[str], known: dict[str, tuple[int, bool]], version1: bool, partial_view: bool, remedy: str
+) -> None:
+    found = cli_check.controllers_remedy(lacking, known, version1=version1, partial_view=partial_view)
+    assert found == remedy
