@@ -60,6 +60,19 @@ class Unavailable(CriError):
     code = "UNAVAILABLE"
 
 
+class RegistryUnavailable(Unavailable):
+    """No host of an image could be reached at all.
+
+    The kubelet shows it as the reason of the waiting container, and tells it by the first word of the message; but only
+    of an UNKNOWN status, whose code it strips (cri-client, remote_image.go; cri-api, pkg/errors).
+    """
+
+    code = "UNKNOWN"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"RegistryUnavailable: {message}", hint=hint)
+
+
 class DeadlineExceeded(CriError):
     """The act did not end within its time."""
 

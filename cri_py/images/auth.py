@@ -16,10 +16,13 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from cri_py.errors import InvalidArgument, PermissionDenied, Unavailable
+from cri_py.errors import ConfigError, InvalidArgument, PermissionDenied, Unavailable
 from cri_py.model import RegistryAuth
 
 CLIENT_ID: Final = "cri_py"
+HUB_KEY: Final = "https://index.docker.io/v1/"  # what Docker calls its Hub in config files
+TOKEN_LIFETIME_S: Final = 60.0  # where a realm doesn't say, and at least (the token specification)
+_HELPER_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 (a grammar, not a secret)
 _SCHEME: Final = re.compile(rf"[\s,]*({_TOKEN})(?=\s|,|$)")
@@ -54,9 +57,46 @@ class TokenRequest:
     form: bytes | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token and for how long it is good, in seconds from when it was asked for."""
+
+    value: str = field(repr=False)
+    lifetime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AuthFile:
+    """What an auth.json or Docker config.json says. Keys are hosts or HOST/PATH, in lower case."""
+
+    credentials: Mapping[str, Credentials]
+    helpers: Mapping[str, str]  # NAME of docker-credential-NAME, by host
+    store: str  # the NAME that is asked for all other hosts
+
+
 class _TokenAnswer(msgspec.Struct):
     token: str = ""
     access_token: str = ""
+    expires_in: float | None = None
+
+
+class _AuthEntry(msgspec.Struct):
+    auth: str = ""
+    username: str = ""
+    password: str = ""
+    identitytoken: str = ""
+    registrytoken: str = ""
+
+
+class _AuthDocument(msgspec.Struct, rename={"helpers": "credHelpers", "store": "credsStore"}):
+    auths: dict[str, _AuthEntry] | None = None
+    helpers: dict[str, str] | None = None
+    store: str = ""
+
+
+class _HelperAnswer(msgspec.Struct, rename="pascal"):
+    username: str = ""
+    secret: str = ""
 
 
 def parse_challenges(header: str) -> tuple[Challenge, ...]:
@@ -84,11 +124,7 @@ def credentials_for(auth: RegistryAuth | None, host: str) -> Credentials | None:
     """
     if auth is None or (auth.server_address and _server_host(auth.server_address) != _alias(host)):
         return None
-    username, password = auth.username, auth.password
-    if not username and auth.auth:
-        username, password = _decoded(auth.auth)
-    found = Credentials(username, password, auth.identity_token, auth.registry_token)
-    return None if found == Credentials() else found
+    return _credentials(auth.username, auth.password, auth.auth, auth.identity_token, auth.registry_token)
 
 
 def basic_header(credentials: Credentials) -> str:
@@ -121,16 +157,86 @@ def token_request(challenge: Challenge, credentials: Credentials | None, scope: 
     return TokenRequest(url)
 
 
-def token_from(body: bytes, url: str) -> str:
+def token_from(body: bytes, url: str) -> Token:
     """The token in a realm's answer, whichever of its two names it bears; Unavailable if there is none."""
     try:
         answer = msgspec.json.decode(body, type=_TokenAnswer)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unavailable(f"the token server {url} sent no JSON with a token") from error
     token = answer.token or answer.access_token
     if not token or not token.isascii() or not token.isprintable():
         raise Unavailable(f"the token server {url} sent no usable token")
-    return token
+    return Token(token, max(answer.expires_in or 0.0, TOKEN_LIFETIME_S))
+
+
+# ------------------------------------------------------------------ auth files
+
+
+def parse_auth_file(content: bytes, file: str) -> AuthFile:
+    """auth.json (containers-auth.json(5)) and Docker's config.json, which are alike.
+
+    Entries without a secret (Docker leaves them beside a store) count for nothing. Raises ConfigError that names the
+    file and, where it is no JSON, the line; never what it holds.
+    """
+    try:
+        document = msgspec.json.decode(content, type=_AuthDocument)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{file}: {error}", hint="it is laid out like auth.json or Docker's config.json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = re.search(r"\(byte (\d+)\)", str(error))
+        line = content.count(b"\n", 0, int(found[1]) if found else len(content)) + 1
+        raise ConfigError(f"{file}:{line}: not JSON") from error
+    credentials = {}
+    for key, entry in (document.auths or {}).items():
+        try:
+            read = _credentials(entry.username, entry.password, entry.auth, entry.identitytoken, entry.registrytoken)
+        except InvalidArgument as error:
+            raise ConfigError(f"{file}: auths.{key}: {error.message}", hint=error.hint) from error
+        if read is not None:
+            credentials[auth_key(key)] = read
+    helpers = {auth_key(host): name for host, name in (document.helpers or {}).items()}
+    for name in filter(None, (*helpers.values(), document.store)):
+        if not _HELPER_NAME.fullmatch(name):
+            raise ConfigError(f"{file}: {name!r} is no credential helper", hint="NAME of docker-credential-NAME")
+    return AuthFile(credentials, helpers, document.store)
+
+
+def auth_key(name: str) -> str:
+    """A key of an auth file as it is compared: without scheme and API version; Docker Hub under one name."""
+    scheme, mark, rest = name.partition("://")
+    # What begins with a scheme is Docker's, and means a host; the path of others is a repository.
+    host, slash, path = (rest if mark else scheme).strip("/").partition("/")
+    host = _alias(host)
+    return f"{host}/{path}" if slash and not mark and path not in {"v1", "v2"} else host
+
+
+def auth_keys(host: str, repository: str) -> tuple[str, ...]:
+    """The keys under which credentials for a repository may stand, the most specific first."""
+    parts = repository.split("/")
+    return (*(f"{_alias(host)}/{'/'.join(parts[:count])}" for count in range(len(parts), 0, -1)), _alias(host))
+
+
+def parse_helper_answer(content: bytes, program: str) -> Credentials | None:
+    """What a credential helper's ``get`` printed (https://github.com/docker/docker-credential-helpers).
+
+    Raises Unavailable that doesn't show it.
+    """
+    try:
+        answer = msgspec.json.decode(content, type=_HelperAnswer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Unavailable(f"{program} printed no JSON with Username and Secret") from None
+    if not answer.secret:
+        return None
+    if answer.username == "<token>":
+        return Credentials(identity_token=answer.secret)
+    return Credentials(answer.username, answer.secret)
+
+
+def _credentials(username: str, password: str, auth: str, identity: str, registry: str) -> Credentials | None:
+    if not username and auth:
+        username, password = _decoded(auth)
+    found = Credentials(username, password, identity, registry)
+    return None if found == Credentials() else found
 
 
 def _decoded(auth: str) -> tuple[str, str]:

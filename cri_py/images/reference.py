@@ -5,6 +5,7 @@ Grammar: https://github.com/distribution/reference (reference.go). Pure: text in
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +18,9 @@ DEFAULT_TAG: Final = "latest"
 NAME_LIMIT: Final = 255
 
 _HOST_LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_HOST: Final = re.compile(rf"(?:{_HOST_LABEL}(?:\.{_HOST_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
+_HOST: Final = re.compile(
+    rf"(?:{_HOST_LABEL}(?:\.{_HOST_LABEL})*|\[(?P<address>[a-fA-F0-9:]+)\])(?::(?P<port>[0-9]{{1,5}}))?"
+)
 _PATH_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _PATH: Final = re.compile(rf"{_PATH_COMPONENT}(?:/{_PATH_COMPONENT})*")
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -67,7 +70,7 @@ def parse_ref(text: str) -> ImageRef:
     if colon >= 0 and _TAG.fullmatch(tag) is None:
         raise _wrong(text, f"the tag {tag!r} may hold letters, digits, _, . and -, at most 128")
     host, path = _split_host(name)
-    if _HOST.fullmatch(host) is None:
+    if not _names_a_host(host):
         raise _wrong(text, f"{host!r} is no host name")
     if _PATH.fullmatch(path) is None:
         raise _wrong(text, f"the path {path!r} must be lower-case letters, digits and separators")
@@ -83,10 +86,39 @@ def parse_digest(text: str) -> Digest:
     return _checked_digest(text, text)
 
 
+def short_name(text: str) -> str:
+    """The path of a ref that names no host, without its tag and digest; "" if it names one.
+
+    ``app:1`` → ``app``: that it is on docker.io is only Docker's convention.
+    """
+    rest = text.partition("@")[0]
+    first, slash, _ = rest.partition("/")
+    if slash and _is_host(first):
+        return ""
+    colon = rest.find(":", rest.rfind("/") + 1)
+    return rest if colon < 0 else rest[:colon]
+
+
+def _is_host(first: str) -> bool:
+    """Whether what stands before the first slash is a host and no part of the path."""
+    return "." in first or ":" in first or first == "localhost" or first != first.lower()
+
+
+def _names_a_host(host: str) -> bool:
+    found = _HOST.fullmatch(host)
+    if found is None or int(found["port"] or 0) > 65535:
+        return False
+    if found["address"] is not None:
+        try:
+            ipaddress.IPv6Address(found["address"])
+        except ValueError:
+            return False
+    return True
+
+
 def _split_host(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    is_host = bool(slash) and ("." in first or ":" in first or first == "localhost" or first != first.lower())
-    host, path = (first, rest) if is_host else (DEFAULT_HOST, name)
+    host, path = (first, rest) if slash and _is_host(first) else (DEFAULT_HOST, name)
     if host == "index.docker.io":
         host = DEFAULT_HOST
     if host == DEFAULT_HOST and path and "/" not in path:

@@ -2,31 +2,112 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
 from cri_py.config import ImagesConfig
-from cri_py.images.reference import ImageRef, parse_ref
-from cri_py.images.registry import Repository, endpoints
-from cri_py.images.transport import Transport
+from cri_py.images import endpoints as routes
+from cri_py.images.auth import Credentials
+from cri_py.images.credentials import AuthFiles
+from cri_py.images.endpoints import SYSTEM_TRUST, Endpoint
+from cri_py.images.hosts import CertsDirectories, by_hosts_file
+from cri_py.images.reference import ImageRef
+from cri_py.images.registries_conf import ConfFiles, by_registry
+from cri_py.images.registry import Patience, Repository
+from cri_py.images.tokens import Logins
+from cri_py.images.transport import Pace, Transport
 from cri_py.model import RegistryAuth
+
+CREDENTIAL_THREADS: Final = 4
+
+log = structlog.get_logger()
 
 
 class Registries:
     """The one way out to registries, for all pulls. Files that configure it are read at every pull."""
 
-    def __init__(self, config: ImagesConfig) -> None:
+    def __init__(
+        self,
+        config: ImagesConfig,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        clock_s: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self._config = config
-        self._transport = Transport(config.pull_progress_timeout_s)
+        self._certs = CertsDirectories(config.certs_d)
+        self._conf = ConfFiles(config.registries_conf)
+        self._auth_files = AuthFiles(config.auth_files, environment, config.credential_helper_timeout_s)
+        # Of its own, and no thread of the disk's: a helper may take its whole time.
+        self._threads = ThreadPoolExecutor(CREDENTIAL_THREADS, "credentials")
+        self._transport = Transport(Pace(config.pull_progress_timeout_s, config.pull_minimum_bytes_per_s), environment)
+        self._logins = Logins(self._transport, self._credentials, clock_s)
+        self._patience = Patience(config.pull_attempts, config.pull_retry_wait_s, chance, sleep)
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections, and wait for credential helpers that still run."""
         await self._transport.close()
+        await asyncio.to_thread(self._threads.shutdown)
 
     def candidates(self, text: str) -> tuple[ImageRef, ...]:
-        """What ``text`` may mean, the likeliest first: a short name may stand for several. Raises InvalidArgument."""
-        return (parse_ref(text),)
+        """What ``text`` may mean, the likeliest first: a short name may stand for several.
+
+        Raises InvalidArgument, ConfigError that names file and line.
+        """
+        return self._conf.read().candidates(text)
 
     async def repository(self, ref: ImageRef, auth: RegistryAuth | None) -> Repository:
         """Where ``ref`` is pulled from, with the credentials ``auth`` that came with the request.
 
         Raises ConfigError that names file and line, FailedPrecondition for a blocked registry.
         """
-        return Repository(ref, endpoints(ref, self._config.registries, auth), self._transport)
+        found = [self._trusting(endpoint) for endpoint in self._routes(ref)]
+        return Repository(
+            ref, found, auth=auth, transport=self._transport, logins=self._logins, patience=self._patience
+        )
+
+    def _routes(self, ref: ImageRef) -> Sequence[Endpoint]:
+        """The endpoints by the family that wins: our own, the host's hosts.toml, registries.conf, the default."""
+        ours = self._config.registries.get(ref.host)
+        hosts_file = self._certs.hosts_file(ref.host)
+        registry = self._conf.read().registry_for(ref)
+        families = [
+            (f'[images.registries."{ref.host}"] of cri_py', ours),
+            (hosts_file.file if hosts_file is not None else "", hosts_file),
+            (registry.place if registry is not None else "", registry),
+        ]
+        there = [name for name, family in families if family is not None]
+        if len(there) > 1:
+            log.warning("a registry is configured twice", registry=ref.host, used=there[0], ignored=there[1:])
+        if ours is not None:
+            return routes.by_our_config(ref, ours)
+        if hosts_file is not None:
+            return by_hosts_file(ref, hosts_file)
+        if registry is not None:
+            return by_registry(ref, registry)
+        default = self._certs.default_file()
+        return by_hosts_file(ref, default) if default is not None else routes.by_default(ref)
+
+    def _trusting(self, endpoint: Endpoint) -> Endpoint:
+        """With the certificates that lie in the directory of the endpoint's host, where its route names none."""
+        if endpoint.trust != SYSTEM_TRUST or not endpoint.secured:
+            return endpoint
+        host = endpoint.registry if endpoint.own else endpoint.host
+        return replace(endpoint, trust=self._certs.certificates(host))
+
+    async def _credentials(self, endpoint: Endpoint) -> Credentials | None:
+        """The node's own for an endpoint."""
+        helpers = self._conf.read().helpers or ()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._threads, self._auth_files.find, endpoint.host, endpoint.repository, helpers
+        )

@@ -1,34 +1,48 @@
 """The client of OCI and Docker registries: manifests and blobs of one repository, from mirrors and the host itself.
 
-distribution-spec 1.1 (pull). A mirror that fails in whatever way is passed over; credentials go to the host that
-they are for and to nobody else.
+distribution-spec 1.1 (pull). A host that fails in whatever way is passed over, and asked again if the failure may
+pass; credentials go to the host that they are for and to nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar
-from urllib.parse import urlsplit
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, TypeGuard, TypeVar
+from urllib.parse import quote
 
+import msgspec
 import structlog
 
 from cri_py import telemetry
-from cri_py.config import RegistryConfig
-from cri_py.errors import CriError, DataLoss, DeadlineExceeded, NotFound, PermissionDenied, Unavailable
+from cri_py.errors import (
+    ConfigError,
+    CriError,
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    RegistryUnavailable,
+    Unavailable,
+)
 from cri_py.images import auth as wire
+from cri_py.images.endpoints import Endpoint
 from cri_py.images.manifest import ACCEPTED, MANIFEST_LIMIT, Descriptor
 from cri_py.images.reference import ImageRef
-from cri_py.images.transport import Answer, Request, Transport, origin
+from cri_py.images.tokens import Logins
+from cri_py.images.transport import MAY_PASS, Answer, Passing, Request, Transport, Unreachable, in_time, origin
 from cri_py.model import Digest, RegistryAuth
 
-TOKEN_LIMIT: Final = 1 << 20
-WHOLE_ANSWER_S: Final = 60.0  # for a manifest, a config or a token, however it drips
-_HUB: Final = "registry-1.docker.io"
+COMPLAINT_LIMIT: Final = 8 << 10  # what is read of an error's body
+COMPLAINT_S: Final = 5.0
+RETRY_AFTER_MAX_S: Final = 60.0  # a host that wants more is not waited for: the kubelet comes again by itself
+PROGRESS_BYTES: Final = 1 << 20  # a blob that got on by so much starts its attempts anew
+LOGINS_MAX: Final = 3
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 log = structlog.get_logger()
 _Fetched = TypeVar("_Fetched")
@@ -49,77 +63,78 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Patience:
+    """How often hosts are asked that fail in a way that may pass, and how long is waited between.
+
+    ``chance`` gives numbers from 0 to 1: many nodes that were refused together must not come again together.
+    """
+
+    attempts: int
+    first_wait_s: float
+    chance: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+
+    async def rest(self, after: int, failures: Sequence[CriError]) -> None:
+        """Wait ``after`` so many attempts, at least as long as the most lenient of the hosts asks for."""
+        doubled = self.first_wait_s * 2.0 ** min(max(after - 1, 0), 10)
+        asked_s = min(failure.after_s for failure in failures if isinstance(failure, Passing))
+        await self.sleep(max(asked_s, doubled * (0.5 + self.chance() / 2)))
+
+
+@dataclass(frozen=True, slots=True)
 class FetchedManifest:
     content: bytes
     media_type: str
     digest: Digest
 
 
-@dataclass(slots=True)
-class Endpoint:
-    """One base URL that serves the repository, and how we have introduced ourselves there so far."""
-
-    url: str  # ends in /v2
-    credentials: wire.Credentials | None
-    authorization: str = field(default="", repr=False)
-    turnstile: asyncio.Lock = field(default_factory=asyncio.Lock)  # one token for all who wait for it
-
-
-def endpoints(ref: ImageRef, registries: Mapping[str, RegistryConfig], auth: RegistryAuth | None) -> list[Endpoint]:
-    """Where ``ref`` can be fetched: its host's mirrors in order, then the host itself.
-
-    The credentials are for the ref's host; a mirror gets them only if ``auth.server_address`` names it.
-    """
-    config = registries.get(ref.host, RegistryConfig())
-    found = []
-    for mirror in config.mirrors:
-        named = auth if auth is not None and auth.server_address else None
-        found.append(Endpoint(_api(mirror), wire.credentials_for(named, urlsplit(mirror).netloc)))
-    plain = config.insecure or is_loopback(ref.host)
-    host = _HUB if ref.host == "docker.io" else ref.host
-    found.append(Endpoint(_api(f"{'http' if plain else 'https'}://{host}"), wire.credentials_for(auth, ref.host)))
-    return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host (with or without port) is this machine: such registries speak plain HTTP."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
 class Repository:
-    """One repository during one pull: remembers tokens and which host has served it."""
+    """One repository during one pull: remembers which host has served it."""
 
-    def __init__(self, ref: ImageRef, found: list[Endpoint], transport: Transport) -> None:
+    def __init__(
+        self,
+        ref: ImageRef,
+        endpoints: Sequence[Endpoint],
+        *,
+        auth: RegistryAuth | None,
+        transport: Transport,
+        logins: Logins,
+        patience: Patience,
+    ) -> None:
         self._ref = ref
-        self._endpoints = found
+        self._endpoints = list(endpoints)
+        self._auth = auth
         self._transport = transport
+        self._logins = logins
+        self._patience = patience
+        self._etags: dict[tuple[str, Digest], str] = {}
+
+    # ------------------------------------------------------------- what is asked
 
     async def manifest(self, tag_or_digest: str, expected: Digest | None) -> FetchedManifest:
         """A manifest or index, verified against ``expected`` or else against what the registry says it is.
 
-        Raises NotFound, PermissionDenied, Unavailable, DeadlineExceeded or DataLoss.
+        Raises NotFound, PermissionDenied, Unavailable, DeadlineExceeded, DataLoss, or ConfigError (of the node).
         """
 
         async def fetch(endpoint: Endpoint) -> FetchedManifest:
-            headers = {"Accept": ", ".join(ACCEPTED)}
-            async with self._open(endpoint, f"manifests/{tag_or_digest}", headers) as answer:
-                content = await answer.body(MANIFEST_LIMIT)
-                said = answer.header("Docker-Content-Digest")
-                media_type = answer.header("Content-Type")
-            digest = expected or Digest(said if said.startswith(("sha256:", "sha512:")) else "sha256:")
-            algorithm = digest.partition(":")[0]
-            found = Digest(f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}")
-            if found != digest and (expected is not None or said):
-                raise DataLoss(f"the manifest of {self._ref} from {origin(endpoint.url)} is {found}, not {digest}")
-            return FetchedManifest(content, media_type, found)
+            return await in_time(self._manifest(endpoint, tag_or_digest, expected), endpoint.url)
 
-        return await self._from_any(lambda endpoint: _whole(fetch(endpoint), endpoint), f"manifest {tag_or_digest}")
+        usable = [each for each in self._endpoints if (each.pulls if expected is not None else each.resolves)]
+        return await self._from_any(usable, fetch, f"manifest {tag_or_digest}")
+
+    async def _manifest(self, endpoint: Endpoint, tag_or_digest: str, expected: Digest | None) -> FetchedManifest:
+        headers = {"Accept": ", ".join(ACCEPTED)}
+        async with self._open(endpoint, f"manifests/{tag_or_digest}", headers) as answer:
+            content = await answer.body(MANIFEST_LIMIT)
+            said = answer.header("Docker-Content-Digest")
+            media_type = answer.header("Content-Type")
+        digest = expected or Digest(said if said.startswith(("sha256:", "sha512:")) else "sha256:")
+        algorithm = digest.partition(":")[0]
+        found = Digest(f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}")
+        if found != digest and (expected is not None or said):
+            raise DataLoss(f"the manifest of {self._ref} from {origin(endpoint.url)} is {found}, not {digest}")
+        return FetchedManifest(content, media_type, found)
 
     async def small_blob(self, descriptor: Descriptor, limit: int) -> bytes:
         """A blob in memory, such as an image's config; verified."""
@@ -134,29 +149,69 @@ class Repository:
             self._verify(descriptor, len(content), found, endpoint)
             return content
 
-        return await self._from_any(lambda endpoint: _whole(fetch(endpoint), endpoint), f"blob {descriptor.digest}")
+        what = f"blob {descriptor.digest}"
+        return await self._from_any(self._pulling(), lambda endpoint: in_time(fetch(endpoint), endpoint.url), what)
 
     async def blob(self, descriptor: Descriptor, sink: Sink) -> None:
-        """A blob of any size into ``sink``; verified. What stands in the sink after an error is of no use."""
+        """The rest of a blob of any size into ``sink``; verified.
+
+        After DataLoss what stands in the sink is of no use; after other errors another call goes on from there.
+        """
 
         async def fetch(endpoint: Endpoint) -> None:
-            algorithm = descriptor.digest.partition(":")[0]
-            await sink.restart(algorithm)
-            received = 0
-            async with (
-                self._open(endpoint, f"blobs/{descriptor.digest}", {}) as answer,
-                aclosing(answer.pieces()) as pieces,
-            ):
-                async for piece in pieces:
-                    received += len(piece)
-                    if received > descriptor.size:
-                        break
-                    await sink.write(piece)
-            self._verify(descriptor, received, f"{algorithm}:{await sink.hexdigest()}", endpoint)
-            telemetry.PULL_BYTES.inc(received)
-            log.info("blob fetched", digest=descriptor.digest, image=str(self._ref), host=origin(endpoint.url))
+            resumed = 0 < sink.offset <= descriptor.size
+            if not resumed:
+                await sink.restart(descriptor.digest.partition(":")[0])
+            received = await self._receive(endpoint, descriptor, sink)
+            found = await self._digest(descriptor, sink)
+            if resumed and found != descriptor.digest:
+                # What was there is damaged, or the hosts disagree: nobody is to blame before a whole try.
+                log.warning("a resumed blob is damaged and fetched again", digest=descriptor.digest)
+                await sink.restart(descriptor.digest.partition(":")[0])
+                received += await self._receive(endpoint, descriptor, sink)
+                found = await self._digest(descriptor, sink)
+            self._verify(descriptor, sink.offset, found, endpoint)
+            host = origin(endpoint.url)
+            log.info("blob fetched", digest=descriptor.digest, image=str(self._ref), host=host, bytes=received)
 
-        await self._from_any(fetch, f"blob {descriptor.digest}")
+        await self._from_any(self._pulling(), fetch, f"blob {descriptor.digest}", lambda: sink.offset)
+
+    async def _digest(self, descriptor: Descriptor, sink: Sink) -> str:
+        return f"{descriptor.digest.partition(':')[0]}:{await sink.hexdigest()}"
+
+    async def _receive(self, endpoint: Endpoint, descriptor: Descriptor, sink: Sink) -> int:
+        """What the sink lacks, as far as the host has it; the number of bytes that came."""
+        start, received = sink.offset, 0
+        if start and start == descriptor.size:
+            return 0
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        async with self._open(endpoint, f"blobs/{descriptor.digest}", headers, (200, 206, 416)) as answer:
+            goes_on = start == 0 or self._goes_on(answer, endpoint, descriptor, start)
+            self._etags[endpoint.url, descriptor.digest] = answer.header("ETag")
+            if not goes_on:
+                await sink.restart(descriptor.digest.partition(":")[0])
+            if goes_on or answer.status == 200:
+                async with aclosing(answer.pieces()) as pieces:
+                    async for piece in pieces:
+                        received += len(piece)
+                        telemetry.PULL_BYTES.inc(len(piece))
+                        await sink.write(piece)
+                        if sink.offset > descriptor.size:
+                            break
+                return received
+        return await self._receive(endpoint, descriptor, sink)  # from the start, without Range
+
+    def _goes_on(self, answer: Answer, endpoint: Endpoint, descriptor: Descriptor, start: int) -> bool:
+        """Whether an answer is the rest of the blob from ``start``, and of the same as before (RFC 9110 §14)."""
+        found = _CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
+        if answer.status != 206 or found is None:
+            return False
+        known, tag = self._etags.get((endpoint.url, descriptor.digest), ""), answer.header("ETag")
+        whole = found[2] in {"*", str(descriptor.size)}
+        return int(found[1]) == start and whole and (not known or not tag or known == tag)
+
+    def _pulling(self) -> list[Endpoint]:
+        return [endpoint for endpoint in self._endpoints if endpoint.pulls]
 
     def _verify(self, descriptor: Descriptor, size: int, found: str, endpoint: Endpoint) -> None:
         where = f"{descriptor.digest} of {self._ref} from {origin(endpoint.url)}"
@@ -166,102 +221,123 @@ class Repository:
         if found != descriptor.digest:
             raise DataLoss(f"{where} is {found}", hint="the registry or a proxy before it serves damaged content")
 
-    async def _from_any(self, fetch: Callable[[Endpoint], Awaitable[_Fetched]], what: str) -> _Fetched:
-        """Ask one endpoint after the other, the one that served us last first."""
-        failures: list[tuple[Endpoint, CriError]] = []
-        for endpoint in list(self._endpoints):
-            try:
-                fetched = await fetch(endpoint)
-            except CriError as error:
-                failures.append((endpoint, error))
-                continue
-            if failures:
-                said = [str(error) for _, error in failures]
-                log.warning("mirrors passed over", wanted=what, image=str(self._ref), failures=said)
-                if endpoint in self._endpoints:
-                    self._endpoints.remove(endpoint)
-                    self._endpoints.insert(0, endpoint)
-            return fetched
-        raise _summary(failures)
+    # ---------------------------------------------------------------- of whom
+
+    async def _from_any(
+        self,
+        endpoints: list[Endpoint],
+        fetch: Callable[[Endpoint], Awaitable[_Fetched]],
+        what: str,
+        offset: Callable[[], int] = lambda: 0,
+    ) -> _Fetched:
+        """Ask one endpoint after the other, the one that served us last first; then again those that may recover."""
+        if not endpoints:
+            hint = "see the capabilities in hosts.toml, or pull-from-mirror in registries.conf"
+            raise FailedPrecondition(f"no host may serve the {what} of {self._ref}", hint=hint)
+        failures: dict[Endpoint, CriError] = {}
+        asked, attempt, reached = endpoints, 1, offset()
+        while True:
+            for endpoint in asked:
+                try:
+                    fetched = await fetch(endpoint)
+                except ConfigError:
+                    raise  # the node's own, and no reason to pull from elsewhere
+                except CriError as error:
+                    failures[endpoint] = error
+                    continue
+                self._served(endpoint, failures.values(), what)
+                return fetched
+            asked = [endpoint for endpoint in asked if _may_pass(failures[endpoint])]
+            if offset() - reached >= PROGRESS_BYTES:
+                attempt, reached = 0, offset()
+            if not asked or attempt >= self._patience.attempts:
+                raise _summary(list(failures.values()))
+            await self._patience.rest(attempt, [failures[endpoint] for endpoint in asked])
+            attempt += 1
+
+    def _served(self, endpoint: Endpoint, failures: Collection[CriError], what: str) -> None:
+        if failures:
+            said = [str(error) for error in failures]
+            log.warning("hosts passed over", wanted=what, image=str(self._ref), failures=said, host=endpoint.url)
+            self._endpoints.sort(key=lambda each: each is not endpoint)  # stable: only that one moves
 
     @asynccontextmanager
-    async def _open(self, endpoint: Endpoint, path: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
-        url = f"{endpoint.url}/{self._ref.path}/{path}"
-        for first in (True, False):
-            shown = endpoint.authorization
-            async with self._transport.open(Request(url, headers, shown)) as answer:
-                if answer.status == 200:
+    async def _open(
+        self, endpoint: Endpoint, path: str, headers: Mapping[str, str], welcome: Collection[int] = (200,)
+    ) -> AsyncIterator[Answer]:
+        """A GET with a ``welcome`` answer, logged in if need be; else the error that it means is raised."""
+        namespace = f"?ns={quote(endpoint.namespace, safe='')}" if endpoint.namespace else ""
+        url = f"{endpoint.url}/{endpoint.repository}/{path}{namespace}"
+        request = Request(
+            url, headers, "", endpoint.headers, trust=endpoint.trust, dial_timeout_s=endpoint.dial_timeout_s
+        )
+        shown, refused = self._logins.known(endpoint, self._auth), set[str]()
+        while True:
+            async with self._transport.open(replace(request, authorization=shown)) as answer:
+                if answer.status in welcome:
                     yield answer
                     return
-                challenged = first and answer.status == 401 and origin(answer.url) == origin(url)
-                if not challenged:
-                    raise self._refusal(answer, endpoint)
+                looping = shown in refused or len(refused) >= LOGINS_MAX - 1
+                if answer.status != 401 or looping or origin(answer.url) != origin(url):
+                    raise await self._refusal(answer, refused)
                 challenges = wire.parse_challenges(", ".join(answer.headers("WWW-Authenticate")))
-            async with endpoint.turnstile:
-                if endpoint.authorization == shown:
-                    endpoint.authorization = await self._authorization(endpoint, challenges)
+            refused.add(shown)
+            shown = await self._logins.answer(endpoint, self._auth, challenges, shown)
 
-    async def _authorization(self, endpoint: Endpoint, challenges: tuple[wire.Challenge, ...]) -> str:
-        by_scheme = {challenge.scheme: challenge for challenge in challenges}
-        credentials, where = endpoint.credentials, origin(endpoint.url)
-        if (bearer := by_scheme.get("bearer")) is not None:
-            if credentials is not None and credentials.registry_token:
-                return f"Bearer {credentials.registry_token}"
-            request = wire.token_request(bearer, credentials, f"repository:{self._ref.path}:pull", endpoint.url)
-            return f"Bearer {await _whole(self._token(request), endpoint)}"
-        if "basic" in by_scheme:
-            if credentials is None or not credentials.username:
-                hint = "give the pod an image pull secret"
-                raise PermissionDenied(f"{where} wants a user and password for {self._ref}", hint=hint)
-            return wire.basic_header(credentials)
-        raise Unavailable(f"{where} answers 401 for {self._ref} and offers no way to log in that is known here")
-
-    async def _token(self, request: wire.TokenRequest) -> str:
-        headers = {name: text for name, text in request.headers.items() if name != "Authorization"}
-        sent = Request(request.url, headers, request.headers.get("Authorization", ""), request.form)
-        async with self._transport.open(sent) as answer:
-            where = origin(answer.url)
-            if answer.status in {400, 401, 403}:
-                raise PermissionDenied(
-                    f"the token server {where} refuses the credentials for {self._ref} ({answer.status})",
-                    hint="check the image pull secret",
-                )
-            if answer.status != 200:
-                raise Unavailable(f"the token server {where} answers {answer.status} for {self._ref}")
-            return wire.token_from(await answer.body(TOKEN_LIMIT), where)
-
-    def _refusal(self, answer: Answer, endpoint: Endpoint) -> CriError:
+    async def _refusal(self, answer: Answer, refused: Collection[str]) -> CriError:
         where, status = origin(answer.url), answer.status
+        said = await _complaint(answer)
         if status == 404:
-            return NotFound(f"{where} has no {self._ref}", hint="check the name, the tag and the spelling")
+            return NotFound(f"{where} has no {self._ref}{said}", hint="check the name, the tag and the spelling")
         if status in {401, 403}:
-            who = "these credentials" if endpoint.credentials is not None else "anonymous users"
-            return PermissionDenied(
-                f"{where} denies {self._ref} to {who} ({status})", hint="check the name and the image pull secret"
-            )
+            who = "these credentials" if any(refused) else "anonymous users"
+            hint = "check the name and the image pull secret"
+            return PermissionDenied(f"{where} denies {self._ref} to {who} ({status}{said})", hint=hint)
         if status == 429:
-            return Unavailable(f"{where} limits pulls and takes no more now (429)", hint="wait, log in or use a mirror")
-        return Unavailable(f"{where} answers {status} for {self._ref}", hint="look at the registry's log")
+            wait = f" for {answer.retry_after_s:g} s" if answer.retry_after_s else ""
+            hint = "wait, log in or use a mirror"
+            return Passing(
+                f"{where} limits pulls and takes no more now{wait} (429{said})", hint=hint, after_s=answer.retry_after_s
+            )
+        message = f"{where} answers {status} for {self._ref}{said}"
+        if status in MAY_PASS:
+            return Passing(message, hint="look at the registry's log", after_s=answer.retry_after_s)
+        return Unavailable(message, hint="look at the registry's log")
 
 
-async def _whole(act: Awaitable[_Fetched], endpoint: Endpoint) -> _Fetched:
-    """A small answer must be complete in time: one that drips would never stall."""
+class _ComplaintEntry(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+
+
+class _Complaint(msgspec.Struct):
+    errors: list[_ComplaintEntry] = []
+
+
+async def _complaint(answer: Answer) -> str:
+    """What the host itself says of an error (distribution-spec, Error Codes), as an appendix; "" if nothing usable."""
     try:
-        async with asyncio.timeout(WHOLE_ANSWER_S):
-            return await act
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"{origin(endpoint.url)} did not answer within {WHOLE_ANSWER_S:g} s") from error
+        async with asyncio.timeout(COMPLAINT_S):
+            errors = msgspec.json.decode(await answer.body(COMPLAINT_LIMIT), type=_Complaint).errors
+    except (CriError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    said = "; ".join(f"{each.code} {each.message}".strip() for each in errors[:3])[:200]
+    return f": {said}" if said and said.isprintable() else ""
 
 
-def _summary(failures: list[tuple[Endpoint, CriError]]) -> CriError:
-    """The host's own failure, with what its mirrors said before."""
-    *_, (_, last) = failures
-    if len(failures) == 1:
-        return last
-    mirrors = "; ".join(error.message for _, error in failures[:-1])
-    return type(last)(f"{last.message}; its mirrors: {mirrors}", hint=last.hint)
+def _may_pass(error: CriError) -> TypeGuard[Passing]:
+    return isinstance(error, Passing) and error.after_s <= RETRY_AFTER_MAX_S
 
 
-def _api(url: str) -> str:
-    trimmed = url.rstrip("/")
-    return trimmed if trimmed.endswith("/v2") else f"{trimmed}/v2"
+def _summary(failures: Sequence[CriError]) -> CriError:
+    """The failure that got furthest, with what the other hosts said: as containerd chooses (its resolver.go).
+
+    What a host answered outdoes that it has nothing, and both outdo that it can't be reached.
+    """
+    if all(isinstance(error, Unreachable) for error in failures):
+        return RegistryUnavailable("; ".join(error.message for error in failures), hint=failures[0].hint)
+    last = max(
+        failures, key=lambda error: 0 if isinstance(error, Unreachable) else 1 + (not isinstance(error, NotFound))
+    )
+    others = "; ".join(error.message for error in failures if error is not last)
+    return type(last)(f"{last.message}; other hosts: {others}", hint=last.hint) if others else last

@@ -16,6 +16,11 @@ from cri_py.model import ImageId, Nanos
 from cri_py.state.store import Store
 from tests.simulators.registry import RegistrySimulator
 
+# Reads nothing of the machine's, and doesn't wait between attempts.
+HERMETIC = ImagesConfig(
+    pull_progress_timeout_s=5.0, pull_retry_wait_s=0.0, certs_d=(), registries_conf="", auth_files=()
+)
+
 
 class OpenImages(Protocol):
     """Opens the store in this test's directory; again after it was closed, it is a restart."""
@@ -48,7 +53,7 @@ def open_images(root: Path, in_use: set[ImageId]) -> OpenImages:
         store = Store(str(root / "images.db"), durable=True)
         images = Images(
             str(root),
-            replace(ImagesConfig(pull_progress_timeout_s=5.0), **config),
+            replace(HERMETIC, **config),
             store,
             lambda: in_use,
             lambda: Nanos(1),

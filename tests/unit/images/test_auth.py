@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cri_py.errors import InvalidArgument, PermissionDenied, Unavailable
-from cri_py.images.auth import Challenge, Credentials, credentials_for, parse_challenges, token_from, token_request
+from cri_py.images.auth import (
+    Challenge,
+    Credentials,
+    Token,
+    credentials_for,
+    parse_challenges,
+    token_from,
+    token_request,
+)
 from cri_py.model import RegistryAuth
 
 REALM = "https://auth.example/token"
@@ -115,7 +123,7 @@ def test_a_realm_that_is_no_url_is_refused(realm: str) -> None:
 
 @pytest.mark.parametrize("body", [b'{"token":"t"}', b'{"access_token":"t","expires_in":3}', b'{"token":"t","x":1}'])
 def test_a_token_is_read_under_both_names(body: bytes) -> None:
-    assert token_from(body, "u") == "t"
+    assert token_from(body, "u") == Token("t", 60.0)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"token":""}', b'{"token":"a\\nb"}', b'{"token":3}'])

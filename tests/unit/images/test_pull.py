@@ -221,7 +221,7 @@ async def test_wrong_credentials_are_denied_and_not_shown(
     registry.push("app", "1", [BASE])
     with pytest.raises(PermissionDenied) as denied:
         await images.pull(f"{registry.host}/app:1", auth)
-    assert f"{registry.host}/app:1" in str(denied.value)
+    assert f"{registry.host}/app" in str(denied.value)
     assert "wr0ng" not in str(denied.value)
     assert len(registry.asked) <= 3, "a 401 that stays is no loop"
     assert leftovers(root) == []
