@@ -47,6 +47,7 @@ from cri_py.kernel.constants import (
     OPEN_TREE_CLONE,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
 )
 
 _PAGE = 4096
@@ -222,11 +223,34 @@ def take_shared(operations: list[MountOp]) -> list[int]:
 
 def _take_tree(operation: MountOp) -> int:
     _is_directory(operation)  # for its error
+    _check_shared(operation)
     recursive = AT_RECURSIVE if operation.flags & MS_REC else 0
     try:
         return syscalls.open_tree(AT_FDCWD, operation.source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive)
     except KernelError as error:
         raise _named(error, operation) from error
+
+
+def _check_shared(operation: MountOp) -> None:
+    """CRI asks for an error where nothing would travel back (mount_namespaces(7), Mount.propagation)."""
+    fd = os.open(operation.source, os.O_PATH | os.O_CLOEXEC)
+    try:
+        number = _field(f"/proc/self/fdinfo/{fd}", b"mnt_id:")
+    finally:
+        os.close(fd)
+    with open("/proc/self/mountinfo", "rb") as file:
+        line = next((line for line in file if line.split(b" ", 1)[0] == number), b"")
+    before, _, _ = line.partition(b" - ")
+    if not any(tag.startswith(b"shared:") for tag in before.split(b" ")[6:]):
+        raise FailedPrecondition(
+            f"the volume at {operation.destination} can't be bidirectional: {operation.source} is on no shared mount",
+            hint="mount --make-rshared the mount that it is on, or ask for another propagation",
+        )
+
+
+def _field(path: str, name: bytes) -> bytes:
+    with open(path, "rb") as file:
+        return next(line.split()[1] for line in file if line.startswith(name))
 
 
 def execute(operation: MountOp, root: Root, tree: int = -1) -> None:
@@ -236,16 +260,59 @@ def execute(operation: MountOp, root: Root, tree: int = -1) -> None:
     """
     bind = bool(operation.flags & MS_BIND)
     directory = not bind or _is_directory(operation)
-    fd = root.target(operation.destination, directory=directory)
+    fd = _place(operation, root, directory=directory)
     try:
         if bind:
             _bind(operation, root, fd, tree)
         else:
             syscalls.mount(operation.source, _fd_path(fd), operation.fstype, operation.flags, operation.options)
     except KernelError as error:
+        if error.errno == errno.ENOTDIR:
+            raise FailedPrecondition(
+                f"{operation.source} can't be mounted on {operation.destination}: one is a directory, the other is not",
+                hint="mount a file on a file, a directory on a directory",
+            ) from error
         raise _named(error, operation) from error
     finally:
         os.close(fd)
+
+
+_ASTRAY = frozenset(
+    (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.EXDEV, errno.EINVAL, errno.ENAMETOOLONG)
+)
+
+
+def _place(operation: MountOp, root: Root, *, directory: bool) -> int:
+    """An O_PATH descriptor of the operation's target. Raises FailedPrecondition if image or volumes are in the way."""
+    if operation.fstype in ("proc", "sysfs"):
+        _refuse_link(operation, root)
+    try:
+        return root.target(operation.destination, directory=directory)
+    except OSError as error:
+        if error.errno not in _ASTRAY:
+            raise
+        raise FailedPrecondition(
+            f"{operation.source} can't be mounted: {operation.destination} can't be reached or made in the container: "
+            f"{error.strerror}",
+            hint="a link, a file or a read-only volume of the image or the pod is in the way: mount it elsewhere",
+        ) from error
+
+
+def _refuse_link(operation: MountOp, root: Root) -> None:
+    """What hides parts of /proc and /sys finds them by their path: a link there could be turned to another place
+    between the mount and that, from a container that shares a volume (CVE-2019-19921)."""
+    try:
+        os.close(
+            syscalls.openat2(
+                root.fd, operation.destination, os.O_PATH | os.O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS
+            )
+        )
+    except KernelError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            return  # not there: it will be made
+        raise FailedPrecondition(
+            f"{operation.destination} is no directory in the image", hint="remove the link or file from the image"
+        ) from error
 
 
 def _is_directory(operation: MountOp) -> bool:
@@ -378,7 +445,11 @@ def pivot(root: Root) -> None:
 
 
 def mask(paths: list[str]) -> None:
-    """Hide paths: files behind /dev/null, directories behind one empty read-only tmpfs, shared by all."""
+    """Hide paths: files behind /dev/null, directories behind one empty read-only tmpfs, shared by all.
+
+    Raises FailedPrecondition if /dev/null, which may come from a volume, is not the device: a link from there to the
+    path would hide nothing (CVE-2025-31133).
+    """
     empty = ""
     for path in paths:
         try:
@@ -386,12 +457,28 @@ def mask(paths: list[str]) -> None:
         except (FileNotFoundError, NotADirectoryError):
             continue  # this kernel has no such file: nothing to hide
         if not directory:
-            syscalls.mount("/dev/null", path, "", MS_BIND)
+            _hide_file(path)
         elif not empty:
             syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k,nr_inodes=2")
             empty = path
         else:
             syscalls.mount(empty, path, "", MS_BIND)
+
+
+def _hide_file(path: str) -> None:
+    refusal = FailedPrecondition(
+        f"{path} can't be masked: /dev/null is not the device 1:3 in the container",
+        hint="a volume at /dev has to bring the device nodes, as the node's own /dev does",
+    )
+    try:
+        syscalls.mount("/dev/null", path, "", MS_BIND)
+    except KernelError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise refusal from error
+        raise
+    found = os.stat(path)  # of what is mounted there now: looked at before, it could be another at the mount
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(1, 3):
+        raise refusal
 
 
 def make_readonly(paths: list[str]) -> None:

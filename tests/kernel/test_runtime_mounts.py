@@ -13,7 +13,16 @@ import pytest
 
 from cri_py.errors import FailedPrecondition, KernelError
 from cri_py.kernel import syscalls
-from cri_py.kernel.constants import CLONE_NEWNS, CLONE_NEWPID, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC
+from cri_py.kernel.constants import (
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    MS_SHARED,
+)
 from cri_py.runtime import mounts
 from cri_py.runtime.mounts import MountOp, Root
 
@@ -163,6 +172,77 @@ def test_a_volume_that_is_not_there_is_told_by_name(root: Path) -> None:
     apart(body)
 
 
+@pytest.mark.parametrize("name", ["proc", "sys"])
+def test_proc_and_sys_are_mounted_through_no_link(root: Path, name: str) -> None:
+    """Later they are looked up again by their path, to hide parts of them."""
+    (root / "elsewhere").mkdir()
+    (root / name).symlink_to("elsewhere")
+
+    def body() -> None:
+        opened = Root(str(root))
+        with pytest.raises(FailedPrecondition, match=f"/{name} is no directory in the image"):
+            mounts.execute(MountOp({"proc": "proc", "sys": "sysfs"}[name], name, f"/{name}", 0, 0, ""), opened)
+
+    apart(body, CLONE_NEWNS | CLONE_NEWPID)
+
+
+@pytest.mark.parametrize("way", ["a circle", "the kernel's magic", "a file", "a read-only volume"])
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_volume_whose_place_can_not_be_made_is_told_by_name(
+    root: Path, host: Path, way: str, directory: bool
+) -> None:
+    (host / "source").mkdir() if directory else (host / "source").touch()
+    (root / "volume").mkdir()
+    if way == "a circle":
+        (root / "volume" / "link").symlink_to("link")
+    elif way == "a file":
+        (root / "volume" / "link").touch()
+    else:
+        (root / "volume" / "link").symlink_to("/proc/self/fd/0/x" if way == "the kernel's magic" else "nowhere")
+
+    def body() -> None:
+        opened = Root(str(root))
+        if way == "the kernel's magic":
+            (root / "proc").mkdir()
+            syscalls.mount("proc", str(root / "proc"), "proc", 0, "")
+        if way == "a read-only volume":
+            syscalls.mount(str(root / "volume"), str(root / "volume"), "", MS_BIND)
+            syscalls.mount("", str(root / "volume"), "", MS_BIND | MS_REMOUNT | MS_RDONLY)
+            opened = Root(str(root))
+        with pytest.raises(FailedPrecondition) as refusal:
+            mounts.execute(MountOp("bind", str(host / "source"), "/volume/link/deep", MS_BIND, 0, ""), opened)
+        assert str(host / "source") in refusal.value.message
+        assert "/volume/link/deep" in refusal.value.message
+        assert refusal.value.hint
+
+    apart(body)
+
+
+def test_a_directory_on_a_file_is_told_by_name(root: Path, host: Path) -> None:
+    (root / "file").touch()
+
+    def body() -> None:
+        with pytest.raises(FailedPrecondition, match="can't be mounted on /file"):
+            mounts.execute(MountOp("bind", str(host), "/file", MS_BIND, 0, ""), Root(str(root)))
+
+    apart(body)
+
+
+def test_a_bidirectional_volume_has_to_be_on_a_shared_mount(host: Path) -> None:
+    operation = MountOp("bind", str(host), "/volume", MS_BIND | MS_REC, MS_SHARED | MS_REC, "")
+
+    def body() -> None:  # all mounts are private here
+        with pytest.raises(FailedPrecondition, match="/volume can't be bidirectional") as refusal:
+            mounts.take_shared([operation])
+        assert str(host) in refusal.value.message
+        syscalls.mount(str(host), str(host), "", MS_BIND)
+        syscalls.mount("", str(host), "", MS_SHARED)
+        (tree,) = mounts.take_shared([operation])
+        os.close(tree)
+
+    apart(body)
+
+
 def test_a_mount_that_fails_names_source_and_destination(root: Path) -> None:
     def body() -> None:
         with pytest.raises(KernelError, match="nofs on /v"):
@@ -238,6 +318,25 @@ def test_a_link_to_a_masked_directory_masks_the_directory(root: Path) -> None:
         assert os.listdir("/one") == []
 
     in_new_root(root, body)
+
+
+@pytest.mark.parametrize("null", ["a link", "a file", "missing"])
+def test_nothing_but_the_device_hides_a_masked_file(root: Path, null: str) -> None:
+    """A volume at /dev brings what it likes; a link back to the secret would leave it in sight."""
+
+    def body() -> None:
+        (root / "secret").write_text("secret")
+        (root / "dev").mkdir()
+        if null == "a link":
+            (root / "dev" / "null").symlink_to("/secret")
+        elif null == "a file":
+            (root / "dev" / "null").touch()
+        os.chroot(root)
+        os.chdir("/")
+        with pytest.raises(FailedPrecondition, match="/dev/null is not the device"):
+            mounts.mask(["/secret"])
+
+    apart(body)
 
 
 def test_readonly_paths_can_be_read_and_not_written(root: Path) -> None:
