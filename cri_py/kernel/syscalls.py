@@ -53,6 +53,7 @@ _NR_PIVOT_ROOT = 155 if _X86 else 41
 _NR_CAPSET = 126 if _X86 else 91
 _NR_CAPGET = 125 if _X86 else 90
 _NR_EXECVEAT = 322 if _X86 else 281
+_NR_RT_SIGACTION = 13 if _X86 else 134
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
@@ -129,6 +130,14 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
     _begin("pidfd_send_signal", signal)
     if _libc.syscall(_NR_PIDFD_SEND_SIGNAL, pidfd, signal, None, 0) != 0:
         raise _fail("pidfd_send_signal", str(signal))
+
+
+def reset_signal(number: int) -> None:
+    """Let the signal do what it does by default (rt_sigaction(2)); for those that glibc keeps from its callers."""
+    _begin("rt_sigaction", number)
+    action = bytes(32)  # SIG_DFL, no flags, no restorer, an empty mask
+    if _libc.syscall(_NR_RT_SIGACTION, number, action, None, ctypes.c_size_t(8)) != 0:
+        raise _fail("rt_sigaction", str(number))
 
 
 def execveat(fd: int, arguments: list[str], environment: list[bytes]) -> None:

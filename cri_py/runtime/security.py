@@ -24,6 +24,8 @@ from cri_py.kernel.constants import (
     PR_SET_NO_NEW_PRIVS,
 )
 
+_GLIBC_SIGNALS = (32, 33)  # its posix_spawn, which starts the spawner, leaves these ignored; signal(2) refuses them
+
 
 class Identity(NamedTuple):
     """Who the process becomes."""
@@ -132,4 +134,6 @@ def restore_signals() -> None:
     """Undo what Python changed: ignored signals stay ignored over execve (signal(7)), and a program expects none."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    for unnamed in _GLIBC_SIGNALS:
+        syscalls.reset_signal(unnamed)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
