@@ -94,7 +94,7 @@ class _AuthDocument(msgspec.Struct, rename={"helpers": "credHelpers", "store": "
     store: str = ""
 
 
-class _HelperAnswer(msgspec.Struct, rename="pascal"):
+class _KeychainAnswer(msgspec.Struct, rename="pascal"):
     username: str = ""
     secret: str = ""
 
@@ -216,13 +216,13 @@ def auth_keys(host: str, repository: str) -> tuple[str, ...]:
     return (*(f"{_alias(host)}/{'/'.join(parts[:count])}" for count in range(len(parts), 0, -1)), _alias(host))
 
 
-def parse_helper_answer(content: bytes, program: str) -> Credentials | None:
+def parse_keychain_answer(content: bytes, program: str) -> Credentials | None:
     """What a credential helper's ``get`` printed (https://github.com/docker/docker-credential-helpers).
 
     Raises Unavailable that doesn't show it.
     """
     try:
-        answer = msgspec.json.decode(content, type=_HelperAnswer)
+        answer = msgspec.json.decode(content, type=_KeychainAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Unavailable(f"{program} printed no JSON with Username and Secret") from None
     if not answer.secret:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cri_py.errors import ConfigError, Unavailable
-from cri_py.images.auth import HUB_KEY, AuthFile, Credentials, auth_keys, parse_auth_file, parse_helper_answer
+from cri_py.images.auth import HUB_KEY, AuthFile, Credentials, auth_keys, parse_auth_file, parse_keychain_answer
 from cri_py.images.endpoints import HUB
 from cri_py.images.programs import run
 from cri_py.images.tables import Fresh
@@ -18,22 +18,22 @@ _NOT_FOUND: Final = b"credentials not found"  # what a helper prints that has no
 
 
 @dataclass(frozen=True, slots=True)
-class HelperCall:
+class KeychainCall:
     """What is to be asked of ``docker-credential-NAME``."""
 
     name: str
     server: str
 
 
-def search(file: AuthFile, host: str, repository: str) -> Credentials | HelperCall | None:
+def search(file: AuthFile, host: str, repository: str) -> Credentials | KeychainCall | None:
     """What ``file`` has for a repository: the most specific entry; at one host the helper before the stored secret."""
     server = HUB_KEY if auth_keys(host, "")[-1] == HUB else host
     for key in auth_keys(host, repository):
         if (name := file.helpers.get(key)) is not None:
-            return HelperCall(name, server)
+            return KeychainCall(name, server)
         if (found := file.credentials.get(key)) is not None:
             return found
-    return HelperCall(file.store, server) if file.store else None
+    return KeychainCall(file.store, server) if file.store else None
 
 
 class AuthFiles:
@@ -58,7 +58,7 @@ class AuthFiles:
             found = (
                 self._in_files(host, repository)
                 if helper == AUTH_FILES_HELPER
-                else self._ask(HelperCall(helper, server))
+                else self._ask(KeychainCall(helper, server))
             )
             if found is not None:
                 return found
@@ -68,20 +68,20 @@ class AuthFiles:
         for path in self._paths:
             file = self._files.get(path)
             found = search(file, host, repository) if file is not None else None
-            if isinstance(found, HelperCall):
+            if isinstance(found, KeychainCall):
                 found = self._ask(found)
             if found is not None:
                 return found
         return None
 
-    def _ask(self, call: HelperCall) -> Credentials | None:
+    def _ask(self, call: KeychainCall) -> Credentials | None:
         program = f"docker-credential-{call.name}"
         path = shutil.which(program, path=self._environment.get("PATH"))
         if path is None:
             raise ConfigError(f"the credential helper {program} is not in PATH", hint="install it, or don't name it")
         ended = run([path, "get"], f"{call.server}\n".encode(), self._environment, self._timeout_s)
         if ended.status == 0:
-            return parse_helper_answer(ended.output, program)
+            return parse_keychain_answer(ended.output, program)
         if _NOT_FOUND in ended.output.lower():
             return None
         raise Unavailable(f"{program} failed with {ended.status} for {call.server}", hint=f"run `{program} get`")

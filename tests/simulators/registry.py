@@ -4,7 +4,7 @@
         image = registry.push("team/app", "1", [tar_layer(File("etc/motd", b"hi"))])
         registry.faults.append(Fault(image.layers[0], status=500))
 
-It speaks the pull half of distribution-spec 1.1 over plain HTTP on a port of 127.0.0.1.
+It speaks the pull half of distribution-spec 1.1 on a port of 127.0.0.1, over plain HTTP or TLS, and is a proxy too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import io
 import json
 import os
 import platform
+import re
+import select
 import socket
+import ssl
 import tarfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -90,6 +93,10 @@ class Fault:
     replace: bytes | None = None  # serve this content instead
     cut_after: int = -1  # promise all, send so many bytes, close
     stall_after: int = -1  # promise all, send so many bytes, then nothing until the simulator stops
+    drip_s: float = 0.0  # send byte by byte, with so many seconds between
+    hang_up: bool = False  # close the connection without an answer
+    etag: str = ""  # say that the content is another than before
+    content_range: str = ""  # answer a range with this Content-Range instead
     redirect: str = ""  # answer 307 to this URL; {path} is replaced by the request's path
     headers: Mapping[str, str] = field(default_factory=dict)
     times: int = 1_000_000
@@ -119,10 +126,29 @@ class Pushed:
 
 
 class RegistrySimulator:
-    """Set ``login`` to ``basic`` or ``bearer`` to ask for ``user:secret`` (bearer: anonymous gets a token too)."""
+    """Set ``login`` to ``basic`` or ``bearer`` to ask for ``user:secret`` (bearer: anonymous gets a token too).
 
-    def __init__(self, login: str = "", user: str = "robot", secret: str = "s3cr3t", anonymous: bool = False) -> None:
+    ``loop`` gives tokens and accepts none. ``fresh_tokens`` makes every token another, good until it is taken out of
+    ``tokens``. Without ``ranges`` the Range header is ignored.
+    """
+
+    def __init__(
+        self,
+        login: str = "",
+        user: str = "robot",
+        secret: str = "s3cr3t",
+        anonymous: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.login, self.user, self.secret, self.anonymous = login, user, secret, anonymous
+        self.challenges: tuple[str, ...] = ()  # instead of those that ``login`` means; each a header of its own
+        self.realm = ""  # instead of the simulator's own
+        self.expires_in: int | None = None
+        self.fresh_tokens = False
+        self.tokens = {TOKEN}
+        self.forms: list[dict[str, list[str]]] = []  # what was posted for tokens
+        self.ranges = True
+        self.tls = tls is not None
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
         self.blobs: dict[str, bytes] = {}
@@ -130,6 +156,8 @@ class RegistrySimulator:
         self.stopping = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Conversation)
         self._server.simulator = self
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="registry-simulator")
 
     @property
@@ -139,7 +167,7 @@ class RegistrySimulator:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}"
+        return f"{'https' if self.tls else 'http'}://{self.host}"
 
     def __enter__(self) -> RegistrySimulator:
         self._thread.start()
@@ -210,6 +238,12 @@ class RegistrySimulator:
         self.blobs[sha256(content)] = content
         return {"mediaType": media_type, "digest": sha256(content), "size": len(content)}
 
+    def token(self) -> str:
+        """A new token, or always the same."""
+        token = f"{TOKEN}-{len(self.asked)}" if self.fresh_tokens or self.login == "loop" else TOKEN
+        self.tokens.add(token)
+        return token
+
     def basic(self) -> str:
         return "Basic " + base64.b64encode(f"{self.user}:{self.secret}".encode()).decode()
 
@@ -255,11 +289,15 @@ class _Conversation(BaseHTTPRequestHandler):
         length = int(headers.get("content-length", 0))
         form = self.rfile.read(length).decode()
         simulator.asked.append(Asked(self.command, self.path, headers))
+        if self.path.startswith("http://"):  # we are its proxy, and what lies behind as well
+            self.path = "/" + self.path.split("/", 3)[3]
         fault = self._fault()
-        if fault is not None and fault.redirect:
+        if fault is not None and fault.hang_up:
+            self.close_connection = True
+        elif fault is not None and fault.redirect:
             self._answer(307, b"", {"Location": fault.redirect.replace("{path}", self.path)}, None)
         elif fault is not None and fault.status:
-            self._answer(fault.status, b'{"errors":[]}', dict(fault.headers), None)
+            self._answer(fault.status, fault.replace or b'{"errors":[]}', dict(fault.headers), None)
         elif self.path.startswith("/token"):
             self._token(form)
         elif not self._welcome():
@@ -268,6 +306,21 @@ class _Conversation(BaseHTTPRequestHandler):
             self._content(fault)
 
     do_POST = do_HEAD = do_GET
+
+    def do_CONNECT(self) -> None:
+        """Be the proxy of a TLS connection: relay until one end closes."""
+        self.server.simulator.asked.append(Asked(self.command, self.path, {}))
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as far:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            ends = {self.connection: far, far: self.connection}
+            while not self.server.simulator.stopping.is_set():
+                for ready in select.select(list(ends), [], [], 0.05)[0]:
+                    piece = ready.recv(65536)
+                    if not piece:
+                        self.close_connection = True
+                        return
+                    ends[ready].sendall(piece)
 
     def _fault(self) -> Fault | None:
         for fault in self.server.simulator.faults:
@@ -281,21 +334,31 @@ class _Conversation(BaseHTTPRequestHandler):
         shown = self.headers.get("Authorization", "")
         if simulator.login == "basic":
             return shown == simulator.basic()
-        return not simulator.login or shown == f"Bearer {TOKEN}"
+        return not simulator.login or (
+            simulator.login == "bearer" and shown.removeprefix("Bearer ") in simulator.tokens
+        )
 
     def _challenge(self) -> None:
         simulator = self.server.simulator
-        realm = f'Bearer realm="{simulator.url}/token",service="sim",scope="repository:x:pull"'
-        self._answer(
-            401, b"", {"WWW-Authenticate": realm if simulator.login == "bearer" else 'Basic realm="sim"'}, None
-        )
+        realm = simulator.realm or f"{simulator.url}/token"
+        bearer = f'Bearer realm="{realm}",service="sim",scope="repository:x:pull"'
+        usual = ('Basic realm="sim"',) if simulator.login == "basic" else (bearer,)
+        self.send_response(401)
+        for challenge in simulator.challenges or usual:
+            self.send_header("WWW-Authenticate", challenge)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _token(self, form: str) -> None:
         simulator = self.server.simulator
-        refreshed = parse_qs(form).get("refresh_token") == [simulator.secret]
+        posted = parse_qs(form)
+        if form:
+            simulator.forms.append(posted)
+        refreshed = posted.get("refresh_token") == [simulator.secret]
         known = refreshed or self.headers.get("Authorization", "") == simulator.basic()
-        if known or (simulator.anonymous and "Authorization" not in self.headers):
-            self._answer(200, json.dumps({"access_token": TOKEN}).encode(), {}, None)
+        if known or (simulator.anonymous and "Authorization" not in self.headers) or simulator.login == "loop":
+            answer = {"access_token": simulator.token(), "expires_in": simulator.expires_in}
+            self._answer(200, json.dumps(answer).encode(), {}, None)
         else:
             self._answer(401, b"{}", {}, None)
 
@@ -307,9 +370,22 @@ class _Conversation(BaseHTTPRequestHandler):
             content, media_type = simulator.manifests[repository, name]
             self._answer(200, content, {"Content-Type": media_type, "Docker-Content-Digest": sha256(content)}, fault)
         elif kind == "blobs" and name in simulator.blobs:
-            self._answer(200, simulator.blobs[name], {"Content-Type": "application/octet-stream"}, fault)
+            self._blob(name, fault)
         else:
             self._answer(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}', {}, None)
+
+    def _blob(self, name: str, fault: Fault | None) -> None:
+        content = self.server.simulator.blobs[name]
+        headers = {"Content-Type": "application/octet-stream", "ETag": f'"{fault.etag if fault else ""}{name}"'}
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked is None or not self.server.simulator.ranges:
+            self._answer(200, content, headers, fault)
+        elif int(asked[1]) >= len(content):
+            self._answer(416, b"", headers | {"Content-Range": f"bytes */{len(content)}"}, fault)
+        else:
+            usual = f"bytes {asked[1]}-{len(content) - 1}/{len(content)}"
+            said = (fault.content_range if fault else "") or usual
+            self._answer(206, content[int(asked[1]) :], headers | {"Content-Range": said}, fault)
 
     def _answer(self, status: int, content: bytes, headers: Mapping[str, str], fault: Fault | None) -> None:
         if fault is not None and fault.replace is not None:
@@ -323,7 +399,11 @@ class _Conversation(BaseHTTPRequestHandler):
         if fault is not None and max(fault.cut_after, fault.stall_after) >= 0:
             sent = max(fault.cut_after, fault.stall_after)
             self.close_connection = True
-        if self.command != "HEAD":
+        if self.command != "HEAD" and fault is not None and fault.drip_s:
+            for position in range(sent):
+                self.wfile.write(content[position : position + 1])
+                self.server.simulator.stopping.wait(fault.drip_s)
+        elif self.command != "HEAD":
             self.wfile.write(content[:sent])
         if fault is not None and fault.stall_after >= 0:
             self.wfile.flush()
