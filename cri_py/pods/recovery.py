@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from cri_py.errors import CriError, NotFound, Unavailable
+from cri_py.errors import CriError, DeadlineExceeded, NotFound, Unavailable
+from cri_py.kernel import procfs
 from cri_py.model import (
     Container,
     Created,
@@ -107,6 +109,8 @@ class Recovery:
             await self._forget_strangers(monitor, hello["containers"], members)
         except CriError as error:
             monitor.close()
+            if isinstance(error, DeadlineExceeded):
+                _kill_hanging(sandbox)
             return self._without_monitor(sandbox, members, error)
         monitor.pid = hello["pid"]
         changed = [self._compare(container, hello["containers"].get(container.id)) for container in members]
@@ -212,6 +216,17 @@ class Recovery:
                 log.warning("its cgroup could not be removed", sandbox=name, cgroup=group, cause=str(error))
         unmount(f"{pod}/shm")
         self._trash.discard(pod)
+
+
+def _kill_hanging(sandbox: Sandbox) -> None:
+    """A monitor that accepts and never answers would keep its holder and its containers for ever."""
+    if not isinstance(sandbox.state, Ready):
+        return
+    pid = sandbox.state.monitor_pid
+    status = procfs.status(pid)
+    if status is not None and status["Name"] == "cri-monitor":
+        log.error("the monitor of a pod hangs; it is killed", sandbox=sandbox.id, pid=pid)
+        os.kill(pid, signal.SIGKILL)
 
 
 def _is_id(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -34,7 +35,7 @@ from cri_py.model import (
     SandboxFilter,
     SandboxId,
 )
-from cri_py.monitor.client import MonitorClient, SpawnerClient
+from cri_py.monitor.client import SOCKET_NAME, MonitorClient, SpawnerClient
 from cri_py.network.bridge import Bridge
 from cri_py.pods import files, spec, spec_limits
 from cri_py.pods.containers import Containers
@@ -47,6 +48,7 @@ from cri_py.pods.trash import Trash
 
 log = structlog.get_logger()
 _SHM_OPTIONS: Final = "mode=1777,size=65536k"
+_HELLO_S: Final = 5.0
 _STOPPED: Final = "stopped"  # recorded after the teardown, so it also says that nothing is left to tear down
 
 
@@ -189,6 +191,15 @@ class Sandboxes:
         (Path(self._places.pod(sandbox.id)) / "cgroup-made").write_text("\n".join(made))
 
     async def _spawn(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
+        """Its monitor, asked for once more if a spawner died over the request: nothing of the first is left then."""
+        try:
+            return await self._ask_for_monitor(sandbox, undo)
+        except Unavailable:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._places.pod(sandbox.id)}/{SOCKET_NAME}")  # of a monitor that died as it came up
+            return await self._ask_for_monitor(sandbox, undo)
+
+    async def _ask_for_monitor(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
         trace("run: before the monitor")
         monitor = self._spawner.spawn(self._places.pod(sandbox.id))
         undo.push_async_callback(self._end_monitor, monitor)
@@ -277,8 +288,12 @@ class Sandboxes:
             await self._stop(sandbox)
 
     async def _stop(self, sandbox: Sandbox) -> None:
-        members = self._ledger.members(sandbox.id)
-        await asyncio.gather(*(self._containers.end(container.id) for container in members))
+        try:
+            await self._end_members(sandbox)
+        except DeadlineExceeded:
+            if await self._monitor_answers(sandbox):
+                raise
+            await self._end_members(sandbox)
         if sandbox.id in self._torn_down or _was_stopped(sandbox):
             return
         trace("stop: containers ended")
@@ -291,6 +306,23 @@ class Sandboxes:
         if isinstance(sandbox.state, Ready):
             await self._become_not_ready(sandbox, _STOPPED)
         self._torn_down.add(sandbox.id)
+
+    async def _end_members(self, sandbox: Sandbox) -> None:
+        members = self._ledger.members(sandbox.id)
+        await asyncio.gather(*(self._containers.end(container.id) for container in members))
+
+    async def _monitor_answers(self, sandbox: Sandbox) -> bool:
+        """Whether the monitor works. One that hangs is killed, and its containers with it: else its pod never ends."""
+        try:
+            monitor = self._monitors.of(sandbox.id)
+            await monitor.request("hello", timeout_s=_HELLO_S)
+        except Unavailable:
+            return False
+        except DeadlineExceeded:
+            log.warning("the monitor of a pod that is to be stopped hangs; it is killed", sandbox=sandbox.id)
+            os.kill(monitor.pid, signal.SIGKILL)
+            return False
+        return True
 
     async def _tear_down(self, sandbox: Sandbox) -> None:
         if sandbox.attachment is not None:

@@ -7,7 +7,8 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -194,6 +195,51 @@ def _monitor_of(daemon: Daemon, kubelet: Kubelet, pod: Pod) -> int:
 
 
 # ----------------------------------------------------------------- its helpers
+
+
+def test_a_run_outlives_the_spawner_that_has_its_request(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    (spawner,) = fresh_daemon.spawners()
+    os.kill(spawner, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(kubelet.run_pod)
+        wait_for(lambda: os.listdir(fresh_daemon.state / "netns"), len)  # made beside the monitor, which is asked for
+        end(spawner)
+        pod = running.result(timeout=20)
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_READY
+    assert kubelet.outcome(pod, "echo", "up")[1] == "up\n"
+
+
+def test_a_pod_whose_monitor_hangs_can_be_stopped_and_removed(make_daemon: Callable[[str], Daemon]) -> None:
+    daemon = make_daemon("[runtime]\nmonitor_timeout_s = 0.5")
+    kubelet = daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sh", "-c", "setsid sleep 1000 & wait")
+    (monitor,) = daemon.monitors()
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        kubelet.stop_pod(pod)
+        assert kubelet.status(container).state == pb.CONTAINER_UNKNOWN
+        kubelet.remove_pod(pod)
+        assert daemon.left_over() == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(monitor, signal.SIGCONT)
+
+
+def test_a_monitor_that_hangs_at_the_start_is_killed_and_its_pod_lost(make_daemon: Callable[[str], Daemon]) -> None:
+    daemon = make_daemon("[runtime]\nmonitor_timeout_s = 0.5")
+    kubelet = daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    daemon.kill()
+    (monitor,) = daemon.monitors()
+    os.kill(monitor, signal.SIGSTOP)
+    daemon.start()
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert kubelet.status(container).state == pb.CONTAINER_UNKNOWN
+    kubelet.remove_pod(pod)
+    assert daemon.left_over() == []
 
 
 def test_a_pod_starts_after_the_spawner_was_killed(fresh_daemon: Daemon) -> None:
