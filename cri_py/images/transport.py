@@ -311,6 +311,9 @@ async def _mapped(url: str, idle_s: float) -> AsyncIterator[None]:
         raise DeadlineExceeded(f"{where} sent nothing for {idle_s:g} s", hint="see pull_progress_timeout_s") from error
     except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
         raise Unavailable(f"{where} can't be trusted: {error}", hint="check the host's certificate") from error
+    except aiohttp.ClientProxyConnectionError as error:
+        said = f"the proxy {error.host}:{error.port} of {where} can't be reached: {error.os_error}"
+        raise Unreachable(said, hint="see HTTP_PROXY, HTTPS_PROXY and NO_PROXY") from error
     except aiohttp.ClientConnectorError as error:
         raise Unreachable(f"{where} can't be reached: {error.os_error}", hint="is the registry up?") from error
     except aiohttp.ClientHttpProxyError as error:
