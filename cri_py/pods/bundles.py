@@ -143,6 +143,8 @@ def _device_nodes(config: ContainerConfig) -> Sequence[DeviceNode]:
 
 
 def _look_up(host_path: str, path: str, access: str) -> DeviceNode:
+    if "\0" in host_path:
+        raise InvalidArgument(f"the device {host_path!r} is no path", hint="name a device of the node")
     try:
         found = os.stat(host_path)
     except OSError as error:

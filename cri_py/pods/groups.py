@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -9,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from cri_py.cgroups import Cgroups
-from cri_py.errors import Internal, KernelError
+from cri_py.errors import Internal, InvalidArgument, KernelError
 from cri_py.images.flights import on_thread
 
 _KILL_S: Final = 10.0
 _EMPTY_S: Final = 2.0
+_REFUSED: Final = frozenset((errno.EINVAL, errno.ERANGE, errno.EDOM, errno.EOVERFLOW, errno.ENODEV))
 
 
 class Groups:
@@ -96,6 +98,11 @@ class Groups:
         try:
             return await on_thread(self._pool, call, *arguments)
         except KernelError as error:
+            if error.syscall == "write" and error.errno in _REFUSED:
+                raise InvalidArgument(
+                    f"a limit of the cgroup {arguments[0]} is not one that this node can set: {error}",
+                    hint="ask for what the node and the pod's own group have",
+                ) from error
             raise Internal(f"the cgroup {arguments[0]} is not as it should be: {error}") from error
 
     def close(self) -> None:

@@ -154,6 +154,10 @@ def missing_device(config: pb.ContainerConfig) -> None:
     config.devices.add(host_path="/dev/missing", container_path="/dev/missing", permissions="r")
 
 
+def no_path_to_a_device(config: pb.ContainerConfig) -> None:
+    config.devices.add(host_path="/dev/\0", container_path="/dev/x", permissions="r")
+
+
 def unknown_capability(config: pb.ContainerConfig) -> None:
     config.linux.security_context.capabilities.add_capabilities.append("FLY")
 
@@ -185,6 +189,7 @@ def unknown_target(config: pb.ContainerConfig) -> None:
         (relative_directory, "INVALID_ARGUMENT", "working_dir"),
         (mount_outside, "INVALID_ARGUMENT", "/a/../../b"),
         (missing_device, "NOT_FOUND", "/dev/missing"),
+        (no_path_to_a_device, "INVALID_ARGUMENT", "/dev/"),
         (unknown_capability, "INVALID_ARGUMENT", "FLY"),
         (two_users, "INVALID_ARGUMENT", "run_as_username"),
         (privileged, "INVALID_ARGUMENT", "privileged"),

@@ -11,6 +11,7 @@ import pytest
 from cri_py.cgroups.hierarchy import Cgroups
 from cri_py.cgroups.v1 import V1
 from cri_py.cgroups.v2 import V2
+from cri_py.errors import CriError, Internal, InvalidArgument, KernelError
 from cri_py.pods.groups import Groups, _removed
 
 
@@ -43,4 +44,29 @@ def test_a_parent_that_holds_other_pods_is_left(tmp_path: Path) -> None:
 def test_the_holder_sits_where_its_version_lets_it(version: Cgroups, holder: str) -> None:
     groups = Groups(version, "/cri")
     assert groups.of_holder("/kubepods/pod1", "s1") == holder
+    groups.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "syscall", "raised"),
+    [
+        (errno.EINVAL, "write", InvalidArgument),
+        (errno.ERANGE, "write", InvalidArgument),
+        (errno.EIO, "write", Internal),
+        (errno.EINVAL, "mkdir", Internal),
+    ],
+)
+async def test_a_limit_that_the_kernel_refuses_is_the_callers_mistake(
+    monkeypatch: pytest.MonkeyPatch, number: int, syscall: str, raised: type[CriError]
+) -> None:
+    """A CPU that the node has not, for one."""
+    version = V1(())
+
+    def refuse(path: str, resources: object) -> None:
+        raise KernelError(number, os.strerror(number), syscall, "99 to cpuset.cpus")
+
+    monkeypatch.setattr(version, "create", refuse)
+    groups = Groups(version, "/cri")
+    with pytest.raises(raised, match=r"99 to cpuset\.cpus"):
+        await groups.make("/kubepods/pod1/c", {})
     groups.close()
