@@ -67,10 +67,10 @@ def _host(table: Table, url: str, key: str) -> Host:
     capabilities = [word.lower() for word in table.strings("capabilities")] or list(_CAPABILITIES)
     if not set(capabilities) <= set(_CAPABILITIES):
         raise table.wrong("capabilities", f"some of {', '.join(_CAPABILITIES)}")
-    directory = os.path.dirname(table.file)
+    directory, override_path = os.path.dirname(table.file), table.boolean("override_path")
     trust = Trust(_authorities(table, directory), _clients(table, directory), table.boolean("skip_verify"))
     return Host(
-        url=_root(table, url, key) if url else "",
+        url=_root(table, url, key, override_path) if url else "",
         resolves="resolve" in capabilities,
         pulls="pull" in capabilities,
         trust=trust,
@@ -79,7 +79,7 @@ def _host(table: Table, url: str, key: str) -> Host:
     )
 
 
-def _root(table: Table, url: str, key: str) -> str:
+def _root(table: Table, url: str, key: str, override_path: bool) -> str:
     """The API root that a host's URL means."""
     where = table.place("server") if key == "server" else table.place()
     try:
@@ -90,7 +90,7 @@ def _root(table: Table, url: str, key: str) -> str:
     if not valid or not (url.isascii() and url.isprintable()) or " " in url or parts.query or parts.fragment:
         raise ConfigError(f"{where}: {key} {url!r} is no URL of a host", hint="write https://HOST[:PORT][/PATH]")
     path = parts.path.rstrip("/")
-    if not table.boolean("override_path") and not path.endswith("/v2"):
+    if not override_path and not path.endswith("/v2"):
         path += "/v2"
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 

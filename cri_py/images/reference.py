@@ -70,7 +70,7 @@ def parse_ref(text: str) -> ImageRef:
     if colon >= 0 and _TAG.fullmatch(tag) is None:
         raise _wrong(text, f"the tag {tag!r} may hold letters, digits, _, . and -, at most 128")
     host, path = _split_host(name)
-    if not _names_a_host(host):
+    if not names_a_host(host):
         raise _wrong(text, f"{host!r} is no host name")
     if _PATH.fullmatch(path) is None:
         raise _wrong(text, f"the path {path!r} must be lower-case letters, digits and separators")
@@ -104,7 +104,8 @@ def _is_host(first: str) -> bool:
     return "." in first or ":" in first or first == "localhost" or first != first.lower()
 
 
-def _names_a_host(host: str) -> bool:
+def names_a_host(host: str) -> bool:
+    """Whether ``host`` is a name or address, with a port or without, as refs may have it."""
     found = _HOST.fullmatch(host)
     if found is None or int(found["port"] or 0) > 65535:
         return False

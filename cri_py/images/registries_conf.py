@@ -16,7 +16,7 @@ import structlog
 
 from cri_py.errors import ConfigError, FailedPrecondition, InvalidArgument
 from cri_py.images.endpoints import HUB, SYSTEM_TRUST, Endpoint, Trust, api_root, server_of
-from cri_py.images.reference import ImageRef, parse_ref, short_name
+from cri_py.images.reference import ImageRef, names_a_host, parse_ref, short_name
 from cri_py.images.tables import Fresh, Table, parse_toml
 
 PullFrom = Literal["all", "digest-only", "tag-only"]
@@ -30,7 +30,7 @@ _TOP: Final = frozenset(
 _REGISTRY: Final = frozenset({"prefix", "location", "insecure", "blocked", "mirror-by-digest-only", "mirror"})
 _MIRROR: Final = frozenset({"location", "insecure", "pull-from-mirror"})
 _MODES: Final = ("enforcing", "permissive", "disabled")
-_LOCATION: Final = re.compile(r"[^\s/@*]+(/[^\s@*]*[^\s/@*])?")
+_PATH: Final = re.compile(r"[^\s/@*]+(/[^\s/@*]+)*")
 _WILDCARD: Final = re.compile(r"\*(\.[A-Za-z0-9-]+)+")
 
 log = structlog.get_logger()
@@ -80,8 +80,8 @@ class RegistriesConf:
 
     def registry_for(self, ref: ImageRef) -> Registry | None:
         """The one with the longest prefix that ``ref`` begins with."""
-        fitting = [(length, each) for each in self.registries if (length := _matched(ref, each.prefix))]
-        return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
+        fitting = [each for each in self.registries if _matched(ref, each.prefix)]
+        return max(fitting, key=lambda each: len(each.prefix), default=None)
 
     def candidates(self, text: str) -> tuple[ImageRef, ...]:
         """What a short name may mean: its alias, or each search registry in turn; else what Docker takes it for.
@@ -140,10 +140,9 @@ def _registry(table: Table) -> Registry:
     if not prefix and not location:
         raise ConfigError(f"{table.place()}: [[registry]] has neither prefix nor location", hint="it needs one of them")
     prefix = prefix or location
-    wildcard = prefix.startswith("*")
-    if not (_WILDCARD if wildcard else _LOCATION).fullmatch(prefix):
+    if not (_WILDCARD.fullmatch(prefix) or _is_location(prefix)):
         raise table.wrong("prefix" if table.string("prefix") else "location", "HOST[:PORT][/PATH] or *.DOMAIN")
-    if location and not _LOCATION.fullmatch(location):
+    if location and not _is_location(location):
         raise table.wrong("location", "HOST[:PORT][/PATH]")
     by_digest = table.boolean("mirror-by-digest-only")
     return Registry(
@@ -158,7 +157,7 @@ def _registry(table: Table) -> Registry:
 
 def _mirror(table: Table, by_digest: bool) -> Mirror:
     location, pull_from = table.string("location"), table.string("pull-from-mirror")
-    if not _LOCATION.fullmatch(location):
+    if not _is_location(location):
         raise table.wrong("location", "HOST[:PORT][/PATH]")
     if pull_from not in {"", "all", "digest-only", "tag-only"}:
         raise table.wrong("pull-from-mirror", "all, digest-only or tag-only")
@@ -170,9 +169,14 @@ def _mirror(table: Table, by_digest: bool) -> Mirror:
 
 def _search(top: Table) -> tuple[str, ...]:
     registries = top.strings("unqualified-search-registries")
-    if not all(_LOCATION.fullmatch(each) for each in registries):
+    if not all(_is_location(each) for each in registries):
         raise top.wrong("unqualified-search-registries", "an array of HOST[:PORT][/PATH]")
     return registries
+
+
+def _is_location(text: str) -> bool:
+    host, slash, path = text.partition("/")
+    return names_a_host(host) and (not slash or _PATH.fullmatch(path) is not None)
 
 
 def _aliases(table: Table) -> dict[str, str]:

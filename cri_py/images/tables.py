@@ -32,27 +32,35 @@ class Fresh(Generic[_T]):
     def get(self, path: str) -> _T | None:
         """None if there is no such file. Raises ConfigError if it can't be read, and what ``parse`` raises."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo must not hold us up
         except (FileNotFoundError, NotADirectoryError):
             self._kept.pop(path, None)
             return None
         except OSError as error:
             raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-        with open(fd, "rb") as stream:
+        try:
             status = os.fstat(fd)
             signature = (status.st_ino, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
             kept = self._kept.get(path)
             if kept is not None and kept[0] == signature:
                 return kept[1]
-            try:
-                content = stream.read(FILE_LIMIT + 1)
-            except OSError as error:
-                raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-        if len(content) > FILE_LIMIT:
-            raise ConfigError(f"{path} has more than {FILE_LIMIT} bytes")
-        parsed = self._parse(content, path)
+            parsed = self._parse(_content(fd, path), path)
+        finally:
+            os.close(fd)
         self._kept[path] = (signature, parsed)
         return parsed
+
+
+def _content(fd: int, path: str) -> bytes:
+    content = b""
+    try:
+        while piece := os.read(fd, FILE_LIMIT + 1):
+            content += piece
+            if len(content) > FILE_LIMIT:
+                raise ConfigError(f"{path} has more than {FILE_LIMIT} bytes")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    return content
 
 
 @dataclass(frozen=True, slots=True)

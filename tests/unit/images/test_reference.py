@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cri_py.errors import InvalidArgument
-from cri_py.images.reference import ImageRef, parse_digest, parse_ref
+from cri_py.images.reference import ImageRef, names_a_host, parse_digest, parse_ref, short_name
 from cri_py.model import Digest
 
 HEX = "0123456789abcdef" * 4
@@ -89,3 +91,39 @@ def test_any_text_is_a_digest_or_refused(text: str) -> None:
         assert parse_digest(text) == text
     except InvalidArgument:
         return
+
+
+@pytest.mark.parametrize("wrong", ["[1]:5/a", "[::::1]:5000/a", "[::1]x/a", "host.io:65536/a", "host.io:123456/a"])
+def test_what_is_no_host_is_refused(wrong: str) -> None:
+    with pytest.raises(InvalidArgument, match="is no host name"):
+        parse_ref(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *(
+            ("app", "app"),
+            ("app:1", "app"),
+            ("team/app:1", "team/app"),
+            (f"a/b:1@{DIGEST}", "a/b"),
+            ("host:80", "host"),
+        ),
+        *((full, "") for full in ("r.io/app", "localhost/app", "h:5/a", "Host/a", "[::1]/a")),
+    ],
+)
+def test_a_short_name_is_told_from_a_full_one(text: str, name: str) -> None:
+    assert short_name(text) == name
+
+
+@given(path=paths, tag=tags)
+def test_a_path_without_a_host_is_a_short_name(path: str, tag: str) -> None:
+    if "." not in path.partition("/")[0] and not path.startswith("localhost/"):
+        assert short_name(f"{path}:{tag}") == path
+
+
+@given(host=hosts, port=ports, path=paths)
+def test_a_host_of_a_ref_can_stand_in_a_url(host: str, port: str, path: str) -> None:
+    ref = parse_ref(f"{host}{port}/{path}")
+    assert names_a_host(ref.host)
+    assert urlsplit(f"https://{ref.host}/").hostname
