@@ -19,7 +19,7 @@ from cri_py.images.auth import Credentials
 from cri_py.images.credentials import AuthFiles
 from cri_py.images.endpoints import SYSTEM_TRUST, Endpoint
 from cri_py.images.hosts import CertsDirectories, by_hosts_file
-from cri_py.images.reference import ImageRef
+from cri_py.images.reference import ImageRef, parse_ref, short_name
 from cri_py.images.registries_conf import ConfFiles, by_registry
 from cri_py.images.registry import Patience, Repository
 from cri_py.images.tokens import Logins
@@ -63,7 +63,7 @@ class Registries:
 
         Raises InvalidArgument, ConfigError that names file and line.
         """
-        return self._conf.read().candidates(text)
+        return self._conf.read().candidates(text) if short_name(text) else (parse_ref(text),)
 
     async def repository(self, ref: ImageRef, auth: RegistryAuth | None) -> Repository:
         """Where ``ref`` is pulled from, with the credentials ``auth`` that came with the request.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,7 +16,7 @@ import structlog
 
 from cri_py import telemetry
 from cri_py.config import ImagesConfig
-from cri_py.errors import CriError, DataLoss, NotFound
+from cri_py.errors import CriError, DataLoss, NotFound, PermissionDenied, Unavailable
 from cri_py.images import records
 from cri_py.images.downloads import Downloads
 from cri_py.images.flights import Flights, on_thread
@@ -31,7 +32,7 @@ from cri_py.images.manifest import (
     parse_manifest,
 )
 from cri_py.images.records import ImageRecord
-from cri_py.images.reference import ImageRef, parse_ref
+from cri_py.images.reference import ImageRef
 from cri_py.images.registries import Registries
 from cri_py.images.registry import Repository
 from cri_py.images.snapshots import RECORD, Layer, Snapshots, remove_tree
@@ -125,10 +126,10 @@ class Images:
         Raises InvalidArgument (the ref, an unusable kind of image), NotFound, PermissionDenied, Unavailable,
         DeadlineExceeded, DataLoss, ResourceExhausted.
         """
-        parsed = parse_ref(ref)
+        candidates = self._registries.candidates(ref)
         began = self._clock()
         try:
-            image = await self._pulls.join((str(parsed), auth), lambda: self._pull(parsed, auth))
+            parsed, image = await self._pull_first(candidates, auth)
         except CriError as error:
             telemetry.PULL_ERRORS.labels(error.code).inc()
             raise
@@ -136,6 +137,18 @@ class Images:
         telemetry.PULL_SECONDS.observe(seconds)
         log.info("image pulled", image=str(parsed), image_id=image.id, seconds=round(seconds, 3))
         return image
+
+    async def _pull_first(self, candidates: Sequence[ImageRef], auth: RegistryAuth | None) -> tuple[ImageRef, Image]:
+        """The first of what a short name may mean that is there."""
+        said = []
+        for ref in candidates:
+            try:
+                return ref, await self._pulls.join((str(ref), auth), functools.partial(self._pull, ref, auth))
+            except (NotFound, PermissionDenied, Unavailable) as error:
+                if len(candidates) == 1:
+                    raise
+                said.append(error.message)
+        raise NotFound(f"none of what a short name may mean can be pulled: {'; '.join(said)}")
 
     async def _pull(self, ref: ImageRef, auth: RegistryAuth | None) -> Image:
         repository = await self._registries.repository(ref, auth)
@@ -263,11 +276,19 @@ class Images:
 
     def find(self, ref_or_id: str) -> Image | None:
         """By tag, repo digest, id with or without ``sha256:``, or an id prefix that fits one image only."""
-        for name in records.candidates(ref_or_id):
+        for name in self._candidates(ref_or_id):
             if (image_id := self._names.get(name)) is not None:
                 return self._records[image_id].image
         prefixed = records.by_prefix(self._records, ref_or_id)
         return self._records[prefixed].image if prefixed is not None else None
+
+    def _candidates(self, ref_or_id: str) -> Sequence[str]:
+        """The exact names to look for: also what registries.conf takes a short name for, if that can be read."""
+        try:
+            meant = [str(ref) for ref in self._registries.candidates(ref_or_id)]
+        except CriError:  # no ref, or a file that pulls complain of
+            meant = []
+        return [name for text in dict.fromkeys((*meant, ref_or_id)) for name in records.candidates(text)]
 
     async def remove(self, ref_or_id: str) -> None:
         """Remove an image under all its names; an unknown one is fine. Layers in use stay until ``collect``."""

@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from cri_py.config import RegistryConfig
-from cri_py.errors import CriError, DataLoss, DeadlineExceeded, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from cri_py.errors import (
+    ConfigError,
+    CriError,
+    DataLoss,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from cri_py.images.service import Images
 from cri_py.model import ImageId, RegistryAuth
 from tests.simulators.registry import (
@@ -186,6 +195,26 @@ async def test_credentials_that_name_a_mirror_are_for_it(open_images: OpenImages
         auth = RegistryAuth(mirror.user, mirror.secret, server_address=mirror.host)
         async with open_images(registries={"registry.example": RegistryConfig(mirrors=(mirror.url,))}) as images:
             await images.pull("registry.example/app:1", auth)
+
+
+async def test_a_short_name_is_searched_for_and_found_again(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path
+) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    conf = root / "registries.conf"
+    with RegistrySimulator() as empty:
+        conf.write_text(f'unqualified-search-registries = ["{empty.host}", "{registry.host}"]\n')
+        async with open_images(registries_conf=str(conf)) as images:
+            assert (await images.pull("app:1", None)).repo_tags == (f"{registry.host}/app:1",)
+            found = images.find("app:1")
+            assert found is not None
+            assert found.id == pushed.config
+            with pytest.raises(NotFound, match=f"none of what .*{empty.url} has no .*{registry.url} has no"):
+                await images.pull("nothing:1", None)
+            conf.write_text("unqualified")
+            with pytest.raises(ConfigError, match=rf"{conf}:1: not TOML"):
+                await images.pull("app:1", None)
+            assert images.find(f"{registry.host}/app:1") is not None
 
 
 # ------------------------------------------------------------------ who may pull
