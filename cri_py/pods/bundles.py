@@ -11,12 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from cri_py.errors import Internal, InvalidArgument, NotFound
 from cri_py.kernel import seccomp
 from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
 from cri_py.pods import spec
 from cri_py.pods.places import Places
 from cri_py.pods.spec_mounts import DeviceNode
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,8 @@ class Bundles:
     def read(self, container: Container) -> dict[str, Any]:
         """The OCI document in whole; empty once the state directory was lost by a reboot."""
         directory = self._places.bundle(container.sandbox_id, container.id)
-        document = _read(f"{directory}/config.json")
-        profile = _read(f"{directory}/seccomp.json")
+        document = read_document(f"{directory}/config.json")
+        profile = read_document(f"{directory}/seccomp.json")
         if profile:
             document["linux"]["seccomp"] = profile
         return document
@@ -112,7 +116,7 @@ class Bundles:
 
     def kept_exit(self, container: Container) -> dict[str, Any] | None:
         """The exit that the monitor wrote down before it died itself."""
-        return _read(f"{self._places.pod(container.sandbox_id)}/exits/{container.id}") or None
+        return read_document(f"{self._places.pod(container.sandbox_id)}/exits/{container.id}") or None
 
     def close(self) -> None:
         self._compiler.shutdown()
@@ -123,12 +127,15 @@ def _write(path: str, document: Mapping[str, Any]) -> None:
         file.write(json.dumps(document))
 
 
-def _read(path: str) -> dict[str, Any]:
-    """A document, empty if there is none."""
+def read_document(path: str) -> dict[str, Any]:
+    """A document, empty if there is none or if a full disk or a death cut it short."""
     try:
         with open(path) as file:
             document: dict[str, Any] = json.loads(file.read())
     except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        log.warning("a document is damaged and counts as missing", path=path, cause=str(error))
         return {}
     return document
 

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from cri_py.errors import InvalidArgument, NotFound
+from cri_py.errors import Internal, InvalidArgument, NotFound
 from cri_py.model import (
     Attachment,
     Container,
@@ -38,7 +38,7 @@ from cri_py.model import (
     SandboxState,
     User,
 )
-from cri_py.state.store import Delete, Put, Store
+from cri_py.state.store import Change, Delete, Put, Store
 
 log = structlog.get_logger()
 _Object = TypeVar("_Object")
@@ -62,6 +62,7 @@ class Ledger:
         self._members: defaultdict[SandboxId, set[ContainerId]] = defaultdict(set)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._damaged: list[Put] = []
+        self._owed: dict[str, Put] = {}  # by key
         for row in store.load(_SANDBOX):
             sandbox = self._read(row, _read_sandbox, decode_sandbox)
             if sandbox is not None:
@@ -84,7 +85,7 @@ class Ledger:
         """Move damaged records out of the way, to be looked at: of kind ``damaged-sandbox``, ``damaged-container``."""
         moves = [(replace(row, kind=f"damaged-{row.kind}"), Delete(row.kind, row.key)) for row in self._damaged]
         if moves:
-            await self._store.commit(*(change for move in moves for change in move))
+            await self._commit(*(change for move in moves for change in move))
         self._damaged.clear()
 
     def lock(self, object_id: str) -> asyncio.Lock:
@@ -134,30 +135,60 @@ class Ledger:
     # -------------------------------------------------------------- changing
 
     async def put_sandbox(self, sandbox: Sandbox) -> None:
-        await self._store.commit(_write_sandbox(sandbox))
+        """Raises Internal if the disk refuses, but not for the end of a sandbox: see ``_record``."""
+        await self._record(_write_sandbox(sandbox), ended=isinstance(sandbox.state, NotReady))
         self._sandboxes[sandbox.id] = sandbox
 
     async def put_container(self, container: Container) -> None:
-        await self._store.commit(_write_container(container))
+        """Raises Internal if the disk refuses, but not for the end of a container: see ``_record``."""
+        await self._record(_write_container(container), ended=isinstance(container.state, Exited | Lost))
         self._keep(container)
+
+    async def _record(self, change: Put, *, ended: bool) -> None:
+        """What has ended has ended, also on a full disk: else neither could be stopped and removed to free it.
+
+        Its record is owed until the next that can be written. A daemon that dies before that finds the end again,
+        from the monitor or by its absence.
+        """
+        try:
+            await self._commit(change)
+        except Internal as error:
+            if not ended:
+                raise
+            log.warning("an end is not recorded yet", kind=change.kind, key=change.key, cause=str(error))
+            self._owed[change.key] = change
+
+    async def _commit(self, *changes: Change) -> None:
+        """Record changes, and before them what is owed."""
+        mine = {change.key for change in changes}
+        superseded = {key: self._owed.pop(key) for key in mine & self._owed.keys()}
+        owed = dict(self._owed)
+        try:
+            await self._store.commit(*owed.values(), *changes)
+        except BaseException:
+            self._owed = superseded | self._owed
+            raise
+        for key, change in owed.items():
+            if self._owed.get(key) is change:
+                del self._owed[key]
 
     async def put_all(self, sandboxes: Iterable[Sandbox], containers: Iterable[Container]) -> None:
         """Many in one transaction: what a start finds changed."""
         sandboxes, containers = list(sandboxes), list(containers)
         if sandboxes or containers:
-            await self._store.commit(*map(_write_sandbox, sandboxes), *map(_write_container, containers))
+            await self._commit(*map(_write_sandbox, sandboxes), *map(_write_container, containers))
         self._sandboxes.update((sandbox.id, sandbox) for sandbox in sandboxes)
         for container in containers:
             self._keep(container)
 
     async def drop_sandbox(self, sandbox_id: SandboxId) -> None:
-        await self._store.commit(Delete(_SANDBOX, sandbox_id))
+        await self._commit(Delete(_SANDBOX, sandbox_id))
         self._sandboxes.pop(sandbox_id, None)
         self._members.pop(sandbox_id, None)
         self._locks.pop(sandbox_id, None)
 
     async def drop_container(self, container: Container) -> None:
-        await self._store.commit(Delete(_CONTAINER, container.id))
+        await self._commit(Delete(_CONTAINER, container.id))
         self._containers.pop(container.id, None)
         self._members[container.sandbox_id].discard(container.id)
         self._locks.pop(container.id, None)

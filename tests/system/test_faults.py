@@ -84,6 +84,22 @@ def test_after_a_reboot_pods_are_not_ready_and_can_be_removed(fresh_daemon: Daem
     assert not kubelet.ListPodSandbox().items
 
 
+def test_what_ends_while_nothing_can_be_recorded_has_ended(fresh_daemon: Daemon) -> None:
+    """A full disk, for one; here the database is locked, for longer than a writer waits."""
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    with contextlib.closing(sqlite3.connect(fresh_daemon.root / "pods.db", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        kubelet.stop(container)
+        assert kubelet.status(container).exit_code == 137
+        database.execute("ROLLBACK")
+    fresh_daemon.kill()
+    fresh_daemon.start()
+    assert kubelet.status(container).exit_code == 137
+    kubelet.remove_pod(pod)
+
+
 def test_a_second_daemon_on_the_same_directories_is_refused_and_harms_nothing(fresh_daemon: Daemon) -> None:
     """With another socket, nothing else would tell them apart; it would take all monitors from the first."""
     kubelet = fresh_daemon.kubelet

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cri_py import model
-from cri_py.errors import InvalidArgument, NotFound
+from cri_py.errors import Internal, InvalidArgument, NotFound
 from cri_py.pods.ledger import Ledger
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.gen import api_pb2 as pb
@@ -248,3 +248,34 @@ async def test_a_damaged_record_is_set_aside_and_the_others_are_read(
     assert {key: (body, verbatim) for _, key, body, verbatim in rows} == {key: kept[key] for key in lost}
     again = reopened()
     assert {*(found.id for found in again.sandboxes()), *(found.id for found in again.containers())} == ids
+
+
+async def test_an_end_counts_on_a_full_disk_and_is_recorded_with_the_next_change(
+    reopened: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a container whose end could not be written would never end, and nothing could be removed."""
+    ledger = reopened()
+    running = model.Running(pid=7, start_ticks=8, started_at=model.Nanos(9))
+    other = model.ContainerId("cb" + "0" * 62)
+    await ledger.put_all([sandbox()], [container(state=running), container(other, state=running)])
+    exited, stopped = CONTAINER_STATES[2], model.NotReady(model.Nanos(3), "stopped")
+
+    async def refuse(*_: object) -> None:
+        raise Internal("the disk is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(Store, "commit", refuse)
+        await ledger.put_container(container(state=exited))
+        await ledger.put_container(container(other, state=exited))
+        await ledger.put_sandbox(sandbox(state=stopped))
+        assert ledger.container(CONTAINER).state == exited
+        assert ledger.sandbox(POD).state == stopped
+        for refused in (ledger.put_container(container(state=running)), ledger.drop_container(container(other))):
+            with pytest.raises(Internal):
+                await refused
+        assert ledger.container(CONTAINER).state == exited
+    await ledger.drop_container(container(other))
+    again = reopened()
+    assert [found.id for found in again.containers()] == [CONTAINER]
+    assert again.container(CONTAINER).state == exited
+    assert again.sandbox(POD).state == stopped

@@ -18,6 +18,7 @@ from cri_py.errors import Internal, Unavailable
 from cri_py.model import Event, EventKind, Nanos, SandboxId
 from cri_py.monitor import transport
 from cri_py.monitor.client import MonitorClient
+from cri_py.pods.bundles import read_document
 from cri_py.pods.events import Events
 from cri_py.pods.execs import Collector
 from cri_py.pods.groups import Groups
@@ -318,3 +319,14 @@ def test_a_pod_has_the_group_that_the_kubelet_names_or_one_of_our_own(asked: str
     made = groups()
     assert made.of_pod(asked, POD) == group
     made.close()
+
+
+# ------------------------------------------------------------------ bundles
+
+
+@pytest.mark.parametrize("text", ["", '{"code": 13', "\0\0\0"])
+def test_a_document_that_was_cut_short_counts_as_missing(tmp_path: Path, text: str) -> None:
+    """An exit's, for one, which a start of the daemon reads."""
+    (tmp_path / "exit").write_text(text)
+    assert read_document(str(tmp_path / "exit")) == {}
+    assert read_document(str(tmp_path / "missing")) == {}
