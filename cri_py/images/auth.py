@@ -140,8 +140,12 @@ def token_request(challenge: Challenge, credentials: Credentials | None, scope: 
     Unavailable if the realm is no URL, PermissionDenied if it would carry credentials from TLS into plain text.
     """
     realm = challenge.parameters.get("realm", "")
-    target = urlsplit(realm)
-    if target.scheme not in {"http", "https"} or not target.hostname:
+    try:
+        target = urlsplit(realm)
+        valid = target.scheme in {"http", "https"} and target.hostname and target.port != 0
+    except ValueError:
+        valid = None
+    if not valid or not (realm.isascii() and realm.isprintable()) or " " in realm:
         raise Unavailable(f"{registry_url} asks for a token from {realm!r}, which is no http(s) URL")
     if credentials is not None and target.scheme == "http" and urlsplit(registry_url).scheme == "https":
         raise PermissionDenied(f"{registry_url} wants its credentials sent in plain text to {realm}")

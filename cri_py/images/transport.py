@@ -15,7 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from cri_py.errors import ConfigError, DataLoss, DeadlineExceeded, Unavailable
 from cri_py.images.endpoints import DIAL_TIMEOUT_S, SYSTEM_TRUST, Trust
@@ -30,6 +30,7 @@ READ_BYTES: Final = 1 << 18
 USER_AGENT: Final = "cri_py"
 WHOLE_ANSWER_S: Final = 60.0  # for a manifest, a config or a token
 MAY_PASS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that the next attempt may not get
+_URL_CHARACTERS: Final = "!#$%&'()*+,/:;=?@[]~"  # RFC 3986, beside letters, digits and -._
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 _Fetched = TypeVar("_Fetched")
@@ -245,7 +246,8 @@ async def in_time(act: Awaitable[_Fetched], url: str) -> _Fetched:
 
 def _redirected(request: Request, location: str) -> Request:
     try:
-        url = urljoin(request.url, location)
+        # A space or worse would end the request's first line early; what a signature covers stays as it is.
+        url = quote(urljoin(request.url, location), safe=_URL_CHARACTERS)
         valid = urlsplit(url).scheme in {"http", "https"} and urlsplit(url).hostname and urlsplit(url).port != 0
     except ValueError:
         valid = None

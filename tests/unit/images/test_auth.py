@@ -115,7 +115,9 @@ def test_credentials_are_not_sent_from_tls_into_plain_text() -> None:
         token_request(challenge, Credentials("u", "p"), "s", "https://r")
 
 
-@pytest.mark.parametrize("realm", ["", "file:///etc/passwd", "//x", "https://"])
+@pytest.mark.parametrize(
+    "realm", ["", "file:///etc/passwd", "//x", "https://", "https://[x", "https://x:y", "https://x/a b"]
+)
 def test_a_realm_that_is_no_url_is_refused(realm: str) -> None:
     with pytest.raises(Unavailable):
         token_request(Challenge("bearer", {"realm": realm}), None, "s", "https://r")

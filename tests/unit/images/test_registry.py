@@ -541,6 +541,14 @@ async def test_the_headers_of_a_host_are_not_shown_to_where_it_redirects(
     assert registry.asked[0].authorization == ""
 
 
+async def test_a_redirect_with_spaces_is_no_second_request(
+    node: Node, registry: RegistrySimulator, pushed: Pushed
+) -> None:
+    registry.faults.append(Fault("/manifests/1", redirect="/v2/team/app/manifests/1?a b%2Fc HTTP/1.1", times=1))
+    assert await resolved(node, f"{registry.host}/team/app:1") == pushed.index
+    assert registry.asked[-1].path == "/v2/team/app/manifests/1?a%20b%2Fc%20HTTP/1.1"
+
+
 async def test_registries_conf_leads_to_its_mirrors_and_locations(
     node: Node, registry: RegistrySimulator, pushed: Pushed
 ) -> None:

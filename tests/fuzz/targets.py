@@ -1,0 +1,119 @@
+"""What reads bytes of strangers, each as a function that any bytes must go through without an unexpected error.
+
+A new target is a function here and a line in TARGETS; its seeds lie in corpus/NAME/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+from cri_py.errors import ConfigError, CriError, FailedPrecondition, InvalidArgument, NotFound
+from cri_py.images import auth, manifest
+from cri_py.images.endpoints import by_default
+from cri_py.images.hosts import by_hosts_file, parse_hosts
+from cri_py.images.reference import parse_ref, short_name
+from cri_py.images.registries_conf import by_registry, parse_conf
+
+NODE: Final = manifest.Platform("linux", "amd64")
+FILE: Final = "/f"
+_T = TypeVar("_T")
+REFS: Final = tuple(map(parse_ref, ("busybox", "a.io/x/y:1", "x.a.io/y", f"localhost:5/z@sha256:{'0' * 64}")))
+
+
+def reference(content: bytes) -> None:
+    """A ref reads as itself when written out, and leads to a URL."""
+    text = content.decode(errors="surrogateescape")
+    try:
+        ref = parse_ref(text)
+    except InvalidArgument:
+        return
+    assert parse_ref(str(ref)) == ref
+    short_name(text)
+    (endpoint,) = by_default(ref)
+    assert urlsplit(endpoint.url).hostname
+
+
+def challenge_header(content: bytes) -> None:
+    """Every challenge either leads to a request of an http(s) URL or is refused."""
+    for challenge in auth.parse_challenges(content.decode("latin-1")):
+        with contextlib.suppress(CriError):
+            request = auth.token_request(challenge, auth.Credentials("u", "p"), "s", "https://r")
+            assert request.url.startswith(("https://", "HTTPS://")) or urlsplit(request.url).scheme == "https"
+
+
+def image_manifest(content: bytes) -> None:
+    """A manifest, index or config is understood, or refused in words."""
+    with contextlib.suppress(CriError):
+        manifest.parse_config(content, "the image")
+    try:
+        document = manifest.parse_manifest(content, manifest.OCI_MANIFEST, "the image")
+    except CriError:
+        return
+    if isinstance(document, manifest.Index):
+        with contextlib.suppress(NotFound):
+            manifest.choose(document, NODE, "the image")
+    else:
+        with contextlib.suppress(CriError):
+            manifest.check_image(document, "the image")
+
+
+def understood(parse: Callable[[bytes, str], _T], content: bytes) -> _T | None:
+    """What ``parse`` makes of a file; None if it refuses it, which it must do by its name and line."""
+    try:
+        return parse(content, FILE)
+    except ConfigError as error:
+        said = error.message
+    assert re.match(rf"{FILE}:\d+: ", said), said
+    return None
+
+
+def hosts_toml(content: bytes) -> None:
+    """Hosts are URLs that can be opened, or the file is refused by its name."""
+    found = understood(parse_hosts, content)
+    if found is None:
+        return
+    for ref in REFS:
+        for endpoint in by_hosts_file(ref, found):
+            assert urlsplit(endpoint.url).hostname
+            assert endpoint.host
+
+
+def registries_conf(content: bytes) -> None:
+    """Locations are URLs that can be opened, or the file is refused by its name."""
+    found = understood(parse_conf, content)
+    if found is None:
+        return
+    for ref in REFS:
+        registry = found.registry_for(ref)
+        if registry is not None:
+            with contextlib.suppress(FailedPrecondition):
+                assert all(urlsplit(endpoint.url).hostname for endpoint in by_registry(ref, registry))
+    with contextlib.suppress(InvalidArgument):
+        found.candidates("short:1")
+
+
+def auth_file(content: bytes) -> None:
+    """An auth file is read, or refused by its name; so is the answer of a helper."""
+    with contextlib.suppress(ConfigError):
+        auth.parse_auth_file(content, FILE)
+    with contextlib.suppress(CriError):
+        auth.parse_keychain_answer(content, "program")
+    with contextlib.suppress(CriError):
+        auth.token_from(content, "https://r")
+
+
+TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = MappingProxyType(
+    {
+        "reference": reference,
+        "challenge_header": challenge_header,
+        "manifest": image_manifest,
+        "hosts_toml": hosts_toml,
+        "registries_conf": registries_conf,
+        "auth_file": auth_file,
+    }
+)
