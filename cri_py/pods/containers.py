@@ -182,6 +182,7 @@ class Containers:
             answer = await self._ask_create(container, image, bundle, user)
             container = replace(container, user=read_user(answer["user"]))
             trace("create: init waits")
+            undo.push_async_callback(self._ledger.drop_container, container)  # written after a caller has left
             await self._ledger.put_container(container)
             undo.pop_all()
         trace("create: recorded")

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from cri_py.errors import CriError, Unavailable
+from cri_py.errors import Unavailable
 from cri_py.model import SandboxId
 from cri_py.monitor.client import MonitorClient
 
@@ -74,7 +74,7 @@ class Monitors:
         async def guarded() -> None:
             try:
                 await reaction
-            except CriError as error:
+            except Exception as error:
                 log.exception("what a monitor reported could not be recorded", sandbox=sandbox_id, cause=str(error))
 
         self._tasks.create_task(guarded())

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +154,7 @@ class Sandboxes:
             monitor, holder, attachment = await self._gather(sandbox, undo)
             sandbox = replace(sandbox, attachment=attachment, state=Ready(monitor.pid, holder))
             trace("run: made")
+            undo.push_async_callback(self._ledger.drop_sandbox, sandbox.id)  # written after a caller has left
             await self._ledger.put_sandbox(sandbox)
             undo.pop_all()
         trace("run: recorded")
@@ -188,7 +189,9 @@ class Sandboxes:
     async def _make_group(self, sandbox: Sandbox, undo: AsyncExitStack) -> None:
         undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, sandbox.id, ())
         made = await self._groups.make_pod(sandbox.cgroup, sandbox.id)
-        (Path(self._places.pod(sandbox.id)) / "cgroup-made").write_text("\n".join(made))
+        note = Path(self._places.pod(sandbox.id)) / "cgroup-made"
+        with _told_as_ours(str(note)):
+            note.write_text("\n".join(made))
 
     async def _spawn(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
         """Its monitor, asked for once more if a spawner died over the request: nothing of the first is left then."""
@@ -239,8 +242,9 @@ class Sandboxes:
     def _make_directory(self, sandbox: Sandbox) -> None:
         """The pod's directory; ``cgroup`` tells a recovery, which may find no record, what else to clean up."""
         pod = Path(self._places.pod(sandbox.id))
-        (pod / "containers").mkdir(parents=True, mode=0o711)
-        (pod / "cgroup").write_text(sandbox.cgroup)
+        with _told_as_ours(f"the directory {pod}"):
+            (pod / "containers").mkdir(parents=True, mode=0o711)
+            (pod / "cgroup").write_text(sandbox.cgroup)
 
     def _write_files(self, sandbox: Sandbox) -> None:
         places = self._places.files(sandbox.id)
@@ -248,10 +252,13 @@ class Sandboxes:
         hostname = files.sandbox_hostname(sandbox, self._defaults.node_hostname)
         ips = sandbox.attachment.ips if sandbox.attachment else ()
         node_hosts = _read("/etc/hosts") if host_network else None
-        Path(places.hosts).write_text(files.hosts_text(hostname, ips, node_hosts))
-        Path(places.hostname).write_text(files.hostname_text(hostname))
-        Path(places.resolv_conf).write_text(files.resolv_conf_text(sandbox.config.dns, _read("/etc/resolv.conf")))
-        if sandbox.config.namespaces.ipc is not NamespaceMode.NODE:
+        resolv_conf = files.resolv_conf_text(sandbox.config.dns, _read("/etc/resolv.conf"))
+        with _told_as_ours(f"the files of pod sandbox {sandbox.id}"):
+            Path(places.hosts).write_text(files.hosts_text(hostname, ips, node_hosts))
+            Path(places.hostname).write_text(files.hostname_text(hostname))
+            Path(places.resolv_conf).write_text(resolv_conf)
+            if sandbox.config.namespaces.ipc is NamespaceMode.NODE:
+                return
             os.makedirs(places.shm, exist_ok=True)
             syscalls.mount("shm", places.shm, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, _SHM_OPTIONS)
 
@@ -402,6 +409,14 @@ class Sandboxes:
     def _publish(self, sandbox: Sandbox, kind: EventKind) -> None:
         members = tuple(self._ledger.members(sandbox.id))
         self._events.publish(Event(sandbox.id, kind, self._clock(), sandbox, members))
+
+
+@contextlib.contextmanager
+def _told_as_ours(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Internal(f"{what} can't be made: {error}", hint="has the node room in its state directory?") from error
 
 
 def _was_stopped(sandbox: Sandbox) -> bool:

@@ -100,6 +100,29 @@ def test_what_ends_while_nothing_can_be_recorded_has_ended(fresh_daemon: Daemon)
     kubelet.remove_pod(pod)
 
 
+def test_what_a_caller_left_before_it_was_recorded_leaves_no_record(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    with contextlib.closing(sqlite3.connect(fresh_daemon.root / "pods.db", isolation_level=None)) as database:
+        for call in (
+            lambda: kubelet.RunPodSandbox(config=kubelet.pod_config(), deadline_s=1.0),
+            lambda: kubelet.CreateContainer(
+                pod_sandbox_id=pod.id,
+                config=kubelet.container_config("true"),
+                sandbox_config=pod.config,
+                deadline_s=1.0,
+            ),
+        ):
+            database.execute("BEGIN IMMEDIATE")  # the writer waits, and goes on once the caller is gone
+            with refused("DEADLINE_EXCEEDED"):
+                call()
+            database.execute("ROLLBACK")
+        kubelet.run(pod, "true", name="second")  # its record comes after those
+        rows = [key for (key,) in database.execute("SELECT key FROM records WHERE kind = 'sandbox'")]
+        assert rows == [pod.id]
+        assert len(database.execute("SELECT key FROM records WHERE kind = 'container'").fetchall()) == 1
+
+
 def test_a_second_daemon_on_the_same_directories_is_refused_and_harms_nothing(fresh_daemon: Daemon) -> None:
     """With another socket, nothing else would tell them apart; it would take all monitors from the first."""
     kubelet = fresh_daemon.kubelet

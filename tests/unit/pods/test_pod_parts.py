@@ -271,13 +271,14 @@ async def test_a_monitor_that_was_taken_may_end(pair: Pair) -> None:
         assert seen.told == []
 
 
-async def test_a_report_that_cannot_be_recorded_does_not_end_the_daemon(pair: Pair) -> None:
+@pytest.mark.parametrize("failure", [Internal("the disk is full"), OSError("foreign"), KeyError("a fault of ours")])
+async def test_a_report_that_cannot_be_recorded_does_not_end_the_daemon(pair: Pair, failure: Exception) -> None:
     async with asyncio.TaskGroup() as tasks:
         monitors = Monitors(tasks)
         seen = Seen(monitors)
 
         async def refuse(_: dict[str, Any]) -> None:
-            raise Internal("the disk is full")
+            raise failure
 
         monitors.on_exit = refuse
         monitors.keep(POD, MonitorClient(pair[0]))
