@@ -80,6 +80,7 @@ class Cgroups(ABC):
     """The groups of one node. Paths are checked; a missing group is no error where something is ended or removed."""
 
     mounts: tuple[str, ...]  # where each hierarchy is mounted
+    born_into = False  # whether clone3 can put a process into a group at its birth, by ``directory_fd``
     leaves_only = False  # whether a group that hands controllers down may hold no processes (v2's rule on inner groups)
 
     def directories(self, path: str) -> tuple[str, ...]:
@@ -119,7 +120,7 @@ class Cgroups(ABC):
 
     @abstractmethod
     def exec_scope(self, container_path: str, name: str) -> ExecScope:
-        """Make a child group of a container's in which an exec's processes are gathered, so that all can be killed."""
+        """The child group of a container's in which an exec's processes are gathered, so that all can be killed."""
 
     # ---------------------------------------------------------- looked into
 
@@ -219,7 +220,16 @@ class ExecScope(NamedTuple):
 
     groups: Cgroups
     path: str
+    directory: str
     enter_files: tuple[str, ...]  # each takes "0" from a process that enters
+
+    def make(self) -> None:
+        """Make the group, which must be new, below its container's."""
+        files.make_one(self.directory)
+
+    def drop(self) -> bool:
+        """Remove it if it is empty; False if processes are in it still. A missing one is fine."""
+        return files.drop(self.directory)
 
     def enter(self) -> None:
         """Move the calling process, which must be single-threaded, into the scope and its container's groups."""
@@ -237,10 +247,6 @@ class ExecScope(NamedTuple):
     def kill(self, deadline_s: float) -> None:
         """As Cgroups.kill, of the exec alone."""
         self.groups.kill(self.path, deadline_s)
-
-    def remove(self, deadline_s: float = 2.0) -> None:
-        """As Cgroups.remove."""
-        self.groups.remove(self.path, deadline_s)
 
 
 def write_all(planned: Sequence[Write]) -> tuple[str, ...]:

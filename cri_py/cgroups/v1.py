@@ -35,6 +35,7 @@ class V1(Cgroups):
         self.hierarchies = tuple(hierarchies)
         self.mounts = tuple(hierarchy.mount for hierarchy in self.hierarchies)
         self._mount_of = {name: hierarchy.mount for hierarchy in self.hierarchies for name in hierarchy.controllers}
+        self._scopes = V1((self._hierarchy_for_scopes(),)) if len(self.hierarchies) > 1 else None
 
     def plan(self, path: str, resources: Mapping[str, Any]) -> tuple[Write, ...]:
         """As Cgroups.plan; a limit whose controller no hierarchy has is a KernelError, as in runc."""
@@ -84,11 +85,10 @@ class V1(Cgroups):
     def exec_scope(self, container_path: str, name: str) -> ExecScope:
         """As Cgroups.exec_scope; a group in one hierarchy is enough to find and kill by, and costs an eighth."""
         path = checked(f"{container_path}/{name}")
-        own = self._hierarchy_for_scopes()
-        alone = V1((own,))
-        alone.create(path, {})
-        others = (other.mount + container_path for other in self.hierarchies if other is not own)
-        return ExecScope(alone, path, (*(f"{directory}/tasks" for directory in others), *alone.enter_plan(path)))
+        alone = self._scopes or self
+        directory = alone.mounts[0] + path
+        others = tuple(f"{mount}{container_path}/tasks" for mount in self.mounts if mount != alone.mounts[0])
+        return ExecScope(alone, path, directory, (*others, f"{directory}/tasks"))
 
     def _hierarchy_for_scopes(self) -> Hierarchy:
         for wanted in ("freezer", "pids"):

@@ -25,6 +25,7 @@ _WANTED = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma")
 class V2(Cgroups):
     """The groups of a node with the unified hierarchy alone."""
 
+    born_into = True
     leaves_only = True
 
     def __init__(self, mount: str) -> None:
@@ -85,8 +86,7 @@ class V2(Cgroups):
     def exec_scope(self, container_path: str, name: str) -> ExecScope:
         """As Cgroups.exec_scope; the container's group hands no controller down, so that it may hold processes too."""
         path = checked(f"{container_path}/{name}")
-        files.make_one(self.mount + path)
-        return ExecScope(self, path, tuple(self.enter_plan(path)))
+        return ExecScope(self, path, self.mount + path, tuple(self.enter_plan(path)))
 
     def oom_kills(self, path: str) -> int:
         """As Cgroups.oom_kills."""

@@ -79,6 +79,20 @@ def start_ticks(pid: int, proc: str = "/proc") -> int | None:
     return None if raw is None else int(stat_fields(raw)[19])
 
 
+def set_own_name(name: str) -> None:
+    """Name the calling process in ps and /proc/PID/comm (15 bytes at most), as prctl(PR_SET_NAME) does."""
+    fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, name.encode())
+    finally:
+        os.close(fd)
+
+
+def own_start_ticks() -> int:
+    """The same of the calling process, whose pid may be another in the namespace of the /proc that it sees."""
+    return int(stat_fields(read("/proc/self/stat"))[19])
+
+
 def state(pid: int, proc: str = "/proc") -> str | None:
     """R, S, D, T, t, Z or X (field 3)."""
     raw = _read_of(pid, "stat", proc)

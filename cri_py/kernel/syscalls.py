@@ -34,8 +34,15 @@ _libc.mount.argtypes = [_c, _c, _c, _u, _c]
 _libc.umount2.argtypes = [_c, _i]
 _libc.prctl.argtypes = [_i, _u, _u, _u, _u]
 _libc.sethostname.argtypes = [_c, ctypes.c_size_t]
+_libc.socketpair.argtypes = [_i, _i, _i, ctypes.c_void_p]
 _libc.syscall.restype = ctypes.c_long
 _libc_locked.syscall.restype = ctypes.c_long
+
+_AF_UNIX = 1
+_SOCK_SEQPACKET = 5
+_SOCK_CLOEXEC = _SFD_CLOEXEC = 0o2000000
+_SFD_NONBLOCK = 0o4000
+_PAIR = (_i * 2)()
 
 _NR_CLONE3 = 435  # since 5.1 the numbers are the same on every architecture
 _NR_OPEN_TREE = 428
@@ -52,6 +59,7 @@ _X86 = platform.machine() == "x86_64"
 _NR_PIVOT_ROOT = 155 if _X86 else 41
 _NR_CAPSET = 126 if _X86 else 91
 _NR_CAPGET = 125 if _X86 else 90
+_NR_SIGNALFD4 = 289 if _X86 else 74
 _NR_EXECVEAT = 322 if _X86 else 281
 _NR_RT_SIGACTION = 13 if _X86 else 134
 
@@ -165,10 +173,29 @@ def prctl(option: int, value: int = 0, third: int = 0, fourth: int = 0, fifth: i
     return result
 
 
-def set_process_name(name: str) -> None:
-    """Name this thread in ps and /proc/PID/comm (15 bytes at most)."""
-    buffer = ctypes.create_string_buffer(_text(name)[:15])
-    prctl(15, ctypes.addressof(buffer))
+def signalfd(number: int) -> int:
+    """A descriptor that becomes readable when the signal, which must be blocked, is pending (signalfd(2)).
+
+    Close-on-exec and non-blocking; a read takes the signal.
+    """
+    _begin("signalfd", number)
+    mask = struct.pack("=Q", 1 << (number - 1))
+    fd = int(_libc.syscall(_NR_SIGNALFD4, -1, mask, ctypes.c_size_t(len(mask)), _SFD_CLOEXEC | _SFD_NONBLOCK))
+    if fd < 0:
+        raise _fail("signalfd", str(number))
+    return fd
+
+
+def seqpacket_pair() -> tuple[int, int]:
+    """Two connected SOCK_SEQPACKET sockets, close-on-exec (socketpair(2)), as plain descriptors.
+
+    ``socket.socketpair`` dresses them in objects and their constants in enums: 300 kB that a forked process would no
+    longer share with its siblings.
+    """
+    _begin("socketpair", "")
+    if _libc.socketpair(_AF_UNIX, _SOCK_SEQPACKET | _SOCK_CLOEXEC, 0, _PAIR) != 0:
+        raise _fail("socketpair")
+    return _PAIR[0], _PAIR[1]
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, Internal, NotFound, StartError, Unavailable
 from cri_py.kernel import faults
-from cri_py.monitor import transport
+from cri_py.monitor import protocol, transport
 
 SOCKET_NAME: Final = "monitor.sock"
 _ERRORS: Final[dict[str, type[CriError]]] = {
@@ -57,20 +57,20 @@ class SpawnerClient:
     def spawn(self, directory: str) -> MonitorClient:
         """Ask for a monitor that lives in ``directory``. Its client is connected at once; the monitor says ``up``."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            request = {"dir": directory}
+        with theirs, listen(directory) as listener:
+            fds = theirs.fileno(), listener.fileno()
             try:
-                self._send(request, theirs)
+                self._send(directory, fds)
             except OSError:
                 self.close()
                 self.start()
-                self._send(request, theirs)
+                self._send(directory, fds)
         return MonitorClient(ours)
 
-    def _send(self, request: dict[str, Any], connection: socket.socket) -> None:
+    def _send(self, directory: str, fds: tuple[int, int]) -> None:
         if self._control is None:
             raise BrokenPipeError
-        transport.send(self._control, request, (connection.fileno(),))
+        transport.send(self._control, os.fsencode(directory), fds)
 
     def close(self) -> None:
         """Let the spawner go; its monitors live on."""
@@ -82,6 +82,23 @@ class SpawnerClient:
                 os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:
                 self.pid = 0
+
+
+def listen(directory: str) -> socket.socket:
+    """The socket where a later daemon finds the monitor that gets it; bound through the directory's descriptor: a
+    socket's path is limited to 108 bytes."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            listener.bind(f"/proc/self/fd/{fd}/{SOCKET_NAME}")
+            listener.listen(4)
+        except BaseException:
+            listener.close()
+            raise
+    finally:
+        os.close(fd)
+    return listener
 
 
 class MonitorClient:
@@ -100,7 +117,7 @@ class MonitorClient:
         self._seq = secrets.randbits(
             48
         )  # a monitor may still owe answers to an earlier daemon; they must fit none of ours
-        self._outbox: list[tuple[dict[str, Any], tuple[int, ...]]] = []
+        self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
         self._closed = False
         self.early: list[dict[str, Any]] = []  # events from before anybody listened
         self.on_event: Callable[[dict[str, Any]], None] = self.early.append
@@ -138,7 +155,7 @@ class MonitorClient:
             raise Unavailable("the pod's monitor is gone", hint="stop and remove the pod")
         self._seq += 1
         seq = self._seq
-        self._send({"op": op, "seq": seq, **fields}, fds)
+        self._send(protocol.request(op, seq, fields), fds)
         answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._answers[seq] = answer
         try:
@@ -173,14 +190,14 @@ class MonitorClient:
 
     # ---------------------------------------------------------------- socket
 
-    def _send(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
+    def _send(self, frame: bytes, fds: tuple[int, ...]) -> None:
         if self._outbox:
-            self._outbox.append((message, _duplicates(fds)))
+            self._outbox.append((frame, _duplicates(fds)))
             return
         try:
-            transport.send(self._socket, message, fds)
+            transport.send(self._socket, frame, fds)
         except BlockingIOError:
-            self._outbox.append((message, _duplicates(fds)))
+            self._outbox.append((frame, _duplicates(fds)))
             self._loop.add_writer(self._socket.fileno(), self._flush)
         except OSError:
             self._lost()
@@ -188,9 +205,9 @@ class MonitorClient:
 
     def _flush(self) -> None:
         while self._outbox:
-            message, fds = self._outbox[0]
+            frame, fds = self._outbox[0]
             try:
-                transport.send(self._socket, message, fds)
+                transport.send(self._socket, frame, fds)
             except BlockingIOError:
                 return
             except OSError:
@@ -204,32 +221,33 @@ class MonitorClient:
     def _read(self) -> None:
         while not self._closed:
             try:
-                message, fds = transport.receive(self._socket)
+                frame, fds = transport.receive(self._socket)
             except BlockingIOError:
                 return
             except OSError:
-                message, fds = None, []
+                frame, fds = b"", []
             for fd in fds:
                 os.close(fd)
-            if message is None:
+            if not frame:
                 self._lost()
                 return
-            self._take(message)
+            self._take(protocol.parse_reply(frame))
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if message.get("event") == "up":
-            self.pid = message["pid"]
+    def _take(self, reply: protocol.Reply) -> None:
+        if reply.seq:
+            answer = self._answers.get(reply.seq)
+            if answer is None or answer.done():
+                return
+            if reply.word == "ok":
+                answer.set_result(reply.content())
+            else:
+                answer.set_exception(_ERRORS.get(reply.word, Internal)(reply.text()))
+        elif reply.word == "up":
+            self.pid = reply.content()["pid"]
             if not self._up.done():
                 self._up.set_result(self.pid)
-        elif "event" in message:
-            self.on_event(message)
         else:
-            answer = self._answers.get(message["seq"])
-            if answer is not None and not answer.done():
-                if "ok" in message:
-                    answer.set_result(message["ok"])
-                else:
-                    answer.set_exception(_ERRORS.get(message["kind"], Internal)(message["error"]))
+            self.on_event({"event": reply.word, **reply.content()})
 
     def _lost(self) -> None:
         if self._closed:

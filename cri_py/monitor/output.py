@@ -16,7 +16,7 @@ _LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 class LogFile:
     """One log file. What can't be written is dropped and counted by lines; the path is tried again later."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: bytes) -> None:
         self._path = path
         self._fd = -1
         self._tried = 0.0

@@ -7,68 +7,104 @@ listens on ``monitor.sock`` in the pod's directory, where a restarted daemon fin
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
-from cri_py.cgroups import Cgroups
+from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import CriError
-from cri_py.kernel import syscalls
-from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE
+from cri_py.kernel import procfs, syscalls
+from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER
 from cri_py.monitor import protocol, transport
-from cri_py.monitor.tracked import ContainerProcess, ExecProcess, Missing, WrongState, exit_code
+from cri_py.monitor.tracked import ContainerProcess, Create, ExecProcess, Missing, WrongState, exit_code
 from cri_py.runtime import container, holder
 from cri_py.runtime import exec as runtime_exec
-from cri_py.runtime.child import ChildError
+from cri_py.runtime.child import READY, ChildError, Parent, said_text
 
-SOCKET_NAME = "monitor.sock"
 _KILL_S = 5.0
+_SIGNAL_BYTES = 128  # struct signalfd_siginfo
 
 
-def main(request: dict[str, Any], fds: list[int], cgroups: Cgroups) -> None:
-    """Entry, right after the spawner's fork, whose signal dispositions it keeps. ``request``: {dir}; ``fds``: the
-    daemon's connection."""
-    (connection_fd,) = fds
+def main(directory: str, fds: list[int], cgroups: Cgroups) -> None:
+    """Entry, right after the spawner's fork, whose signal dispositions it keeps. ``fds``: the daemon's connection and
+    the socket on which a later daemon will call."""
+    connection_fd, listener_fd = fds
     os.setsid()
-    syscalls.set_process_name("cri-monitor")
+    procfs.set_own_name("cri-monitor")
     syscalls.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    syscalls.prctl(PR_SET_DUMPABLE, 0)
-    Monitor(request["dir"], socket.socket(fileno=connection_fd), cgroups).run()
+    Monitor(directory, connection_fd, listener_fd, cgroups).run()
+
+
+class Executor(NamedTuple):
+    """Who runs what the daemon asks for: our own runtime, or a rehearsal of it."""
+
+    hold: Callable[[holder.Own, bytes, int, Cgroups], int]
+    create: Create
+    exec: Callable[[bytes, int, container.Stdio, ExecScope], tuple[int, Parent]]
+
+
+OURS = Executor(holder.spawn, container.create, runtime_exec.start)
 
 
 class Monitor:
-    """The pod's state, all of it in this process."""
+    """The pod's state, all of it in this process.
 
-    def __init__(self, directory: str, connection: socket.socket, cgroups: Cgroups) -> None:
+    Sockets are ``SocketType``, the plain ones of C: Python's own wrap their constants in enums, which costs memory.
+    """
+
+    def __init__(
+        self, directory: str, connection_fd: int, listener_fd: int, cgroups: Cgroups, executor: Executor = OURS
+    ) -> None:
         self._directory = directory
         self._cgroups = cgroups
+        self._executor = executor
         self._epoll = select.epoll()
         self._acts: dict[int, Callable[[], None]] = {}  # by descriptor
         self._holder = 0
         self._held = False  # there was a pod to keep
-        self._containers: dict[str, ContainerProcess] = {}
+        self._containers: dict[bytes, ContainerProcess] = {}
         self._execs: dict[int, ExecProcess] = {}  # by pid
         self._ending = False
-        self._listener = _listen(directory)
-        self._connection: socket.socket | None = None
-        self._watch(self._listener.fileno(), self._accept)
-        self._watch(_wake_on_child(), self._reap)
-        self._adopt(connection)
+        self._listener_fd = listener_fd
+        self._connection: socket.SocketType | None = None
+        self._watch(listener_fd, self._accept)
+        self._child_fd = syscalls.signalfd(signal.SIGCHLD)  # the spawner has blocked it
+        self._watch(self._child_fd, self._reap)
+        self._adopt(connection_fd)
 
     # ------------------------------------------------------------------ loop
 
     def run(self) -> None:
         """Until the daemon says ``end``."""
-        self._tell({"event": "up", "pid": os.getpid(), "version": protocol.VERSION})
+        self.greet()
         while not self._ending:
-            for fd, _ in self._epoll.poll():
-                act = self._acts.get(fd)
-                if act is not None:  # None: an act before it in this round has ended it
-                    act()
+            self.turn()
+
+    def greet(self) -> None:
+        """Tell the daemon that made us that we are there."""
+        self._tell(protocol.event(b"up", b'{"pid":%d}' % os.getpid()))
+
+    def turn(self) -> None:
+        """Wait until something happens, and act on it."""
+        for fd, _ in self._epoll.poll():
+            act = self._acts.get(fd)
+            if act is not None:  # None: an act before it in this round has ended it
+                act()
+
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        for process in self._containers.values():
+            process.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._epoll.close()
+        os.close(self._child_fd)
+        os.close(self._listener_fd)
 
     def _watch(self, fd: int, act: Callable[[], None]) -> None:
         self._acts[fd] = act
@@ -80,12 +116,15 @@ class Monitor:
             self._epoll.unregister(fd)
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        listener = socket.socket(fileno=os.dup(self._listener_fd))
+        connection, _ = listener.accept()
+        listener.close()
         self._drop_connection()
-        self._adopt(connection)
+        self._adopt(connection.detach())
 
-    def _adopt(self, connection: socket.socket) -> None:
+    def _adopt(self, connection_fd: int) -> None:
         """The newest daemon is the one that counts."""
+        connection = socket.SocketType(fileno=connection_fd)
         connection.settimeout(_KILL_S)  # a daemon that hangs must not hang the pod
         self._connection = connection
         self._watch(connection.fileno(), self._listen_to_daemon)
@@ -103,94 +142,114 @@ class Monitor:
         if not self._held:
             self._ending = True  # the daemon died before there was a pod; no other will look for this one
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _tell(self, frame: bytes) -> None:
         if self._connection is None:
             return  # the next daemon asks for the state
         try:
-            transport.send(self._connection, message)
+            transport.send(self._connection, frame)
         except OSError:
             self._drop_connection()
 
     def _listen_to_daemon(self) -> None:
         assert self._connection is not None
         try:
-            request, fds = transport.receive(self._connection)
+            frame, fds = transport.receive(self._connection)
         except OSError:
-            request, fds = None, []
-        if request is None:
+            frame, fds = b"", []
+        if not frame:
             self._drop_connection()
             return
+        request = protocol.parse_request(frame)
         try:
-            result = self._serve(request, fds)
+            answer = self._serve(request, fds)
         except (CriError, OSError, ChildError, Missing, WrongState) as error:
-            self._tell(protocol.refusal(request["seq"], _kind(error), str(error)))
+            self._tell(protocol.refusal(request.seq, _kind(error), str(error)))
         else:
-            if result is not None:
-                self._tell(protocol.answer(request["seq"], result))
+            if answer is not None:
+                self._tell(protocol.answer(request.seq, answer))
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _serve(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
+    def _serve(self, request: protocol.Request, fds: list[int]) -> bytes | None:
         """The answer to one request, or None where it comes later."""
-        word = request["op"]
-        if word in ("create", "start", "exec"):
-            self._begin(word, request, fds)
-            return None
-        match word:
-            case "hello":
-                return self._state()
+        words = request.words
+        match request.op:
+            case "create" | "start" | "exec" | "hello":
+                self._begin(request, fds)
+                return None
             case "hold":
                 return self._hold(request, fds)
             case "kill":
-                return self._container(request["id"]).kill(request["signal"], everything=request["all"])
+                self._container(words[0]).kill(int(words[1]), everything=words[2] == b"1")
             case "kill_exec":
-                return self._kill_exec(request["name"])
+                self._kill_exec(words[0])
             case "reopen":
-                return self._container(request["id"]).reopen_log()
+                self._container(words[0]).reopen_log()
             case "abandon":
                 return self._abandon(request)
             case "end":
-                return self._end()
-        raise WrongState(f"this monitor does not know the request {word!r}")
+                self._end()
+        return b""
 
-    def _begin(self, word: str, request: dict[str, Any], fds: list[int]) -> None:
-        """Requests whose answer waits for a child."""
-        if word == "create":
-            self._create(request)
-        elif word == "start":
-            self._start(request)
-        else:
-            self._exec(request, fds)
+    def _begin(self, request: protocol.Request, fds: list[int]) -> None:
+        """Requests whose answer a child gives, or waits for."""
+        match request.op:
+            case "create":
+                self._create(request)
+            case "start":
+                self._start(request)
+            case "exec":
+                self._exec(request, fds)
+            case "hello":
+                self._tell_state(request.seq)
 
-    def _container(self, container_id: str) -> ContainerProcess:
+    def _container(self, container_id: bytes) -> ContainerProcess:
         try:
             return self._containers[container_id]
         except KeyError:
-            raise Missing(f"the monitor has no container {container_id}") from None
+            raise Missing(f"the monitor has no container {container_id.decode()}") from None
 
     # --------------------------------------------------------------- requests
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "version": protocol.VERSION,
-            "pid": os.getpid(),
-            "holder": self._holder,
-            "containers": {key: value.state() for key, value in self._containers.items()},
-        }
+    def _tell_state(self, seq: int) -> None:
+        """By a child, as to write the document costs memory; awaited, so that no event overtakes it."""
+        pid = os.getpid()
+        child = syscalls.clone3(0)
+        if child == 0:
+            self._say_state(seq, pid)
+        if os.waitpid(child, 0)[1] != 0:
+            raise ChildError("the monitor's state could not be told")
 
-    def _hold(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        self._holder = holder.spawn(request, fds[0] if fds else -1, self._cgroups)
+    def _say_state(self, seq: int, pid: int) -> NoReturn:
+        """In the child."""
+        try:
+            state = {
+                "version": protocol.VERSION,
+                "pid": pid,
+                "holder": self._holder,
+                "containers": {key.decode(): value.state() for key, value in self._containers.items()},
+            }
+            self._tell(protocol.answer(seq, json.dumps(state).encode()))
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    def _hold(self, request: protocol.Request, fds: list[int]) -> bytes:
+        hostname, ipc, pid = request.words
+        own = holder.Own(hostname.decode(), ipc == b"1", pid == b"1")
+        self._holder = self._executor.hold(own, request.body, fds[0] if fds else -1, self._cgroups)
         self._held = True
-        return {"holder": self._holder}
+        return b'{"holder":%d}' % self._holder
 
-    def _create(self, request: dict[str, Any]) -> None:
+    def _create(self, request: protocol.Request) -> None:
         """Fork init; the answer follows when it says that it is ready."""
-        if request["id"] in self._containers:
-            raise WrongState(f"the container {request['id']} exists already")
-        process = ContainerProcess(request, self._cgroups)
-        self._containers[request["id"]] = process
-        process.asked = request["seq"]
+        container_id = request.words[0]
+        if container_id in self._containers:
+            raise WrongState(f"the container {container_id.decode()} exists already")
+        process = ContainerProcess(request, self._cgroups, self._executor.create)
+        self._containers[container_id] = process
+        process.asked = request.seq
         self._watch(process.parent_fd, lambda: self._hear_init(process))
         for stream in process.streams:
             self._watch_stream(process, stream)
@@ -206,85 +265,85 @@ class Monitor:
     def _hear_init(self, process: ContainerProcess) -> None:
         """Init says ready, or what is wrong, or falls silent, which after ``start`` means execve."""
         try:
-            message, fds = process.hear()
+            said, terminal = process.hear()
         except OSError:
-            message, fds = None, []
-        if message is not None and "ready" in message:
-            stream = process.became_ready(message["ready"], fds)
+            said, terminal = [], -1
+        if said and said[0] == READY:
+            stream = process.became_ready(int(said[1]), said[2], terminal)
             if stream is not None:
                 self._watch_stream(process, stream)
-            self._answer(process, message["ready"])
+            self._answer(process, said[2])
             return
         self._forget(process.parent_fd)
         process.close_parent()
-        if message is not None:
-            kind = "start" if process.started_at else message["kind"]
-            process.failed(message["error"])
-            self._refuse(process, kind, message["error"])
+        if said:
+            kind = "start" if process.started_at else said[1].decode()
+            process.failed(said_text(said))
+            self._refuse(process, kind, process.error)
         elif process.started_at:
             self._answer(process, process.became_running())
         else:
             self._refuse(process, "failed", "init ended before it was ready")
 
-    def _answer(self, process: ContainerProcess, result: dict[str, Any]) -> None:
+    def _answer(self, process: ContainerProcess, body: bytes) -> None:
         seq, process.asked = process.asked, 0
         if seq:
-            self._tell(protocol.answer(seq, result))
+            self._tell(protocol.answer(seq, body))
 
     def _refuse(self, process: ContainerProcess, kind: str, text: str) -> None:
         seq, process.asked = process.asked, 0
         if seq:
             self._tell(protocol.refusal(seq, kind, text))
 
-    def _start(self, request: dict[str, Any]) -> None:
+    def _start(self, request: protocol.Request) -> None:
         """Let init go on. Asked again, by whoever missed the answer, this tells again that it runs."""
-        process = self._container(request["id"])
+        process = self._container(request.words[0])
         if process.running:
-            self._tell(protocol.answer(request["seq"], process.became_running()))
+            self._tell(protocol.answer(request.seq, process.became_running()))
             return
         process.go(time.time_ns())
-        process.asked = request["seq"]
+        process.asked = request.seq
 
-    def _exec(self, request: dict[str, Any], fds: list[int]) -> None:
-        process = self._container(request["id"])
+    def _exec(self, request: protocol.Request, fds: list[int]) -> None:
+        container_id, name = request.words
+        process = self._container(container_id)
         if process.pid == 0 or process.ended or not process.started_at:
-            raise WrongState(f"the container {request['id']} is not running")
-        scope = self._cgroups.exec_scope(process.cgroup, request["name"])
+            raise WrongState(f"the container {container_id.decode()} is not running")
+        scope = self._cgroups.exec_scope(process.cgroup, name.decode())
         try:
-            pid, parent = runtime_exec.start(request, process.pid, container.Stdio(*fds), scope)
+            pid, parent = self._executor.exec(request.body, process.pid, container.Stdio(*fds), scope)
         except BaseException:
-            scope.remove()
+            scope.drop()
             raise
-        started = ExecProcess(request["seq"], request["name"], parent, scope)
+        started = ExecProcess(request.seq, name, pid, parent, scope)
         self._execs[pid] = started
         self._watch(parent.fd, lambda: self._hear_exec(started, pid))
 
     def _hear_exec(self, process: ExecProcess, pid: int) -> None:
         """The exec's last word, or the end of file that means execve."""
         try:
-            message, _ = process.parent.hear()
+            said = process.parent.hear()
         except OSError:
-            message = None
+            said = []
         self._forget(process.parent.fd)
         process.parent.close()
         process.heard = True
-        process.error = message["error"] if message else ""
+        process.error = said_text(said) if said else ""
         if process.status is not None:
             self._finish_exec(self._execs.pop(pid))
 
-    def _kill_exec(self, name: str) -> dict[str, Any]:
+    def _kill_exec(self, name: bytes) -> None:
         for process in self._execs.values():
             if process.name == name:
                 process.kill()
-        return {}
 
-    def _abandon(self, request: dict[str, Any]) -> dict[str, Any] | None:
+    def _abandon(self, request: protocol.Request) -> bytes | None:
         """Forget a container; one that has not ended is killed, and the answer waits until it has."""
-        process = self._container(request["id"])
+        process = self._container(request.words[0])
         if process.ended:
             self._delete(process)
-            return {}
-        process.abandoned = request["seq"]
+            return b""
+        process.abandoned = request.seq
         process.kill_now()
         return None
 
@@ -294,18 +353,17 @@ class Monitor:
         process.close()
         del self._containers[process.id]
 
-    def _end(self) -> dict[str, Any]:
+    def _end(self) -> None:
         for process in self._containers.values():
             process.kill_now()
         if self._holder:
             os.kill(self._holder, signal.SIGKILL)
         self._ending = True
-        return {}
 
     # ------------------------------------------------------------------ exits
 
     def _reap(self) -> None:
-        os.read(_WAKE[0], 4096)
+        os.read(self._child_fd, _SIGNAL_BYTES)
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -319,7 +377,7 @@ class Monitor:
         if pid == self._holder:
             self._holder = 0
             if not self._ending:
-                self._tell({"event": "holder_exit"})
+                self._tell(protocol.event(b"holder_exit"))
             return
         if pid in self._execs:
             process = self._execs[pid]
@@ -337,43 +395,22 @@ class Monitor:
             self._hear_init(process)  # all that it still said, before its exit is told
         for stream in process.streams:
             self._forget(stream.fd)
-        exit_event = process.end(status, time.time_ns())
+        process.end(status, time.time_ns())
         if process.abandoned:
             self._delete(process)
-            self._tell(protocol.answer(process.abandoned, {}))
+            self._tell(protocol.answer(process.abandoned))
             return
         process.keep_exit(self._directory)
         if not process.refused:
-            self._tell({"event": "exit", "id": process.id, **exit_event})
+            self._tell(protocol.event(b"exit", process.ended))
 
     def _finish_exec(self, process: ExecProcess) -> None:
         if process.error:
             self._tell(protocol.refusal(process.seq, "start", process.error))
         else:
             assert process.status is not None
-            self._tell(protocol.answer(process.seq, {"code": exit_code(process.status)}))
-        process.scope_gone()
-
-
-_WAKE: list[int] = []
-
-
-def _wake_on_child() -> int:
-    """A descriptor that becomes readable at SIGCHLD; the signal's handler, the spawner's, does nothing here."""
-    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    _WAKE[:] = [read_end, write_end]
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    return read_end
-
-
-def _listen(directory: str) -> socket.socket:
-    """The socket where a later daemon finds us; bound through the directory's descriptor: paths are limited to 108."""
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(f"/proc/self/fd/{fd}/{SOCKET_NAME}")
-    listener.listen(4)
-    os.close(fd)
-    return listener
+            self._tell(protocol.answer(process.seq, b'{"code":%d}' % exit_code(process.status)))
+        process.drop_scope()
 
 
 def _kind(error: Exception) -> str:

@@ -1,13 +1,22 @@
-"""Frames between daemon, spawner and monitor: JSON in one packet of a SOCK_SEQPACKET socket. Pure.
+"""Frames between daemon, spawner and monitor: words that are separated by NUL, then a JSON body. Pure.
 
-A request carries ``op`` and ``seq``; its one answer repeats ``seq`` with ``ok`` or ``error``. What happens by itself
-is an ``event``. A body too large for a packet travels in a memfd beside the frame ``{"memfd": true}``.
+::
+
+    request   OP NUL SEQ NUL WORD NUL … NUL BODY
+    answer    SEQ NUL "ok" NUL BODY, or SEQ NUL KIND NUL text of the error
+    event     "0" NUL NAME NUL BODY
+
+A request's words are what the monitor itself needs; the body is for the child that it forks, and only that child
+parses it. A monitor lives as long as its pod, and whatever it parses or builds leaves pages behind that it shares with
+no other process any more: a JSON encoder that ran once costs 200 kB. So the monitor splits, formats and passes on.
+
+Each frame is one packet of a SOCK_SEQPACKET socket. What is too large for a packet travels in a memfd beside MEMFD.
 
 Requests to a monitor and what they answer (times in Unix ns)::
 
     hello    {}                                     → {version, pid, holder, containers: {id: state}}
     hold     holder.spawn's request, fd: netns      → {holder}
-    create   container.create's request + log, line_bytes, stdin, stdin_once, own_pids → {user, notes}
+    create   container.create's request + log, line_bytes, stdin, own_pids → {user, notes}
     start    {id}                                   → {pid, ticks, started_at}
     kill     {id, signal, all}                      → {}
     exec     {id, name, process, user, seccomp}, fds: stdin, stdout, stderr → {code} once it has ended
@@ -16,37 +25,137 @@ Requests to a monitor and what they answer (times in Unix ns)::
     abandon  {id}                                   → {} once it has ended and is forgotten
     end      {}                                     → the monitor kills its holder and goes
 
-Events: ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {}.
+Events: ``up`` {pid}, ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {}.
 A container's state: {state: created|running|exited, pid, ticks, started_at, user} and, exited, what ``exit`` has.
+An error's kind: start (the program can't be executed), state (wrong moment), missing, failed.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from cri_py.errors import InvalidArgument
+from cri_py.kernel.constants import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+)
 
 VERSION: Final = 1
 PACKET_BYTES: Final = 64 << 10
-MEMFD: Final = b'{"memfd":true}'
+MEMFD: Final = b"memfd"
+WORDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "hello": (),
+        "hold": ("hostname", "ipc", "pid"),
+        "create": ("id", "cgroup", "log", "line_bytes", "stdin", "tty", "own_pids", "new", "joined", "holder"),
+        "start": ("id",),
+        "kill": ("id", "signal", "all"),
+        "exec": ("id", "name"),
+        "kill_exec": ("name",),
+        "reopen": ("id",),
+        "abandon": ("id",),
+        "end": (),
+    }
+)
+_SPLITS: Final = {op: len(words) + 2 for op, words in WORDS.items()}
+_EVENT: Final = "0"
+_NAMESPACES: Final = {
+    "mount": CLONE_NEWNS,
+    "pid": CLONE_NEWPID,
+    "network": CLONE_NEWNET,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "cgroup": CLONE_NEWCGROUP,
+}
 
 
-def encode(message: dict[str, Any]) -> bytes:
-    """One frame. Text that is not UTF-8 (paths, environment) survives as surrogates, escaped by JSON."""
-    return json.dumps(message, separators=(",", ":")).encode()
+class Request(NamedTuple):
+    """A request as the monitor sees it; truth is told as ``1`` and ``0``."""
+
+    op: str
+    seq: int
+    words: list[bytes]
+    body: bytes
 
 
-def decode(frame: bytes) -> dict[str, Any]:
-    """The message of a frame. Raises ValueError for what is none."""
-    message = json.loads(frame)
-    if not isinstance(message, dict):
-        raise ValueError(f"a frame must be an object, not {type(message).__name__}")  # noqa: TRY004 - one error
-    return message
+class Reply(NamedTuple):
+    """An answer or, with ``seq`` 0, an event; ``word`` is ``ok``, an error's kind or the event's name."""
+
+    seq: int
+    word: str
+    body: bytes
+
+    def content(self) -> dict[str, Any]:
+        """The body of an event or of an answer that is ``ok``."""
+        return dict(json.loads(self.body)) if self.body else {}
+
+    def text(self) -> str:
+        """The body of an error."""
+        return self.body.decode("utf-8", "surrogateescape")
 
 
-def answer(seq: int, result: dict[str, Any]) -> dict[str, Any]:
-    return {"seq": seq, "ok": result}
+def request(op: str, seq: int, fields: Mapping[str, Any]) -> bytes:
+    """The frame of a request. Text that is not UTF-8 (paths, environment) survives as surrogates."""
+    words = [_word(fields[name]) for name in WORDS[op]]
+    rest = {name: value for name, value in fields.items() if name not in WORDS[op]}
+    body = json.dumps(rest, separators=(",", ":")).encode() if rest else b""
+    return b"\0".join([op.encode(), b"%d" % seq, *words, body])
 
 
-def refusal(seq: int, kind: str, text: str) -> dict[str, Any]:
-    """``kind``: start (the program can't be executed), state (wrong moment), missing, failed."""
-    return {"seq": seq, "error": text, "kind": kind}
+def parse_request(frame: bytes) -> Request:
+    """Raises ValueError for what is no request."""
+    op = frame[: frame.find(b"\0")].decode()
+    if op not in _SPLITS:
+        raise ValueError(f"there is no request {op!r}")
+    _, seq, *words, body = frame.split(b"\0", _SPLITS[op])
+    if len(words) + 2 != _SPLITS[op]:
+        raise ValueError(f"a request {op} has {_SPLITS[op] - 2} words, not {len(words)}")
+    return Request(op, int(seq), words, body)
+
+
+def answer(seq: int, body: bytes = b"") -> bytes:
+    """``body``: JSON, empty for {}."""
+    return b"%d\0ok\0%b" % (seq, body)
+
+
+def refusal(seq: int, kind: str, text: str) -> bytes:
+    return b"%d\0%b\0%b" % (seq, kind.encode(), text.encode("utf-8", "surrogateescape"))
+
+
+def event(name: bytes, body: bytes = b"") -> bytes:
+    """``body``: JSON, empty for {}."""
+    return b"0\0%b\0%b" % (name, body)
+
+
+def parse_reply(frame: bytes) -> Reply:
+    """Raises ValueError for what is neither an answer nor an event."""
+    seq, word, body = frame.split(b"\0", 2)
+    return Reply(int(seq), word.decode(), body)
+
+
+def namespace_words(namespaces: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """``linux.namespaces`` of an OCI document as ``create`` has them: ``new``, flags of those that are made;
+    ``joined``, flags of those that are the pod's; ``holder``, whose they are, from the path /proc/PID/ns/NAME;
+    ``own_pids``, whether the end of pid 1 is the end of all."""
+    words = {"new": 0, "joined": 0, "holder": 0, "own_pids": {"type": "pid"} in namespaces}
+    for entry in namespaces:
+        if path := entry.get("path", ""):
+            words["joined"] |= _NAMESPACES[entry["type"]]
+            words["holder"] = int(path.split("/")[2])
+        else:
+            words["new"] |= _NAMESPACES[entry["type"]]
+    return words
+
+
+def _word(value: str | int) -> bytes:
+    text = str(int(value)) if isinstance(value, int) else value
+    if "\0" in text:
+        raise InvalidArgument(f"{text!r} holds a NUL, which no path and no name can")
+    return text.encode("utf-8", "surrogateescape")

@@ -6,7 +6,6 @@ that the monitors share those pages. It holds no state: it may die at any time a
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import signal
@@ -14,26 +13,35 @@ import socket
 import sys
 
 from cri_py.cgroups import Cgroups, detect
-from cri_py.kernel import faults, syscalls
+from cri_py.kernel import faults, procfs, syscalls
+from cri_py.kernel.constants import PR_SET_DUMPABLE
 from cri_py.kernel.fds import receive as receive_fds
-from cri_py.monitor import protocol, transport
-from cri_py.monitor.crilog import LineCutter
+from cri_py.monitor import protocol
 from cri_py.monitor.process import main as become_monitor
+from cri_py.monitor.rehearsal import rehearse, settle
 
 _FDS = 4
-_WARM_ROUNDS = 20
 
 
 def serve(control: socket.socket, cgroups: Cgroups) -> None:
     """Make monitors until the daemon's end is closed. One request, one fork; the monitor answers by itself."""
+    child_fd = syscalls.signalfd(signal.SIGCHLD)
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(child_fd, select.POLLIN)
     while True:
+        ready = [fd for fd, _ in poll.poll()]
+        if child_fd in ready:
+            _reap(child_fd)
+        if control.fileno() not in ready:
+            continue
         frame, fds = receive_fds(control, protocol.PACKET_BYTES, _FDS)
         if not frame:
             return
-        request = protocol.decode(frame)
         if syscalls.clone3(0) == 0:
             control.close()
-            become_monitor(request, fds, cgroups)
+            os.close(child_fd)
+            become_monitor(os.fsdecode(frame), fds, cgroups)
             os._exit(0)
         for fd in fds:
             os.close(fd)
@@ -41,49 +49,36 @@ def serve(control: socket.socket, cgroups: Cgroups) -> None:
 
 def main(control_fd: int) -> None:
     """Entry: ``python -m cri_py.monitor.spawner FD``."""
-    syscalls.set_process_name("cri-spawner")
-    _set_signals(os.getpid())
+    procfs.set_own_name("cri-spawner")
+    _set_signals()
+    syscalls.prctl(
+        PR_SET_DUMPABLE, 0
+    )  # inherited by the monitors: what enters a container must not be traced from there
     cgroups = detect()
-    _warm_up()
+    rehearse()
     faults.arm(faults.MONITORS)
-    gc.collect()
-    gc.freeze()
+    _filling = settle()
     serve(socket.socket(fileno=control_fd), cgroups)
 
 
-def _set_signals(spawner: int) -> None:
-    """For this process and, inherited, for all monitors: setting them there would cost each its own copy of pages."""
+def _reap(child_fd: int) -> None:
+    """The spawner's children are monitors, which need no witness."""
+    os.read(child_fd, 128)
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
 
-    def reap(_number: int, _frame: object) -> None:
-        """The spawner's children are monitors, which need no witness; a monitor's are collected in its loop."""
-        if os.getpid() != spawner:
-            return
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
 
-    signal.signal(signal.SIGCHLD, reap)
+def _set_signals() -> None:
+    """For this process and, inherited, for all monitors: setting them there would cost each its own copy of pages.
+
+    SIGCHLD is blocked and read from a descriptor. A handler in Python would run in the middle of anything.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # monitor and spawner end by the daemon's word, or its silence
-
-
-def _warm_up() -> None:
-    """Run what every monitor runs, often enough for the interpreter to specialise it (PEP 659): code that changes
-    only here is shared by all monitors."""
-    for number in range(_WARM_ROUNDS):
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        poll = select.epoll()
-        poll.register(ours, select.EPOLLIN)
-        transport.send(theirs, protocol.answer(number, {"text": "", "list": [1], "none": None, "yes": True}))
-        poll.poll(0)
-        transport.receive(ours)
-        cutter = LineCutter("stdout")
-        cutter.feed(b"line\nrest", number)
-        cutter.end(number)
-        for closing in (poll, ours, theirs):
-            closing.close()
 
 
 if __name__ == "__main__":

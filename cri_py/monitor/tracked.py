@@ -6,12 +6,13 @@ import fcntl
 import json
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import KernelError
-from cri_py.kernel import procfs
 from cri_py.monitor.output import PIPE_BYTES, LogFile, OutputStream
+from cri_py.monitor.protocol import Request
 from cri_py.runtime import container
 from cri_py.runtime.child import Parent
 
@@ -28,30 +29,35 @@ class WrongState(Exception):
     """The container's state does not allow the request."""
 
 
+Create = Callable[[container.Birth, bytes, container.Stdio, Cgroups], tuple[int, Parent]]
+
+
 class ContainerProcess:
     """One container from create to delete."""
 
-    def __init__(self, request: dict[str, Any], cgroups: Cgroups) -> None:
-        self.id: str = request["id"]
-        self.cgroup: str = request["cgroup"]
+    def __init__(self, request: Request, cgroups: Cgroups, create: Create) -> None:
+        self.id, cgroup, log, line_bytes, stdin, tty, own_pids, new, joined, holder = request.words
+        self.cgroup = os.fsdecode(cgroup)
         self.abandoned = 0  # seq of the request that its end answers
         self.asked = 0  # seq of the request that init's next word answers
         self.started_at = 0
-        self.ended: dict[str, Any] = {}
+        self.ended = b""  # the ``exit`` event's body
         self.refused = False  # init failed, and the answer to a request has said so
         self.error = ""  # what init failed with
         self.streams: list[OutputStream] = []
         self._cgroups = cgroups
-        self._own_pids: bool = request["own_pids"]
-        self._line_bytes: int = request["line_bytes"]
+        self._create = create
+        self._own_pids = own_pids == b"1"
+        self._line_bytes = int(line_bytes)
         self._ticks = 0
-        self._user: dict[str, Any] | None = None
-        self._log = LogFile(request["log"]) if request["log"] else None
+        self._ready = b""  # JSON {user, notes}, as init said it
+        self._log = LogFile(log) if log else None
         self._stdin = -1
         self._parent: Parent | None = None
         if self._log is not None:
             self._open_log(self._log)
-        self.pid = self._fork(request)
+        birth = container.Birth(self.cgroup, int(new), int(joined), int(holder), tty == b"1")
+        self.pid = self._fork(birth, request.body, stdin=stdin == b"1")
 
     @staticmethod
     def _open_log(log: LogFile) -> None:
@@ -60,11 +66,12 @@ class ContainerProcess:
         except OSError:
             return  # tried again with the first line, which is counted as dropped if that fails too
 
-    def _fork(self, request: dict[str, Any]) -> int:
-        if request["tty"]:
-            pid, self._parent = container.create(request, container.Stdio(-1, -1, -1), self._cgroups)
+    def _fork(self, birth: container.Birth, body: bytes, *, stdin: bool) -> int:
+        self._tty = birth.tty
+        if birth.tty:
+            pid, self._parent = self._create(birth, body, container.Stdio(-1, -1, -1), self._cgroups)
             return pid
-        stdin, self._stdin = self._stdin_pair(wanted=request["stdin"])
+        read_end, self._stdin = self._stdin_pair(wanted=stdin)
         out, stdout = os.pipe2(os.O_CLOEXEC)
         err, stderr = os.pipe2(os.O_CLOEXEC)
         widen_pipe(out)
@@ -73,12 +80,13 @@ class ContainerProcess:
             OutputStream(err, "stderr", self._log, self._line_bytes),
         ]
         try:
-            pid, self._parent = container.create(request, container.Stdio(stdin, stdout, stderr), self._cgroups)
+            stdio = container.Stdio(read_end, stdout, stderr)
+            pid, self._parent = self._create(birth, body, stdio, self._cgroups)
         except BaseException:
             self.close()
             raise
         finally:
-            for fd in (stdin, stdout, stderr):
+            for fd in (read_end, stdout, stderr):
                 os.close(fd)
         return pid
 
@@ -99,27 +107,29 @@ class ContainerProcess:
         assert self._parent is not None
         return self._parent.fd
 
-    def hear(self) -> tuple[dict[str, Any] | None, list[int]]:
+    def hear(self) -> tuple[list[bytes], int]:
+        """As Parent.hear_with_descriptor; a descriptor comes only with a tty."""
         assert self._parent is not None
-        return self._parent.hear()
+        return self._parent.hear_with_descriptor() if self._tty else (self._parent.hear(), -1)
 
     def close_parent(self) -> None:
         if self._parent is not None:
             self._parent.close()
             self._parent = None
 
-    def became_ready(self, ready: dict[str, Any], fds: list[int]) -> OutputStream | None:
+    def became_ready(self, ticks: int, ready: bytes, terminal: int) -> OutputStream | None:
         """Init waits for ``go``; with a tty its master has come along, which is stdin and output in one."""
-        self._user = ready["user"]
-        if not fds:
+        self._ticks = ticks
+        self._ready = ready
+        if terminal < 0:
             return None
-        stream = OutputStream(fds[0], "stdout", self._log, self._line_bytes)
+        stream = OutputStream(terminal, "stdout", self._log, self._line_bytes)
         self.streams.append(stream)
         return stream
 
     def go(self, now: int) -> None:
         if self.ended or self._parent is None or self.started_at:
-            raise WrongState(f"the container {self.id} is not waiting to be started")
+            raise WrongState(f"the container {self.id.decode()} is not waiting to be started")
         self.started_at = now
         self._parent.go()
 
@@ -127,9 +137,9 @@ class ContainerProcess:
     def running(self) -> bool:
         return bool(self.started_at) and not self.ended and self._parent is None
 
-    def became_running(self) -> dict[str, Any]:
-        self._ticks = procfs.start_ticks(self.pid) or 0
-        return {"pid": self.pid, "ticks": self._ticks, "started_at": self.started_at}
+    def became_running(self) -> bytes:
+        """What ``start`` answers."""
+        return b'{"pid":%d,"ticks":%d,"started_at":%d}' % (self.pid, self._ticks, self.started_at)
 
     def failed(self, text: str) -> None:
         self.error = text
@@ -138,14 +148,13 @@ class ContainerProcess:
 
     # -- requests
 
-    def kill(self, number: int, *, everything: bool) -> dict[str, Any]:
+    def kill(self, number: int, *, everything: bool) -> None:
         """Signal the first process, or SIGKILL all. One that has ended is fine."""
         if not self.ended:
             if everything:
                 self.kill_now()
             else:
                 os.kill(self.pid, number)
-        return {}
 
     def kill_now(self) -> None:
         """SIGKILL: the end of pid 1 is the end of its namespace; without one of its own the cgroup is emptied."""
@@ -154,12 +163,11 @@ class ContainerProcess:
         if not self._own_pids:
             self._cgroups.kill(self.cgroup, _KILL_S)
 
-    def reopen_log(self) -> dict[str, Any]:
+    def reopen_log(self) -> None:
         if self.ended or not self.started_at:
-            raise WrongState(f"the container {self.id} is not running")
+            raise WrongState(f"the container {self.id.decode()} is not running")
         if self._log is not None:
             self._log.open()
-        return {}
 
     # -- the end
 
@@ -168,7 +176,7 @@ class ContainerProcess:
             self.streams.remove(stream)
             stream.close()
 
-    def end(self, status: int, now: int) -> dict[str, Any]:
+    def end(self, status: int, now: int) -> None:
         """The process was reaped: take the last output, see whether memory was short, end what it left behind."""
         if not self._own_pids:
             self._end_rest()
@@ -176,15 +184,15 @@ class ContainerProcess:
             stream.drain()
             stream.close()
         self.streams = []
-        self.ended = {
-            "code": exit_code(status),
-            "started_at": self.started_at,
-            "finished_at": now,
-            "oom": self._oom_kills() > 0,
-            "error": self.error,
-            "dropped": self._log.dropped if self._log else 0,
-        }
-        return self.ended
+        self.ended = (b'{"id":"%b","code":%d,"started_at":%d,"finished_at":%d,"oom":%b,"dropped":%d,"error":%b}') % (
+            self.id,
+            exit_code(status),
+            self.started_at,
+            now,
+            b"true" if self._oom_kills() > 0 else b"false",
+            self._log.dropped if self._log else 0,
+            json.dumps(self.error).encode() if self.error else b'""',
+        )
 
     def _end_rest(self) -> None:
         try:
@@ -200,11 +208,13 @@ class ContainerProcess:
 
     def keep_exit(self, directory: str) -> None:
         """Write the exit to a file as well: it is known even if this process is killed next."""
-        path = f"{directory}/{EXITS}/{self.id}"
+        path = f"{directory}/{EXITS}/{self.id.decode()}"
         try:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            with open(f"{path}.new", "w") as file:
-                json.dump(self.ended, file)
+            fd = _create(f"{path}.new")
+            try:
+                os.write(fd, self.ended)
+            finally:
+                os.close(fd)
             os.rename(f"{path}.new", path)
         except OSError:
             return  # the state directory is full; the daemon still has it from us
@@ -212,7 +222,9 @@ class ContainerProcess:
     def state(self) -> dict[str, Any]:
         """What a new daemon has to know. What was told to start counts as running: nobody will be asked again."""
         word = "exited" if self.ended else "running" if self.started_at else "created"
-        return {"state": word, **self.became_running(), "user": self._user, **self.ended}
+        user = json.loads(self._ready)["user"] if self._ready else None
+        ended = json.loads(self.ended) if self.ended else {}
+        return {"state": word, **json.loads(self.became_running()), "user": user, **ended}
 
     def close(self) -> None:
         for stream in self.streams:
@@ -224,6 +236,16 @@ class ContainerProcess:
         self.close_parent()
         if self._log is not None:
             self._log.close()
+
+
+def _create(path: str) -> int:
+    """A new file, its directory made where it is the first."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        os.mkdir(os.path.dirname(path), 0o700)
+        return os.open(path, flags, 0o600)
 
 
 def exit_code(status: int) -> int:
@@ -243,9 +265,10 @@ def widen_pipe(fd: int) -> None:
 class ExecProcess:
     """One exec, from the fork until both its exit and its last word are known."""
 
-    def __init__(self, seq: int, name: str, parent: Parent, scope: ExecScope) -> None:
+    def __init__(self, seq: int, name: bytes, pid: int, parent: Parent, scope: ExecScope) -> None:
         self.seq = seq
         self.name = name
+        self.pid = pid
         self.parent = parent
         self.scope = scope
         self.status: int | None = None
@@ -253,16 +276,16 @@ class ExecProcess:
         self.error = ""
 
     def kill(self) -> None:
-        """SIGKILL it and everything that it has started."""
+        """SIGKILL it, wherever it is on its way into its scope, and everything that it has started."""
+        os.kill(self.pid, signal.SIGKILL)
         try:
             self.scope.kill(_KILL_S)
         except KernelError:
             return  # in uninterruptible sleep: it ends when the kernel lets it
 
-    def scope_gone(self) -> None:
-        """Remove the scope's group. Processes that the exec left behind keep it, until the container's own end."""
+    def drop_scope(self) -> None:
+        """Remove the scope's group; processes that the exec left behind keep it until the container's own end."""
         try:
-            if not self.scope.processes():
-                self.scope.remove()
+            self.scope.drop()
         except KernelError:
-            return  # still busy; it goes with its container's group
+            return  # it goes with its container's group

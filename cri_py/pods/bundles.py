@@ -91,6 +91,8 @@ class Bundles:
             os.mkdir(writable, 0o700)
             os.mkdir(f"{writable}/upper", 0o755)
             os.mkdir(f"{writable}/work", 0o755)
+            if container.log_path:
+                _make_log_directory(container.log_path)
             _write(f"{directory}/config.json", bundle.document)
             if bundle.seccomp is not None:
                 _write(f"{directory}/seccomp.json", bundle.seccomp)
@@ -120,6 +122,14 @@ class Bundles:
 
     def close(self) -> None:
         self._compiler.shutdown()
+
+
+def _make_log_directory(log_path: str) -> None:
+    """A kubelet has made it; for other callers the monitor would, but with more memory for the rest of its life."""
+    try:
+        os.makedirs(os.path.dirname(log_path), 0o755, exist_ok=True)
+    except OSError:
+        return  # the monitor tries again with each line, counts those that are lost, and the container runs
 
 
 def _write(path: str, document: Mapping[str, Any]) -> None:

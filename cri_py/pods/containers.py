@@ -44,6 +44,7 @@ from cri_py.model import (
     SandboxConfig,
     SandboxId,
 )
+from cri_py.monitor import protocol
 from cri_py.pods import spec_limits, spec_security, spec_signals
 from cri_py.pods.bundles import Bundle, Bundles
 from cri_py.pods.events import Events
@@ -210,8 +211,7 @@ class Containers:
             timeout_s=self._config.monitor_timeout_s,
             id=container.id,
             bundle=self._places.bundle(container.sandbox_id, container.id),
-            namespaces=namespaces,
-            own_pids={"type": "pid"} in namespaces,
+            **protocol.namespace_words(namespaces),
             cgroup=container.cgroup,
             rootfs={
                 "lower": self._images.lower_dirs(image.id),
@@ -224,7 +224,6 @@ class Containers:
             log=container.log_path,
             line_bytes=self._config.log_line_bytes,
             stdin=container.config.stdin,
-            stdin_once=container.config.stdin_once,
         )
 
     async def _forget_in_monitor(self, container: Container) -> None:

@@ -1,29 +1,33 @@
 """How a monitor and the process that it forks talk until execve.
 
-One socket pair, close-on-exec. The child's end carries JSON messages up and one-byte commands down; when the child
-executes its program the kernel closes its end, and that end of file is how success is told::
+One socket pair, close-on-exec. The child's end carries words up and one-byte commands down; when the child executes its
+program the kernel closes its end, and that end of file is how success is told::
 
     monitor                          child
        │  clone3 ──────────────────────▶ │  namespaces, mounts, pivot_root
-       │ ◀──────────── {"ready": …}      │  (init only) + the tty's master
+       │ ◀──────────── ready, ticks, {…} │  (init only) + the tty's master
        │  "g" ─────────────────────────▶ │  user, capabilities, seccomp
-       │ ◀──────────── {"error": …}      │  or
+       │ ◀──────────── error, kind, text │  or
        │ ◀──────────── end of file       │  execve
+
+What the child says is one packet of three fields, separated by NUL: the monitor splits it and parses nothing, which
+would cost it memory for as long as the pod lives (see ``monitor.protocol``).
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import select
 import socket
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cri_py.errors import FailedPrecondition
 from cri_py.kernel import fds, syscalls
 
+READY = b"ready"
+ERROR = b"error"
 _LIMIT = 65536
 _TEXT_LIMIT = 4096
 _HIGH_FD = 16
@@ -34,20 +38,16 @@ class ChildError(Exception):
 
 
 class Parent:
-    """Both ends of the pair: the monitor keeps ``fd``, the child ``child_fd``."""
+    """Both ends of the pair, as descriptors: the monitor keeps ``fd``, the child ``child_fd``."""
 
     def __init__(self) -> None:
-        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.fd, self.child_fd = syscalls.seqpacket_pair()
 
     # -- in the child
 
-    @property
-    def child_fd(self) -> int:
-        return self._theirs.fileno()
-
     def run_child(self, body: Callable[[], None]) -> NoReturn:
         """Run ``body``, which should end in execve; say what went wrong if it doesn't. Never returns."""
-        self._ours.close()  # else the monitor's death would be no end of file here
+        os.close(self.fd)  # else the monitor's death would be no end of file here
         try:
             body()
         except BaseException as error:
@@ -56,64 +56,69 @@ class Parent:
 
     def _say_last(self, error: BaseException) -> None:
         try:
-            kind = "state" if isinstance(error, FailedPrecondition) else "failed"
-            text = str(error) or type(error).__name__  # it may quote an argument, and those may be longer than a frame
-            self.say({"error": text[:_TEXT_LIMIT], "kind": kind})
+            kind = b"state" if isinstance(error, FailedPrecondition) else b"failed"
+            text = str(error) or type(error).__name__  # it may quote an argument, and those may be longer than a packet
+            self._say(ERROR, kind, text[:_TEXT_LIMIT].encode("utf-8", "surrogateescape"))
         except OSError:
             os._exit(129)  # the monitor is gone; nobody is left to tell
 
-    def say(self, message: dict[str, Any], sent: list[int] | None = None) -> None:
-        body = json.dumps(message).encode()
-        if sent:
-            socket.send_fds(self._theirs, [body], sent)
-        else:
-            self._theirs.send(body)
+    def say_ready(self, ticks: int, answer: bytes, sent: int = -1) -> None:
+        """Init is built and waits. ``ticks``: its start time (proc_pid_stat(5), field 22); ``answer``: JSON, passed on
+        as it is; ``sent``: a descriptor that goes along."""
+        packet = b"\0".join((READY, b"%d" % ticks, answer))
+        if sent < 0:
+            os.write(self.child_fd, packet)
+            return
+        with socket.socket(fileno=os.dup(self.child_fd)) as theirs:
+            socket.send_fds(theirs, [packet], [sent])
+
+    def _say(self, *fields: bytes) -> None:
+        os.write(self.child_fd, b"\0".join(fields))
 
     def await_go(self) -> bool:
         """Wait for the monitor's word; False if the monitor is gone or wants no start."""
-        return self._theirs.recv(1) == b"g"
-
-    def child_end_is_at(self, fd: int) -> None:
-        """``arrange`` has put the child's end there."""
-        self._theirs.detach()
-        self._theirs = socket.socket(fileno=fd)
+        return os.read(self.child_fd, 1) == b"g"
 
     # -- in the monitor
 
-    @property
-    def fd(self) -> int:
-        return self._ours.fileno()
-
     def started(self) -> None:
         """The child has its end; ours of it is closed, so that end of file means what it should."""
-        self._theirs.close()
+        os.close(self.child_fd)
 
     def go(self) -> None:
-        self._ours.send(b"g")
+        os.write(self.fd, b"g")
 
-    def hear(self) -> tuple[dict[str, Any] | None, list[int]]:
-        """The child's next message and its descriptors; None at end of file."""
-        body, descriptors = fds.receive(self._ours, _LIMIT, 2)
-        if not body:
-            return None, descriptors
-        message: dict[str, Any] = json.loads(body)
-        return message, descriptors
+    def hear(self) -> list[bytes]:
+        """The child's next packet, as its three fields; empty at end of file."""
+        packet = os.read(self.fd, _LIMIT)
+        return packet.split(b"\0", 2) if packet else []
+
+    def hear_with_descriptor(self) -> tuple[list[bytes], int]:
+        """As ``hear``, and the descriptor that has come along, which the caller owns, or -1."""
+        with socket.socket(fileno=os.dup(self.fd)) as ours:
+            packet, taken = fds.receive(ours, _LIMIT, 1)
+        return packet.split(b"\0", 2) if packet else [], taken[0] if taken else -1
 
     def expect_exec(self, timeout_s: float) -> None:
         """Wait until the child has executed its program. Raises ChildError with its words, or on time-out."""
         poll = select.poll()
-        poll.register(self._ours, select.POLLIN)
+        poll.register(self.fd, select.POLLIN)
         try:
             if not poll.poll(timeout_s * 1000):
                 raise ChildError(f"no execve within {timeout_s:.0f} s")
-            message, _ = self.hear()
+            said = self.hear()
         finally:
             self.close()
-        if message is not None:
-            raise ChildError(message["error"])
+        if said:
+            raise ChildError(said_text(said))
 
     def close(self) -> None:
-        self._ours.close()
+        os.close(self.fd)
+
+
+def said_text(said: list[bytes]) -> str:
+    """The text of an ``error``."""
+    return said[2].decode("utf-8", "surrogateescape")
 
 
 def arrange(*pairs: tuple[int, int]) -> None:

@@ -13,19 +13,16 @@ import signal
 import stat
 import struct
 import termios
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cri_py.cgroups import Cgroups
 from cri_py.errors import CriError, StartError
-from cri_py.kernel import syscalls
+from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import (
     CLONE_INTO_CGROUP,
     CLONE_NEWCGROUP,
-    CLONE_NEWIPC,
-    CLONE_NEWNET,
-    CLONE_NEWNS,
     CLONE_NEWPID,
-    CLONE_NEWUTS,
     MS_BIND,
     MS_PRIVATE,
     MS_REC,
@@ -37,14 +34,6 @@ from cri_py.kernel.constants import (
 from cri_py.runtime import mounts, security, users
 from cri_py.runtime.child import Parent, arrange, keep_only
 
-_NAMESPACES = {
-    "mount": CLONE_NEWNS,
-    "pid": CLONE_NEWPID,
-    "network": CLONE_NEWNET,
-    "ipc": CLONE_NEWIPC,
-    "uts": CLONE_NEWUTS,
-    "cgroup": CLONE_NEWCGROUP,
-}
 # Never shared: pivot_root refuses a root below a shared mount, and the root's own mounts would appear on the host.
 # What is shared with the host is taken before, by mounts.take_shared.
 _ROOT_PROPAGATION = {
@@ -69,51 +58,30 @@ class Stdio(NamedTuple):
     stderr: int
 
 
-class Namespaces(NamedTuple):
-    """How the document's namespaces are reached: made by the fork, made later, or those of a process."""
+class Birth(NamedTuple):
+    """What must be known before the fork. ``new`` and ``joined`` are flags of namespaces: those that are made and those
+    of the process ``holder``, 0 where nothing is shared."""
 
-    new: int  # flags for clone3
-    cgroup: bool  # a new cgroup namespace, made once the process is in its cgroup
-    joined: int  # flags of those that are the holder's
-    holder: int  # its pid, 0 where nothing is shared
+    cgroup: str
+    new: int
+    joined: int
+    holder: int
+    tty: bool
 
-    def open_holder(self) -> int:
+    def holder_fd(self) -> int:
         """A pidfd of the holder, -1 where nothing is shared. Opened before the fork: a pid means little after it."""
-        return syscalls.pidfd_open(self.holder) if self.joined & ~CLONE_NEWPID else -1
+        return syscalls.pidfd_open(self.holder) if self.joined else -1
 
 
-class World(NamedTuple):
-    """Where init has to go after the fork."""
+def _fork(birth: Birth, holder_fd: int, cgroup_fd: int | None) -> int:
+    """clone3 with what can be had at birth: new namespaces, the holder's pid namespace, the v2 cgroup.
 
-    spaces: Namespaces
-    holder_fd: int  # a pidfd, or -1
-    enter: Cgroups | None  # v1: groups are entered by hand; v2: init was born into its own
-
-
-def namespaces(document: list[dict[str, Any]]) -> Namespaces:
-    """Sort ``linux.namespaces`` of an OCI document. A path must be /proc/PID/ns/NAME of the pod's holder."""
-    new = joined = holder = 0
-    for entry in document:
-        flag = _NAMESPACES[entry["type"]]
-        path = entry.get("path", "")
-        if path:
-            joined |= flag
-            holder = int(path.split("/")[2])
-        else:
-            new |= flag
-    return Namespaces(new & ~CLONE_NEWCGROUP, bool(new & CLONE_NEWCGROUP), joined, holder)
-
-
-def fork_into(spaces: Namespaces, cgroup_fd: int | None) -> int:
-    """clone3 with what can be had at birth: new namespaces, the holder's pid namespace, the v2 cgroup."""
-    flags = spaces.new | (CLONE_INTO_CGROUP if cgroup_fd is not None else 0)
-    if not spaces.joined & CLONE_NEWPID:
-        return syscalls.clone3(flags, cgroup=cgroup_fd or 0)
-    holder_fd = syscalls.pidfd_open(spaces.holder)
-    try:
+    A new cgroup namespace is made later, once init is in its cgroup.
+    """
+    flags = birth.new & ~CLONE_NEWCGROUP | (CLONE_INTO_CGROUP if cgroup_fd is not None else 0)
+    if birth.joined & CLONE_NEWPID:
         return fork_beside(holder_fd, flags, cgroup_fd or 0)
-    finally:
-        os.close(holder_fd)
+    return syscalls.clone3(flags, cgroup=cgroup_fd or 0)
 
 
 def fork_beside(pidfd: int, flags: int, cgroup_fd: int) -> int:
@@ -133,21 +101,32 @@ def fork_beside(pidfd: int, flags: int, cgroup_fd: int) -> int:
     return child
 
 
-def create(request: dict[str, Any], stdio: Stdio, cgroups: Cgroups) -> tuple[int, Parent]:
+class World(NamedTuple):
+    """What init has from its birth."""
+
+    birth: Birth
+    holder_fd: int  # a pidfd, or -1
+    stdio: Stdio
+    cgroups: Cgroups
+    parent: Parent
+
+
+Init = Callable[[World, bytes], None]
+
+
+def create(birth: Birth, body: bytes, stdio: Stdio, cgroups: Cgroups, init: Init | None = None) -> tuple[int, Parent]:
     """Fork init; returns its pid and the pair through which it will say ``ready`` or ``error``.
 
-    ``request``: bundle, namespaces (of the document), cgroup, rootfs {lower, upper, work}, user, seccomp, tty.
+    ``body``: JSON {bundle, rootfs {lower, upper, work}, user, seccomp}, which init parses. ``init``: what the child
+    does, for rehearsals.
     """
     parent = Parent()
-    spaces = namespaces(request["namespaces"])
-    request["groups"] = cgroups.directories(request["cgroup"])
-    holder_fd = spaces.open_holder()
-    cgroup_fd = cgroups.directory_fd(request["cgroup"])
+    holder_fd = birth.holder_fd()
+    cgroup_fd = cgroups.directory_fd(birth.cgroup)
     try:
-        pid = fork_into(spaces, cgroup_fd)
+        pid = _fork(birth, holder_fd, cgroup_fd)
         if pid == 0:
-            world = World(spaces, holder_fd, cgroups if cgroup_fd is None else None)
-            parent.run_child(lambda: _init(request, world, stdio, parent))
+            parent.run_child(lambda: (init or _init)(World(birth, holder_fd, stdio, cgroups, parent), body))
     finally:
         for fd in (cgroup_fd, holder_fd):
             if fd is not None and fd >= 0:
@@ -159,24 +138,28 @@ def create(request: dict[str, Any], stdio: Stdio, cgroups: Cgroups) -> tuple[int
 # ------------------------------------------------- from here on, in the child
 
 
-def _init(request: dict[str, Any], world: World, stdio: Stdio, parent: Parent) -> None:
-    holder_fd = _take_descriptors(stdio, parent, world.holder_fd)
+def _init(world: World, body: bytes) -> None:
+    birth, cgroups, parent = world.birth, world.cgroups, world.parent
+    holder_fd = _take_descriptors(world.stdio, parent, world.holder_fd)
     # Until execve, init ends with its monitor; what has not been started needs no witness.
     syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
+    ticks = procfs.own_start_ticks()
+    if not cgroups.born_into:
+        cgroups.enter(birth.cgroup)
+    request = json.loads(body)
     with open(f"{request['bundle']}/config.json", "rb") as file:
         document = json.loads(file.read())
     process = document["process"]
     secure = security.read_filter(request["seccomp"])
-    if world.enter is not None:
-        world.enter.enter(request["cgroup"])
-    _join(world.spaces, holder_fd)
+    _join(birth, holder_fd)
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
     notes += security.set_limits(process.get("rlimits", []))
-    terminal = _build_root(document, request, tty=request["tty"])
+    request["groups"] = cgroups.directories(birth.cgroup)
+    terminal = _build_root(document, request, tty=birth.tty)
     launch, identity, home, refusal = _prepare(process, request["user"], secure)
     ready = {"user": {**identity._asdict(), "home": home} if identity else None, "notes": notes}
-    parent.say({"ready": ready}, [terminal] if terminal >= 0 else None)
+    parent.say_ready(ticks, json.dumps(ready).encode(), terminal)
     if terminal >= 0:
         os.close(terminal)
     if not parent.await_go():
@@ -215,16 +198,17 @@ def _take_descriptors(stdio: Stdio, parent: Parent, holder_fd: int) -> int:
     pairs += [(holder_fd, _HOLDER_FD)] if holder_fd >= 0 else []
     pairs += [(fd, number) for number, fd in enumerate(stdio)] if stdio.stdout >= 0 else []
     arrange(*pairs)
-    parent.child_end_is_at(_SYNC_FD)
+    parent.child_fd = _SYNC_FD
     keep_only(_SYNC_FD, *([_HOLDER_FD] if holder_fd >= 0 else []), null_stdio=stdio.stdout < 0)
     return _HOLDER_FD if holder_fd >= 0 else -1
 
 
-def _join(spaces: Namespaces, holder_fd: int) -> None:
+def _join(birth: Birth, holder_fd: int) -> None:
     if holder_fd >= 0:
-        syscalls.setns(holder_fd, spaces.joined & ~CLONE_NEWPID)
+        if joined := birth.joined & ~CLONE_NEWPID:  # in the pid namespace we were born
+            syscalls.setns(holder_fd, joined)
         os.close(holder_fd)
-    if spaces.cgroup:
+    if birth.new & CLONE_NEWCGROUP:
         syscalls.unshare(CLONE_NEWCGROUP)
 
 

@@ -8,9 +8,10 @@ of the host (CVE-2024-21626), and executes nothing of ours that the container co
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from typing import Any
+from collections.abc import Callable
 
 from cri_py.cgroups import ExecScope
 from cri_py.kernel import syscalls
@@ -31,21 +32,30 @@ _TARGET_FD = 4
 _ALL = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
 
 
-def start(request: dict[str, Any], pid: int, stdio: container.Stdio, scope: ExecScope) -> tuple[int, Parent]:
+WalkIn = Callable[[bytes, int, container.Stdio, ExecScope, Parent], None]
+
+
+def start(
+    body: bytes, pid: int, stdio: container.Stdio, scope: ExecScope, walk_in: WalkIn | None = None
+) -> tuple[int, Parent]:
     """Fork the process that becomes the program; returns its pid and the pair.
 
-    The pair brings an error, or the end of file that means execve. ``request``: process (OCI), user {uid, gid, groups,
-    home}, seccomp; ``pid`` is the container's init. The caller must not be dumpable.
+    The pair brings an error, or the end of file that means execve. ``body``: JSON {process (OCI), user {uid, gid,
+    groups, home}, seccomp}, parsed by the child; ``pid`` is the container's init. The caller must not be dumpable.
+    ``scope`` is made here, by the child where it can be (v1), and is the caller's to drop. ``walk_in``: what the child
+    does, for rehearsals.
     """
     parent = Parent()
     target = syscalls.pidfd_open(pid)
-    cgroup_fd = scope.directory_fd()
+    cgroup_fd = None
     try:
+        if scope.groups.born_into:
+            scope.make()
+            cgroup_fd = scope.directory_fd()
         flags = CLONE_INTO_CGROUP if cgroup_fd is not None else 0
         child = container.fork_beside(target, flags, cgroup_fd or 0)
         if child == 0:
-            enter = scope if cgroup_fd is None else None
-            parent.run_child(lambda: _walk_in(request, target, stdio, enter, parent))
+            parent.run_child(lambda: (walk_in or _walk_in)(body, target, stdio, scope, parent))
     finally:
         for fd in (cgroup_fd, target):
             if fd is not None:
@@ -54,14 +64,14 @@ def start(request: dict[str, Any], pid: int, stdio: container.Stdio, scope: Exec
     return child, parent
 
 
-def _walk_in(
-    request: dict[str, Any], target: int, stdio: container.Stdio, scope: ExecScope | None, parent: Parent
-) -> None:
+def _walk_in(body: bytes, target: int, stdio: container.Stdio, scope: ExecScope, parent: Parent) -> None:
+    request = json.loads(body)
     secure = security.read_filter(request["seccomp"])
-    if scope is not None:
+    if not scope.groups.born_into:
+        scope.make()
         scope.enter()
     arrange((parent.child_fd, _SYNC_FD), (target, _TARGET_FD), *((fd, number) for number, fd in enumerate(stdio)))
-    parent.child_end_is_at(_SYNC_FD)
+    parent.child_fd = _SYNC_FD
     keep_only(_SYNC_FD, _TARGET_FD)
     process = request["process"]
     security.set_oom_score(process.get("oomScoreAdj"))

@@ -6,44 +6,56 @@ SIGCHLD ignored, so that the kernel reaps its children, also where it is pid 1 o
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 from cri_py.cgroups import Cgroups
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, PR_SET_PDEATHSIG
 from cri_py.runtime.child import Parent, keep_only
 
+Become = Callable[["Own", bytes, int, Cgroups, Parent], None]
 
-def spawn(request: dict[str, Any], netns_fd: int, cgroups: Cgroups) -> int:
+
+class Own(NamedTuple):
+    """Which namespaces the pod has of its own; an empty hostname keeps the host's UTS namespace."""
+
+    hostname: str
+    ipc: bool
+    pid: bool
+
+
+def spawn(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, become: Become | None = None) -> int:
     """Start the holder; returns its pid once it executes. Raises ChildError with the cause if it can't.
 
-    ``request``: program (path), hostname ("" keeps the host's UTS namespace), ipc and pid (bool: own namespace),
-    sysctls ({path below /proc/sys: value}), cgroup (path). ``netns_fd``: the pod's network, -1: the host's.
+    ``body``: JSON {program (path), sysctls ({path below /proc/sys: value}), cgroup (path)}, which the child parses.
+    ``netns_fd``: the pod's network, -1: the host's. ``become``: what the child does, for rehearsals.
     """
-    flags = (CLONE_NEWIPC if request["ipc"] else 0) | (CLONE_NEWPID if request["pid"] else 0)
-    flags |= CLONE_NEWUTS if request["hostname"] else 0
+    flags = (CLONE_NEWIPC if own.ipc else 0) | (CLONE_NEWPID if own.pid else 0) | (CLONE_NEWUTS if own.hostname else 0)
     parent = Parent()
-    pid = syscalls.clone3(flags)
-    if pid == 0:
-        parent.run_child(lambda: _become(request, netns_fd, cgroups, parent))
+    child = syscalls.clone3(flags)
+    if child == 0:
+        parent.run_child(lambda: (become or _become)(own, body, netns_fd, cgroups, parent))
     parent.started()
     try:
         parent.expect_exec(timeout_s=10.0)
     except BaseException:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
         raise
-    return pid
+    return child
 
 
-def _become(request: dict[str, Any], netns_fd: int, cgroups: Cgroups, parent: Parent) -> None:
+def _become(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, parent: Parent) -> None:
+    request = json.loads(body)
     syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     cgroups.enter(request["cgroup"])
     if netns_fd >= 0:
         syscalls.setns(netns_fd, CLONE_NEWNET)
-    if request["hostname"]:
-        syscalls.sethostname(request["hostname"])
+    if own.hostname:
+        syscalls.sethostname(own.hostname)
     for path, value in request["sysctls"].items():
         _set_sysctl(path, value)
     keep_only(parent.child_fd, null_stdio=True)

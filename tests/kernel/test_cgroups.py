@@ -338,19 +338,23 @@ def test_the_end_of_an_exec_scope_leaves_its_container_alone(groups: Cgroups, to
     groups.create(f"{top}/ctr", {})
     container = member(lambda: groups.enter(f"{top}/ctr"))
     scope = groups.exec_scope(f"{top}/ctr", "exec-1")
+    scope.make()
     pid = member(scope.enter)
+    assert not scope.drop()
     assert scope.processes() == [pid]
     assert groups.processes(f"{top}/ctr") == sorted([container, pid])
     scope.kill(5)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-    scope.remove()
+    assert scope.drop()
     assert groups.processes(f"{top}/ctr") == [container]
     assert groups.children(f"{top}/ctr") == ()
 
 
 def test_an_exec_has_the_limits_of_its_container(groups: Cgroups, top: str, member: MakeMember) -> None:
     groups.create(f"{top}/ctr", {})
-    pid = member(groups.exec_scope(f"{top}/ctr", "exec-1").enter)
+    scope = groups.exec_scope(f"{top}/ctr", "exec-1")
+    scope.make()
+    pid = member(scope.enter)
     memberships = procfs.cgroup(pid)
     assert memberships is not None
     inside = [m for m in memberships if f"{top}/ctr" in m.path]
@@ -359,7 +363,7 @@ def test_an_exec_has_the_limits_of_its_container(groups: Cgroups, top: str, memb
 
 def test_a_scope_is_removed_with_its_container(groups: Cgroups, top: str) -> None:
     groups.create(f"{top}/ctr", {})
-    groups.exec_scope(f"{top}/ctr", "exec-1")
+    groups.exec_scope(f"{top}/ctr", "exec-1").make()
     groups.remove(f"{top}/ctr")
     assert not any(on_disk(groups, f"{top}/ctr"))
 

@@ -174,7 +174,7 @@ async def test_what_a_monitor_does_not_have_is_missing(spawner: SpawnerClient, t
     client = await up(spawner, tmp_path / "pod")
     for word in ("start", "kill", "reopen", "abandon", "exec"):
         with pytest.raises(NotFound, match="no container x"):
-            await client.request(word, timeout_s=10, id="x", signal=9, all=True)
+            await client.request(word, timeout_s=10, id="x", name="e", signal=9, all=True)
     await end(client)
 
 

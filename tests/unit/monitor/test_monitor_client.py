@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -25,20 +26,26 @@ class MonitorSimulator:
     async def receive(self) -> tuple[dict[str, Any], list[int]]:
         while True:
             try:
-                message, fds = transport.receive(self.connection)
+                frame, fds = transport.receive(self.connection)
             except BlockingIOError:
                 await asyncio.sleep(0)
                 continue
-            assert message is not None
-            return message, fds
+            request = protocol.parse_request(frame)
+            words = dict(zip(protocol.WORDS[request.op], (word.decode() for word in request.words), strict=True))
+            rest = json.loads(request.body) if request.body else {}
+            return {"op": request.op, "seq": request.seq, **words, **rest}, fds
 
-    def send(self, message: dict[str, Any]) -> None:
-        transport.send(self.connection, message)
+    def send(self, frame: bytes) -> None:
+        transport.send(self.connection, frame)
 
     async def answer(self, **result: Any) -> dict[str, Any]:
         message, _ = await self.receive()
-        self.send(protocol.answer(message["seq"], result))
+        self.send(answer(message["seq"], result))
         return message
+
+
+def answer(seq: int, result: dict[str, Any]) -> bytes:
+    return protocol.answer(seq, json.dumps(result).encode())
 
 
 @pytest.fixture
@@ -55,12 +62,12 @@ Ends = tuple[MonitorClient, MonitorSimulator]
 
 async def test_a_request_gets_its_own_answer(ends: Ends) -> None:
     client, monitor = ends
-    first = asyncio.create_task(client.request("kill", timeout_s=5, id="a"))
-    second = asyncio.create_task(client.request("kill", timeout_s=5, id="b"))
+    first = asyncio.create_task(client.request("reopen", timeout_s=5, id="a"))
+    second = asyncio.create_task(client.request("reopen", timeout_s=5, id="b"))
     (one, _), (two, _) = await monitor.receive(), await monitor.receive()
-    assert [(one["op"], one["id"]), (two["op"], two["id"])] == [("kill", "a"), ("kill", "b")]
-    monitor.send(protocol.answer(two["seq"], {"of": "b"}))
-    monitor.send(protocol.answer(one["seq"], {"of": "a"}))
+    assert [(one["op"], one["id"]), (two["op"], two["id"])] == [("reopen", "a"), ("reopen", "b")]
+    monitor.send(answer(two["seq"], {"of": "b"}))
+    monitor.send(answer(one["seq"], {"of": "a"}))
     assert await asyncio.gather(first, second) == [{"of": "a"}, {"of": "b"}]
 
 
@@ -70,7 +77,7 @@ async def test_a_request_gets_its_own_answer(ends: Ends) -> None:
 )
 async def test_a_refusal_is_raised_in_the_monitors_words(ends: Ends, kind: str, error: type[Exception]) -> None:
     client, monitor = ends
-    asked = asyncio.create_task(client.request("start", timeout_s=5))
+    asked = asyncio.create_task(client.request("start", timeout_s=5, id="a"))
     message, _ = await monitor.receive()
     monitor.send(protocol.refusal(message["seq"], kind, "exec: no such file"))
     with pytest.raises(error, match="exec: no such file"):
@@ -82,7 +89,7 @@ async def test_a_monitor_that_does_not_answer_is_given_up_and_its_late_answer_ig
     with pytest.raises(DeadlineExceeded, match="hello"):
         await client.request("hello", timeout_s=0.01)
     message, _ = await monitor.receive()
-    monitor.send(protocol.answer(message["seq"], {"late": True}))
+    monitor.send(answer(message["seq"], {"late": True}))
     asked = asyncio.create_task(client.request("hello", timeout_s=5))
     await monitor.answer(now=True)
     assert await asked == {"now": True}
@@ -92,7 +99,7 @@ async def test_what_a_monitor_still_owes_an_earlier_daemon_answers_nothing_of_ou
     client, monitor = ends
     asked = asyncio.create_task(client.request("hello", timeout_s=5))
     for seq in range(1, 50):
-        monitor.send(protocol.answer(seq, {"old": True}))
+        monitor.send(answer(seq, {"old": True}))
     await monitor.answer(now=True)
     assert await asked == {"now": True}
 
@@ -101,7 +108,7 @@ async def test_a_monitor_that_dies_is_told_once_and_ends_every_request(ends: End
     client, monitor = ends
     told = []
     client.on_lost = lambda: told.append("lost")
-    asked = [asyncio.create_task(client.request("exec", timeout_s=None)) for _ in range(3)]
+    asked = [asyncio.create_task(client.request("exec", timeout_s=None, id="a", name="e")) for _ in range(3)]
     await monitor.receive()
     monitor.connection.close()
     for request in asked:
@@ -129,13 +136,13 @@ async def test_events_from_before_anybody_listened_are_kept(ends: Ends) -> None:
     client, monitor = ends
     asked = asyncio.create_task(client.request("hello", timeout_s=5))
     message, _ = await monitor.receive()
-    monitor.send(protocol.answer(message["seq"], {}))
-    monitor.send({"event": "holder_exit"})  # read in the same round as the answer
+    monitor.send(answer(message["seq"], {}))
+    monitor.send(protocol.event(b"holder_exit"))  # read in the same round as the answer
     await asked
     assert client.early == [{"event": "holder_exit"}]
     seen: list[dict[str, Any]] = []
     client.on_event = seen.append
-    monitor.send({"event": "exit", "id": "a"})
+    monitor.send(protocol.event(b"exit", b'{"id":"a"}'))
     await asyncio.sleep(0.01)
     assert seen == [{"event": "exit", "id": "a"}]
 
@@ -145,14 +152,16 @@ async def test_a_full_socket_delays_requests_and_keeps_their_order_and_descripto
     read_end, write_end = os.pipe()
     asked = []
     for number in range(500):
-        asked.append(asyncio.create_task(client.request("kill", timeout_s=5, n=number, x="y" * 4096, fds=(read_end,))))
+        asked.append(
+            asyncio.create_task(client.request("reopen", timeout_s=5, id="a", n=number, x="y" * 4096, fds=(read_end,)))
+        )
         await asyncio.sleep(0)
     os.close(read_end)
     for number in range(500):
         message, (fd,) = await monitor.receive()
         os.close(fd)
         assert message["n"] == number
-        monitor.send(protocol.answer(message["seq"], {"n": number}))
+        monitor.send(answer(message["seq"], {"n": number}))
         await asyncio.sleep(0)
     assert [answer["n"] for answer in await asyncio.gather(*asked)] == list(range(500))
     os.close(write_end)
@@ -163,7 +172,8 @@ async def test_descriptors_that_still_wait_are_closed_with_the_connection(ends: 
     before = len(os.listdir("/proc/self/fd"))
     read_end, write_end = os.pipe()
     asked = [
-        asyncio.create_task(client.request("kill", timeout_s=5, x="y" * 4096, fds=(read_end,))) for _ in range(500)
+        asyncio.create_task(client.request("reopen", timeout_s=5, id="a", x="y" * 4096, fds=(read_end,)))
+        for _ in range(500)
     ]
     await asyncio.sleep(0)
     os.close(read_end)
@@ -178,7 +188,7 @@ async def test_descriptors_that_still_wait_are_closed_with_the_connection(ends: 
 
 async def test_a_new_monitor_says_that_it_is_up(ends: Ends) -> None:
     client, monitor = ends
-    monitor.send({"event": "up", "pid": 42, "version": 1})
+    monitor.send(protocol.event(b"up", b'{"pid":42}'))
     assert await client.wait_until_up(5) == 42
     assert client.pid == 42
 

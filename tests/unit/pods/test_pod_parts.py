@@ -16,7 +16,7 @@ from cri_py import telemetry
 from cri_py.cgroups import Cgroups
 from cri_py.errors import Internal, Unavailable
 from cri_py.model import Event, EventKind, Nanos, SandboxId
-from cri_py.monitor import transport
+from cri_py.monitor import protocol, transport
 from cri_py.monitor.client import MonitorClient
 from cri_py.pods.bundles import read_document
 from cri_py.pods.events import Events
@@ -235,10 +235,10 @@ async def test_events_count_from_before_the_monitor_was_kept(pair: Pair) -> None
         monitors = Monitors(tasks)
         seen = Seen(monitors)
         client = MonitorClient(pair[0])
-        transport.send(pair[1], {"event": "holder_exit"})
+        transport.send(pair[1], protocol.event(b"holder_exit"))
         await asyncio.sleep(0.01)
         monitors.keep(POD, client)
-        transport.send(pair[1], {"event": "exit", "id": "c"})
+        transport.send(pair[1], protocol.event(b"exit", b'{"id":"c"}'))
         await asyncio.sleep(0.01)
         assert seen.told == [("holder", POD), ("exit", "c")]
         monitors.close()
@@ -282,8 +282,8 @@ async def test_a_report_that_cannot_be_recorded_does_not_end_the_daemon(pair: Pa
 
         monitors.on_exit = refuse
         monitors.keep(POD, MonitorClient(pair[0]))
-        transport.send(pair[1], {"event": "exit", "id": "c"})
-        transport.send(pair[1], {"event": "holder_exit"})
+        transport.send(pair[1], protocol.event(b"exit", b'{"id":"c"}'))
+        transport.send(pair[1], protocol.event(b"holder_exit"))
         await asyncio.sleep(0.01)
         assert seen.told == [("holder", POD)]
         monitors.close()

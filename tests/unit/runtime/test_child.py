@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cri_py.errors import FailedPrecondition, StartError
-from cri_py.runtime.child import ChildError, Parent, arrange, keep_only
+from cri_py.runtime.child import ERROR, READY, ChildError, Parent, arrange, keep_only
 
 
 def fork(body: Callable[[Parent], None]) -> tuple[Parent, int]:
@@ -57,8 +57,7 @@ def test_an_error_longer_than_a_frame_is_cut_and_still_understood() -> None:
         raise StartError("x" * 200_000)
 
     parent, pid = fork(fail)
-    message, _ = parent.hear()
-    assert message == {"error": "x" * 4096, "kind": "failed"}
+    assert parent.hear() == [ERROR, b"failed", b"x" * 4096]
     parent.close()
     code_of(pid)
 
@@ -68,14 +67,14 @@ def test_what_the_node_lacks_is_told_from_what_fails() -> None:
         raise FailedPrecondition("no such volume")
 
     parent, pid = fork(fail)
-    assert parent.hear()[0] == {"error": "no such volume", "kind": "state"}
+    assert parent.hear() == [ERROR, b"state", b"no such volume"]
     parent.close()
     code_of(pid)
 
 
 def test_a_child_that_dies_silently_ends_the_conversation() -> None:
     parent, pid = fork(lambda _: os.kill(os.getpid(), signal.SIGKILL))
-    assert parent.hear() == (None, [])
+    assert parent.hear() == []
     parent.close()
     assert code_of(pid) == -signal.SIGKILL
 
@@ -91,12 +90,12 @@ def test_a_child_that_never_executes_is_not_awaited_for_ever() -> None:
 def test_a_child_waits_for_the_word() -> None:
     def wait(parent: Parent) -> None:
         keep_only(parent.child_fd)  # the parent's end above all: it would keep the conversation open
-        parent.say({"ready": 1})
+        parent.say_ready(17, b'{"user":null}')
         os._exit(7 if parent.await_go() else 8)
 
     for go, code in ((True, 7), (False, 8)):
         parent, pid = fork(wait)
-        assert parent.hear() == ({"ready": 1}, [])
+        assert parent.hear() == [READY, b"17", b'{"user":null}']
         if go:
             parent.go()
         else:
@@ -110,11 +109,12 @@ def test_a_descriptor_travels_up_and_is_close_on_exec() -> None:
     def send(parent: Parent) -> None:
         read_end, write_end = os.pipe()
         os.write(write_end, b"through")
-        parent.say({"ready": 1}, [read_end])
+        parent.say_ready(17, b"{}", read_end)
         os._exit(0)
 
     parent, pid = fork(send)
-    _, (fd,) = parent.hear()
+    said, fd = parent.hear_with_descriptor()
+    assert said == [READY, b"17", b"{}"]
     assert os.read(fd, 10) == b"through"
     assert not os.get_inheritable(fd)
     os.close(fd)
