@@ -77,6 +77,11 @@ RPC_ERRORS: Final = Counter(
 PODS: Final = Reading("cri_py_pods", "Sandboxes by state: ready, notready", "state")
 CONTAINERS: Final = Reading("cri_py_containers", "Containers by state: created, running, exited, lost", "state")
 PULL_BYTES: Final = Counter("cri_py_pull_bytes", "Bytes fetched from registries", registry=REGISTRY)
+PULL_ATTEMPTS: Final = Counter(
+    "cri_py_pull_failed_attempts",
+    "Requests to registries that failed, be it that others succeeded",
+    registry=REGISTRY,
+)
 PULL_SECONDS: Final = Histogram(
     "cri_py_pull_seconds", "How long pulls that succeeded took", buckets=_PULL_BUCKETS, registry=REGISTRY
 )

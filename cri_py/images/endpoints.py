@@ -94,5 +94,7 @@ def by_default(ref: ImageRef) -> list[Endpoint]:
 def by_our_config(ref: ImageRef, config: RegistryConfig) -> list[Endpoint]:
     """The mirrors of ``[images.registries]`` in order, then the host itself."""
     found = [Endpoint(api_root(mirror), ref.path, ref.host, own=False) for mirror in config.mirrors]
-    server = f"http://{ref.host}" if config.insecure else server_of(ref.host)
+    server = server_of(ref.host)
+    if config.insecure:
+        server = f"http://{server.partition('://')[2]}"
     return [*found, Endpoint(api_root(server), ref.path, ref.host, own=True)]

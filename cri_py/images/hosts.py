@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-import structlog
-
 from cri_py.errors import ConfigError
 from cri_py.images.endpoints import DIAL_TIMEOUT_S, HUB, SYSTEM_TRUST, Endpoint, Trust, server_of
 from cri_py.images.reference import ImageRef
@@ -28,8 +26,6 @@ _OF_A_HOST: Final = frozenset(
 )
 _OF_THE_FILE: Final = _OF_A_HOST | {"server", "host"}
 _CAPABILITIES: Final = ("pull", "resolve", "push")
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +173,7 @@ class CertsDirectories:
         return SYSTEM_TRUST
 
     def _read(self, directory: str) -> HostsFile | None:
-        found = self._files.get(os.path.join(directory, FILE))
-        if found is not None and found.unknown:
-            log.warning("hosts.toml has keys that mean nothing", keys=list(found.unknown))
-        return found
+        return self._files.get(os.path.join(directory, FILE))
 
     def _directories(self, host: str) -> list[str]:
         """In every root: with the port as containerd writes it on all systems, then as it is."""

@@ -78,24 +78,25 @@ class Registries:
     def _routes(self, ref: ImageRef) -> Sequence[Endpoint]:
         """The endpoints by the family that wins: our own, the host's hosts.toml, registries.conf, the default."""
         ours = self._config.registries.get(ref.host)
-        hosts_file = self._certs.hosts_file(ref.host)
-        registry = self._conf.read().registry_for(ref)
-        families = [
-            (f'[images.registries."{ref.host}"] of cri_py', ours),
-            (hosts_file.file if hosts_file is not None else "", hosts_file),
-            (registry.place if registry is not None else "", registry),
-        ]
-        there = [name for name, family in families if family is not None]
+        hosts_file, conf = self._certs.hosts_file(ref.host), self._conf.read()
+        registry = conf.registry_for(ref)
+        families = {
+            f'[images.registries."{ref.host}"] of cri_py': ours,
+            hosts_file.file if hosts_file is not None else "": hosts_file,
+            registry.place if registry is not None else "": registry,
+        }
+        there = [name for name, family in families.items() if family is not None]
         if len(there) > 1:
             log.warning("a registry is configured twice", registry=ref.host, used=there[0], ignored=there[1:])
+        if hosts_file is None and registry is None:
+            hosts_file = self._certs.default_file()
+        if unknown := [*conf.unknown, *(hosts_file.unknown if hosts_file is not None else ())]:
+            log.warning("the configuration of registries has keys that mean nothing", keys=unknown)
         if ours is not None:
             return routes.by_our_config(ref, ours)
         if hosts_file is not None:
             return by_hosts_file(ref, hosts_file)
-        if registry is not None:
-            return by_registry(ref, registry)
-        default = self._certs.default_file()
-        return by_hosts_file(ref, default) if default is not None else routes.by_default(ref)
+        return by_registry(ref, registry) if registry is not None else routes.by_default(ref)
 
     def _trusting(self, endpoint: Endpoint) -> Endpoint:
         """With the certificates that lie in the directory of the endpoint's host, where its route names none."""

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, cast
 
-import structlog
-
 from cri_py.errors import ConfigError, FailedPrecondition, InvalidArgument
 from cri_py.images.endpoints import HUB, SYSTEM_TRUST, Endpoint, Trust, api_root, server_of
 from cri_py.images.reference import ImageRef, names_a_host, parse_ref, short_name
@@ -32,8 +30,6 @@ _MIRROR: Final = frozenset({"location", "insecure", "pull-from-mirror"})
 _MODES: Final = ("enforcing", "permissive", "disabled")
 _PATH: Final = re.compile(r"[^\s/@*]+(/[^\s/@*]+)*")
 _WILDCARD: Final = re.compile(r"\*(\.[A-Za-z0-9-]+)+")
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +248,6 @@ class ConfFiles:
             found = self._files.get(path)
             if found is not None:
                 merged = merged.overridden_by(found)
-        if merged.unknown:
-            log.warning("registries.conf has keys that mean nothing", keys=list(merged.unknown))
         return merged
 
     def _paths(self) -> Sequence[str]:

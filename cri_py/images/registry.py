@@ -42,6 +42,7 @@ COMPLAINT_S: Final = 5.0
 RETRY_AFTER_MAX_S: Final = 60.0  # a host that wants more is not waited for: the kubelet comes again by itself
 PROGRESS_BYTES: Final = 1 << 20  # a blob that got on by so much starts its attempts anew
 LOGINS_MAX: Final = 3
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 log = structlog.get_logger()
@@ -122,6 +123,21 @@ class Repository:
 
         usable = [each for each in self._endpoints if (each.pulls if expected is not None else each.resolves)]
         return await self._from_any(usable, fetch, f"manifest {tag_or_digest}")
+
+    async def digest(self, tag: str) -> Digest | None:
+        """What a tag means, without the manifest itself: registries count only its GETs against their limits.
+
+        None if the host doesn't say. Raises as ``manifest`` does.
+        """
+
+        async def fetch(endpoint: Endpoint) -> Digest | None:
+            headers = {"Accept": ", ".join(ACCEPTED)}
+            async with self._open(endpoint, f"manifests/{tag}", headers, (200, 405), method="HEAD") as answer:
+                said = answer.header("Docker-Content-Digest") if answer.status == 200 else ""
+            return Digest(said) if _DIGEST.fullmatch(said) else None
+
+        resolving = [endpoint for endpoint in self._endpoints if endpoint.resolves]
+        return await self._from_any(resolving, fetch, f"manifest {tag}")
 
     async def _manifest(self, endpoint: Endpoint, tag_or_digest: str, expected: Digest | None) -> FetchedManifest:
         headers = {"Accept": ", ".join(ACCEPTED)}
@@ -244,6 +260,7 @@ class Repository:
                     raise  # the node's own, and no reason to pull from elsewhere
                 except CriError as error:
                     failures[endpoint] = error
+                    telemetry.PULL_ATTEMPTS.inc()
                     continue
                 self._served(endpoint, failures.values(), what)
                 return fetched
@@ -263,13 +280,24 @@ class Repository:
 
     @asynccontextmanager
     async def _open(
-        self, endpoint: Endpoint, path: str, headers: Mapping[str, str], welcome: Collection[int] = (200,)
+        self,
+        endpoint: Endpoint,
+        path: str,
+        headers: Mapping[str, str],
+        welcome: Collection[int] = (200,),
+        *,
+        method: str = "GET",
     ) -> AsyncIterator[Answer]:
-        """A GET with a ``welcome`` answer, logged in if need be; else the error that it means is raised."""
+        """A request with a ``welcome`` answer, logged in if need be; else the error that it means is raised."""
         namespace = f"?ns={quote(endpoint.namespace, safe='')}" if endpoint.namespace else ""
         url = f"{endpoint.url}/{endpoint.repository}/{path}{namespace}"
         request = Request(
-            url, headers, "", endpoint.headers, trust=endpoint.trust, dial_timeout_s=endpoint.dial_timeout_s
+            url=url,
+            headers=headers,
+            own_headers=endpoint.headers,
+            method=method,
+            trust=endpoint.trust,
+            dial_timeout_s=endpoint.dial_timeout_s,
         )
         shown, refused = self._logins.known(endpoint, self._auth), set[str]()
         while True:

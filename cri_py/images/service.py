@@ -152,9 +152,11 @@ class Images:
 
     async def _pull(self, ref: ImageRef, auth: RegistryAuth | None) -> Image:
         repository = await self._registries.repository(ref, auth)
+        meant = await repository.digest(ref.tag) if ref.tagged in self._names else None
+        if meant is not None and (known := await self._known(ref, meant)) is not None:
+            return known
         first = await repository.manifest(ref.digest or ref.tag, ref.digest)
-        here = [each.image for each in self._records.values() if first.digest in each.manifests]
-        if here and (known := await self._retag(here[0].id, ref, first.digest)) is not None:
+        if (known := await self._known(ref, first.digest)) is not None:
             return known
         resolved = await self._resolve(repository, ref, first.digest, first.content, first.media_type)
         content = await repository.small_blob(resolved.manifest.config, CONFIG_LIMIT)
@@ -208,6 +210,11 @@ class Images:
             await self._drop_unneeded()
             raise
         return image
+
+    async def _known(self, ref: ImageRef, digest: Digest) -> Image | None:
+        """The image of a manifest or index that is here, under the name ``ref`` from now on."""
+        here = [each.image for each in self._records.values() if digest in each.manifests]
+        return await self._retag(here[0].id, ref, digest) if here else None
 
     async def _retag(self, image_id: ImageId, ref: ImageRef, digest: Digest) -> Image | None:
         """Let ``ref`` name an image that is here; None if it has been removed meanwhile."""

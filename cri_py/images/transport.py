@@ -311,8 +311,12 @@ async def _mapped(url: str, idle_s: float) -> AsyncIterator[None]:
         raise Unreachable(f"{where} can't be reached: no connection in time", hint="is the host up?") from error
     except (TimeoutError, aiohttp.ServerTimeoutError) as error:
         raise DeadlineExceeded(f"{where} sent nothing for {idle_s:g} s", hint="see pull_progress_timeout_s") from error
-    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
-        raise Unavailable(f"{where} can't be trusted: {error}", hint="check the host's certificate") from error
+    except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
+        hint = "check the host's certificate, or name its authority: ca in hosts.toml"
+        raise Unavailable(f"{where} can't be trusted: {error}", hint=hint) from error
+    except (aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
+        hint = 'if it speaks plain HTTP, say so: server = "http://…" in hosts.toml, insecure in registries.conf'
+        raise Unavailable(f"{where} refuses TLS: {error}", hint=hint) from error
     except aiohttp.ClientProxyConnectionError as error:
         said = f"the proxy {error.host}:{error.port} of {where} can't be reached: {error.os_error}"
         raise Unreachable(said, hint="see HTTP_PROXY, HTTPS_PROXY and NO_PROXY") from error

@@ -128,7 +128,15 @@ async def test_a_pull_of_what_is_here_asks_for_the_manifest_only(images: Images,
     await images.pull(f"{registry.host}/app:1", None)
     registry.asked.clear()
     await images.pull(f"{registry.host}/app:1", None)
-    assert [asked.path for asked in registry.asked] == ["/v2/app/manifests/1"]
+    assert [(asked.method, asked.path) for asked in registry.asked] == [("HEAD", "/v2/app/manifests/1")]
+
+
+async def test_a_pull_of_what_is_here_works_where_head_does_not(images: Images, registry: RegistrySimulator) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    await images.pull(f"{registry.host}/app:1", None)
+    registry.faults.append(Fault("/manifests/1", status=405, times=1))
+    assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+    assert [asked.method for asked in registry.asked[-2:]] == ["HEAD", "GET"]
 
 
 async def test_a_tag_that_moves_leaves_the_old_image_its_digest(images: Images, registry: RegistrySimulator) -> None:

@@ -573,6 +573,15 @@ async def test_a_host_that_both_families_configure_is_told_of_loudly(
     assert (told["used"], told["ignored"]) == (str(hosts_toml), [f"{node.conf}:1"])
 
 
+async def test_misspelt_keys_are_told_of(node: Node, registry: RegistrySimulator, pushed: Pushed) -> None:
+    hosts_toml = node.hosts_toml("registry.example", f'server = "{registry.url}"\nskip_verfy = true\n')
+    node.conf.write_text("short-names = 1\n")
+    with structlog.testing.capture_logs() as logs:
+        await resolved(node, "registry.example/team/app:1")
+    (told,) = [each for each in logs if "keys" in each]
+    assert told["keys"] == [f"{node.conf}:1: short-names", f"{hosts_toml}:2: skip_verfy"]
+
+
 async def test_the_default_hosts_toml_is_for_hosts_that_nothing_names(
     node: Node, registry: RegistrySimulator, pushed: Pushed
 ) -> None:
@@ -620,6 +629,14 @@ async def test_a_host_that_can_not_prove_who_it_is_is_not_trusted(
         with pytest.raises(Unavailable, match=f"{simulator.url} can't be trusted: .*{words}"):
             await resolved(node, f"{simulator.host}/team/app:1")
         assert (simulator.asked, node.waits) == ([], [])
+
+
+async def test_a_host_that_speaks_no_tls_is_told_from_one_that_can_not_be_trusted(
+    node: Node, registry: RegistrySimulator
+) -> None:
+    node.hosts_toml("r.example", f'server = "https://{registry.host}"\n')
+    with pytest.raises(Unavailable, match=r"refuses TLS: .*if it speaks plain HTTP, say so"):
+        await resolved(node, "r.example/app:1")
 
 
 @pytest.mark.parametrize("way", ["ca", "skip_verify", "docker"])
