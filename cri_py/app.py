@@ -19,7 +19,7 @@ import structlog
 from cri_py import __version__, telemetry
 from cri_py.cgroups import Cgroups, detect
 from cri_py.config import Config
-from cri_py.errors import CriError
+from cri_py.errors import CriError, FailedPrecondition
 from cri_py.images.service import Images
 from cri_py.kernel import faults, procfs
 from cri_py.kernel.holder import write_program
@@ -276,7 +276,12 @@ def _claim_directories(config: Config, stack: AsyncExitStack) -> None:
     """
     places = {config.server.root: 0o700, config.server.state: 0o711}
     for directory, mode in places.items():
-        Path(directory).mkdir(parents=True, exist_ok=True, mode=mode)
+        try:
+            Path(directory).mkdir(parents=True, exist_ok=True, mode=mode)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"{directory} can't be made: {error.strerror}", hint="choose another place by --root or --state"
+            ) from error
     for directory in sorted({os.path.realpath(directory) for directory in places}):
         stack.enter_context(claimed(directory))
 

@@ -136,7 +136,7 @@ def _load(parsed: argparse.Namespace) -> config.Loaded:
     for name, (path, _, _) in _FLAGS.items():
         value = getattr(parsed, name.removeprefix("--").replace("-", "_"))
         if value is not None:
-            flags[path] = config.Flag(name, os.path.abspath(value) if name in _DIRECTORIES else value)
+            flags[path] = config.Flag(name, os.path.abspath(value) if value and name in _DIRECTORIES else value)
     return config.load(config.files_of(parsed.config), flags)
 
 

@@ -60,8 +60,8 @@ def _ipv4_subnet(value: str) -> str:
     return "" if network.prefixlen <= 29 else "use a network of at least 8 addresses (/29)"
 
 
-_ABSOLUTE: Final = matching(r"(?!.*/\.\.(/|$))/.*", "an absolute path without ..")
-_ABSOLUTE_OR_NONE: Final = matching(r"(?!.*/\.\.(/|$))(/.*)?", 'an absolute path without .., or ""')
+_ABSOLUTE: Final = matching(r"(?!.*/\.\.(/|$))/[^\0]*", "an absolute path without ..")
+_ABSOLUTE_OR_NONE: Final = matching(r"(?!.*/\.\.(/|$))(/[^\0]*)?", 'an absolute path without .., or ""')
 _ADDRESS: Final = r"(unix://)?/.+|(tcp://)?[^/\s]+:\d{1,5}"
 _URL: Final = matching(r"https?://[^/\s]+(/\S*)?", "a URL that begins with http:// or https://")
 _POSITIVE_S: Final = within(0.001, 86400)

@@ -84,6 +84,13 @@ def test_after_a_reboot_pods_are_not_ready_and_can_be_removed(fresh_daemon: Daem
     assert not kubelet.ListPodSandbox().items
 
 
+def test_a_root_that_can_not_be_made_is_told_in_one_line(fresh_daemon: Daemon) -> None:
+    second = fresh_daemon.try_another("--root", "/proc/no", "--state", fresh_daemon.directory / "other")
+    assert second.returncode == 1
+    assert second.stdout.splitlines()[-1].startswith("cri-py: /proc/no can't be made"), second.stdout
+    assert "Traceback" not in second.stdout
+
+
 def test_what_ends_while_nothing_can_be_recorded_has_ended(fresh_daemon: Daemon) -> None:
     """A full disk, for one; here the database is locked, for longer than a writer waits."""
     kubelet = fresh_daemon.kubelet

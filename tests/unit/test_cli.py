@@ -92,6 +92,16 @@ def test_directories_may_be_typed_relative(
     assert app.served[0].server.root == str(tmp_path / "r")
 
 
+@pytest.mark.parametrize("flag", ["--root", "--state"])
+def test_an_empty_directory_is_not_the_one_where_the_user_stands(
+    app: App, config_file: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unset variable in a script, for one."""
+    assert run("serve", "--config", str(config_file), flag, "")[0] == cli.USAGE_ERROR
+    assert flag in capsys.readouterr().err
+    assert not app.served
+
+
 def test_a_daemon_that_cannot_start_is_told_in_one_line(
     app: App, config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
