@@ -119,7 +119,7 @@ def test_a_value_of_another_type_is_an_error(file: Path, text: str, expected: st
         ('server.root = "relative"', "use an absolute path without .."),
         ('server.state = "/a/../b"', "use an absolute path without .."),
         ('server.root = "/a\\u0000b"', "use an absolute path without .."),
-        ('network.netns_dir = "/a\\u0000b"', "use an absolute path without .."),
+        ('network.netns_dir = "/a\\u0000b"', 'use an absolute path without .., or ""'),
         ('server.state = "/.."', "use an absolute path without .."),
         ('server.listen = "cri.sock"', "use unix:///absolute/path or tcp://host:port"),
         ('log.level = "loud"', "use one of debug, info, warning, error"),
