@@ -205,9 +205,16 @@ class Sandboxes:
     async def _ask_for_monitor(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
         trace("run: before the monitor")
         monitor = self._spawner.spawn(self._places.pod(sandbox.id))
+        asked = self._spawner.pid
         undo.push_async_callback(self._end_monitor, monitor)
         trace("run: monitor asked for")
-        await monitor.wait_until_up(self._config.monitor_timeout_s)
+        try:
+            await monitor.wait_until_up(self._config.monitor_timeout_s)
+        except DeadlineExceeded:
+            if asked == self._spawner.pid:  # else it was replaced, and its pid may be a stranger's by now
+                log.warning("the spawner hangs; the next pod gets another", pid=asked)
+                os.kill(asked, signal.SIGKILL)
+            raise
         trace("run: monitor up")
         return monitor
 

@@ -256,6 +256,17 @@ def test_a_run_outlives_the_spawner_that_has_its_request(fresh_daemon: Daemon) -
     assert kubelet.outcome(pod, "echo", "up")[1] == "up\n"
 
 
+def test_a_spawner_that_hangs_costs_one_run(make_daemon: Callable[[str], Daemon]) -> None:
+    daemon = make_daemon("[runtime]\nmonitor_timeout_s = 0.5")
+    kubelet = daemon.kubelet
+    (spawner,) = daemon.spawners()
+    os.kill(spawner, signal.SIGSTOP)
+    with refused("DEADLINE_EXCEEDED"):
+        kubelet.run_pod()
+    kubelet.remove_pod(kubelet.run_pod())
+    assert daemon.left_over() == []
+
+
 def test_a_pod_whose_monitor_hangs_can_be_stopped_and_removed(make_daemon: Callable[[str], Daemon]) -> None:
     daemon = make_daemon("[runtime]\nmonitor_timeout_s = 0.5")
     kubelet = daemon.kubelet
