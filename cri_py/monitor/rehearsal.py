@@ -15,6 +15,7 @@ What is left are reference counts. A monitor with one running container has 0.9 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import socket
@@ -26,7 +27,7 @@ from cri_py.cgroups.v1 import V1
 from cri_py.kernel import procfs
 from cri_py.monitor import protocol
 from cri_py.monitor.process import Executor, Monitor
-from cri_py.runtime import container, holder
+from cri_py.runtime import container, holder, mounts
 from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import Parent
 
@@ -37,6 +38,10 @@ _POOL_BYTES = 16 << 10
 _POOL_HEADER = 48
 _FILLINGS_MOST = 20_000
 _ID = "0" * 64
+_MOUNTS = [
+    {"type": "tmpfs", "source": "tmpfs", "destination": "/dev", "options": ["nosuid", "mode=755", "ro", "slave"]}
+]
+_DOCUMENT = json.dumps({"process": {"args": ["a"], "noNewPrivileges": True, "oomScoreAdj": 1.5}, "mounts": _MOUNTS})
 
 
 def rehearse() -> None:
@@ -44,6 +49,14 @@ def rehearse() -> None:
     for _ in range(_ROUNDS):
         procfs.set_own_name("cri-spawner")
         _play()
+        _read_document()
+
+
+def _read_document() -> None:
+    """What children do before they touch anything."""
+    json.loads(_DOCUMENT)
+    mounts.plan(_MOUNTS)
+    container.environment_of(["PATH=/bin", "HOME=/"], "/")
 
 
 def settle() -> list[object]:

@@ -148,8 +148,7 @@ def _init(world: World, body: bytes) -> None:
     if not cgroups.born_into:
         cgroups.enter(birth.cgroup)
     request = json.loads(body)
-    with open(f"{request['bundle']}/config.json", "rb") as file:
-        document = json.loads(file.read())
+    document = json.loads(procfs.read(f"{request['bundle']}/config.json"))
     process = document["process"]
     secure = security.read_filter(request["seccomp"])
     _join(birth, holder_fd)

@@ -13,7 +13,7 @@ import signal
 from typing import Any, NamedTuple
 
 from cri_py.errors import KernelError
-from cri_py.kernel import capabilities, seccomp, syscalls
+from cri_py.kernel import capabilities, procfs, seccomp, syscalls
 from cri_py.kernel.constants import (
     PR_CAP_AMBIENT,
     PR_CAP_AMBIENT_CLEAR_ALL,
@@ -24,7 +24,11 @@ from cri_py.kernel.constants import (
     PR_SET_NO_NEW_PRIVS,
 )
 
-_GLIBC_SIGNALS = (32, 33)  # its posix_spawn, which starts the spawner, leaves these ignored; signal(2) refuses them
+# Python ignores two, the spawner three; 32 and 33 are left ignored by glibc's posix_spawn, which starts the spawner.
+_CHANGED_SIGNALS = tuple(
+    int(number)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, 32, 33)
+)
 
 
 class Identity(NamedTuple):
@@ -46,19 +50,20 @@ def read_filter(request: dict[str, Any] | None) -> Filter | None:
     """``request``: {"path": file of compiled BPF, "flags": seccomp(2) flags}; read while the host's files are seen."""
     if not request:
         return None
-    with open(request["path"], "rb") as file:
-        return Filter(file.read(), request["flags"])
+    return Filter(procfs.read(request["path"]), request["flags"])
 
 
 def set_oom_score(score: int | None) -> str:
     """Write oom_score_adj; returns a note instead of failing where root lacks CAP_SYS_RESOURCE to lower it."""
     if score is None:
         return ""
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write(str(score))
+        os.write(fd, b"%d" % score)
     except PermissionError:
         return f"oom_score_adj {score} is below our own and root lacks CAP_SYS_RESOURCE: left as it is"
+    finally:
+        os.close(fd)
     return ""
 
 
@@ -132,8 +137,6 @@ def _raise_ambient(names: list[str] | tuple[()]) -> None:
 
 def restore_signals() -> None:
     """Undo what Python changed: ignored signals stay ignored over execve (signal(7)), and a program expects none."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    for unnamed in _GLIBC_SIGNALS:
-        syscalls.reset_signal(unnamed)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in _CHANGED_SIGNALS:
+        syscalls.reset_signal(number)
+    syscalls.unblock_signals()
