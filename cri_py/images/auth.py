@@ -149,12 +149,14 @@ def token_request(challenge: Challenge, credentials: Credentials | None, scope: 
         raise Unavailable(f"{registry_url} asks for a token from {realm!r}, which is no http(s) URL")
     if credentials is not None and target.scheme == "http" and urlsplit(registry_url).scheme == "https":
         raise PermissionDenied(f"{registry_url} wants its credentials sent in plain text to {realm}")
-    query = {"service": challenge.parameters.get("service", ""), "scope": challenge.parameters.get("scope", scope)}
-    query = {key: text for key, text in query.items() if text}
+    service, scopes = challenge.parameters.get("service", ""), challenge.parameters.get("scope", scope)
     if credentials is not None and credentials.identity_token:
         form = {"grant_type": "refresh_token", "refresh_token": credentials.identity_token, "client_id": CLIENT_ID}
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return TokenRequest(realm, headers, urlencode(form | query).encode("ascii"))
+        form |= {key: text for key, text in (("service", service), ("scope", scopes)) if text}
+        return TokenRequest(realm, headers, urlencode(form).encode("ascii"))
+    # A GET has a parameter for each scope, where the POST of OAuth (RFC 6749 §3.3) has spaces between them.
+    query = [*([("service", service)] if service else []), *(("scope", each) for each in scopes.split())]
     url = f"{realm}{'&' if target.query else '?'}{urlencode(query)}" if query else realm
     if credentials is not None and credentials.username:
         return TokenRequest(url, {"Authorization": basic_header(credentials)})

@@ -86,9 +86,12 @@ def server_of(host: str) -> str:
     return f"{'http' if plain else 'https'}://{host}"
 
 
-def by_default(ref: ImageRef) -> list[Endpoint]:
-    """The ref's host, and no other."""
-    return [Endpoint(api_root(server_of(ref.host)), ref.path, ref.host, own=True)]
+def by_default(ref: ImageRef, certificates: Trust) -> list[Endpoint]:
+    """The ref's host, and no other. If it has ``certificates`` it speaks TLS, even if it is on this machine."""
+    server = server_of(ref.host)
+    if certificates != SYSTEM_TRUST:
+        server = f"https://{server.partition('://')[2]}"
+    return [Endpoint(api_root(server), ref.path, ref.host, own=True, trust=certificates)]
 
 
 def by_our_config(ref: ImageRef, config: RegistryConfig) -> list[Endpoint]:

@@ -96,7 +96,9 @@ class Registries:
             return routes.by_our_config(ref, ours)
         if hosts_file is not None:
             return by_hosts_file(ref, hosts_file)
-        return by_registry(ref, registry) if registry is not None else routes.by_default(ref)
+        if registry is not None:
+            return by_registry(ref, registry)
+        return routes.by_default(ref, self._certs.certificates(ref.host))
 
     def _trusting(self, endpoint: Endpoint) -> Endpoint:
         """With the certificates that lie in the directory of the endpoint's host, where its route names none."""

@@ -137,7 +137,9 @@ class Repository:
             return Digest(said) if _DIGEST.fullmatch(said) else None
 
         resolving = [endpoint for endpoint in self._endpoints if endpoint.resolves]
-        return await self._from_any(resolving, fetch, f"manifest {tag}")
+        return await self._from_any(
+            resolving, lambda endpoint: in_time(fetch(endpoint), endpoint.url), f"manifest {tag}"
+        )
 
     async def _manifest(self, endpoint: Endpoint, tag_or_digest: str, expected: Digest | None) -> FetchedManifest:
         headers = {"Accept": ", ".join(ACCEPTED)}
@@ -201,7 +203,8 @@ class Repository:
         if start and start == descriptor.size:
             return 0
         headers = {"Range": f"bytes={start}-"} if start else {}
-        async with self._open(endpoint, f"blobs/{descriptor.digest}", headers, (200, 206, 416)) as answer:
+        welcome = (200, 206, 416) if start else (200,)
+        async with self._open(endpoint, f"blobs/{descriptor.digest}", headers, welcome) as answer:
             goes_on = start == 0 or self._goes_on(answer, endpoint, descriptor, start)
             self._etags[endpoint.url, descriptor.digest] = answer.header("ETag")
             if not goes_on:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from cri_py.errors import ConfigError, CriError, FailedPrecondition, InvalidArgument, NotFound
 from cri_py.images import auth, manifest
-from cri_py.images.endpoints import by_default
+from cri_py.images.endpoints import SYSTEM_TRUST, by_default
 from cri_py.images.hosts import by_hosts_file, parse_hosts
 from cri_py.images.reference import parse_ref, short_name
 from cri_py.images.registries_conf import by_registry, parse_conf
@@ -34,7 +34,7 @@ def reference(content: bytes) -> None:
         return
     assert parse_ref(str(ref)) == ref
     short_name(text)
-    (endpoint,) = by_default(ref)
+    (endpoint,) = by_default(ref, SYSTEM_TRUST)
     assert urlsplit(endpoint.url).hostname
 
 

@@ -20,6 +20,7 @@ SANS_IO_CORES = ("wsproto",)  # the one third-party package that wire may use, l
 CORES = (
     *("cri_py.errors", "cri_py.model", "cri_py.lifecycle", "cri_py.wire", "cri_py.monitor.protocol"),
     *("cri_py.monitor.crilog", "cri_py.images.reference", "cri_py.images.manifest", "cri_py.images.auth"),
+    *("cri_py.images.endpoints", "cri_py.images.proxies"),
 )
 PURE_OF_PODS = ("cri_py.pods.spec", "cri_py.pods.files", "cri_py.pods.seccomp_default")
 IMPURE = {

@@ -103,6 +103,14 @@ def test_a_token_is_asked_for_with_service_and_scope() -> None:
     assert request.form is None
 
 
+def test_each_scope_is_a_parameter_of_its_own_in_a_get() -> None:
+    challenge = Challenge("bearer", {"realm": REALM, "scope": "repository:a:pull repository:b:pull"})
+    scopes = ["repository:a:pull", "repository:b:pull"]
+    assert parse_qs(urlsplit(token_request(challenge, None, "", "https://r").url).query) == {"scope": scopes}
+    posted = token_request(challenge, Credentials(identity_token="i"), "", "https://r").form or b""
+    assert parse_qs(posted.decode())["scope"] == [" ".join(scopes)]
+
+
 def test_an_identity_token_is_posted() -> None:
     request = token_request(Challenge("bearer", {"realm": REALM}), Credentials(identity_token="i"), "s", "https://r")
     assert request.url == REALM

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -314,6 +316,28 @@ async def test_a_host_says_when_to_come_again(
     else:
         assert await resolved(node, f"{registry.host}/team/app:1") == pushed.index
         assert node.waits == [wait_s]
+
+
+async def test_a_host_that_takes_no_connection_is_passed_over_after_its_dial_timeout(
+    node: Node, registry: RegistrySimulator, pushed: Pushed
+) -> None:
+    with contextlib.ExitStack() as sockets:
+        full = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(2):  # fill its queue; whoever comes now is not answered
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        mirror = f"http://127.0.0.1:{full.getsockname()[1]}"
+        node.hosts_toml("r.example", f'server = "{registry.url}"\n[host."{mirror}"]\ndial_timeout = "100ms"\n')
+        with structlog.testing.capture_logs() as logs:
+            assert await resolved(node, "r.example/team/app:1") == pushed.index
+    (told,) = [each for each in logs if each["event"] == "hosts passed over"]
+    assert "no connection in time" in str(told["failures"])
+
+
+async def test_content_is_asked_for_as_it_is(node: Node, registry: RegistrySimulator, pushed: Pushed) -> None:
+    await resolved(node, f"{registry.host}/team/app:1")
+    assert registry.asked[0].headers["accept-encoding"] == "identity"
 
 
 async def test_a_host_that_hangs_up_is_asked_again(node: Node, registry: RegistrySimulator, pushed: Pushed) -> None:
@@ -647,15 +671,33 @@ async def test_a_host_is_trusted_by_its_authority_or_blindly(
     directory = node.certs_d / host
     directory.mkdir(parents=True)
     authority.cert_pem.write_to_path(str(directory / "ca.crt"))
-    if way == "docker":
-        # localhost speaks plain HTTP unless something says otherwise.
-        node.conf.write_text(f'[[registry]]\nprefix = "registry.example"\nlocation = "{host}"\n')
-        node.settings["registries"] = {"registry.example": RegistryConfig(mirrors=(secured.url,))}
-        assert (await resolved(node, "registry.example/team/app:1")).startswith("sha256:")
-    else:
+    if way != "docker":
         option = 'ca = ["ca.crt"]' if way == "ca" else "skip_verify = true"
         (directory / "hosts.toml").write_text(f'server = "{secured.url}"\n{option}\n')
-        assert (await resolved(node, f"{host}/team/app:1")).startswith("sha256:")
+    assert (await resolved(node, f"{host}/team/app:1")).startswith("sha256:")
+
+
+async def test_a_mirror_is_trusted_by_the_certificates_of_its_own_directory(
+    node: Node, secured: RegistrySimulator, authority: trustme.CA
+) -> None:
+    (node.certs_d / secured.host).mkdir(parents=True)
+    authority.cert_pem.write_to_path(str(node.certs_d / secured.host / "ca.crt"))
+    node.settings["registries"] = {"registry.example": RegistryConfig(mirrors=(secured.url,))}
+    assert (await resolved(node, "registry.example/team/app:1")).startswith("sha256:")
+
+
+async def test_a_certificate_that_is_replaced_counts_at_once(
+    node: Node, secured: RegistrySimulator, authority: trustme.CA
+) -> None:
+    file = node.certs_d / secured.host / "ca.crt"
+    file.parent.mkdir(parents=True)
+    trustme.CA().cert_pem.write_to_path(str(file))
+    ref = parse_ref(f"{secured.host}/team/app:1")
+    async with node.opened() as registries:
+        with pytest.raises(Unavailable, match="can't be trusted"):
+            await (await registries.repository(ref, None)).manifest("1", None)
+        authority.cert_pem.write_to_path(str(file))
+        await (await registries.repository(ref, None)).manifest("1", None)
 
 
 async def test_a_client_certificate_opens_a_host_that_wants_one(node: Node, authority: trustme.CA) -> None:
