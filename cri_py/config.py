@@ -132,6 +132,10 @@ class ImagesConfig:
     )
     max_parallel_downloads: int = key(3, "Blobs that are fetched at the same time, over all pulls.", within(1, 64))
     max_parallel_unpacks: int = key(2, "Layers that are unpacked at the same time, over all pulls.", within(1, 64))
+    discard_unpacked_layers: bool = key(
+        False,
+        "Whether layers' blobs go once they are unpacked: takes less disk, but nothing can be exported or mended.",
+    )
     pull_progress_timeout_s: float = key(300.0, "A pull that receives nothing for so long is given up.", _POSITIVE_S)
     pull_minimum_bytes_per_s: int = key(
         1024,

@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Final
 
@@ -27,10 +28,11 @@ ALGORITHMS: Final = ("sha256", "sha512")
 PARTIAL_AGE_S: Final = 86_400.0  # what nobody took up for so long is dropped
 _PIECE: Final = 1 << 20
 _PARTIAL: Final = "partial"
+_PARTIAL_NAME: Final = re.compile(r"sha(256|512)-[0-9a-f]+")
 
 
 class Content:
-    """All blobs below ``directory``. Methods block on the disk, but for ``lease``, which belongs to the event loop."""
+    """All blobs below ``directory``. Methods block on the disk, but for leases, which belong to the event loop."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -43,6 +45,9 @@ class Content:
         for digest in self.digests():
             if digest not in recorded:
                 os.replace(self.path(digest), self.partial(digest))
+        for entry in os.scandir(os.path.join(self._directory, _PARTIAL)):
+            if not _PARTIAL_NAME.fullmatch(entry.name):
+                os.unlink(entry.path)  # half written by another way than a pull, or about to be removed
         self.drop_old_partials()
 
     # ------------------------------------------------------------------ places
@@ -78,6 +83,16 @@ class Content:
                 length = hashlib.new(algorithm).digest_size * 2
                 found += [Digest(f"{algorithm}:{name}") for name in names if len(name) == length]
         return found
+
+    def usage(self) -> tuple[int, int]:
+        """What all blobs take on disk, partial ones too: bytes and inodes."""
+        used, inodes = 0, 0
+        for name in (*ALGORITHMS, _PARTIAL):
+            for entry in os.scandir(os.path.join(self._directory, name)):
+                with contextlib.suppress(FileNotFoundError):
+                    used += entry.stat().st_blocks * 512
+                    inodes += 1
+        return used, inodes
 
     def open(self, digest: Digest) -> BinaryIO:
         """The blob for reading; it stays readable if it is removed meanwhile. Raises NotFound."""
@@ -140,6 +155,11 @@ class Content:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
+    def drop_partial(self, digest: Digest) -> None:
+        """Delete what has come of a blob; missing is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.partial(digest))
+
     def drop_old_partials(self) -> None:
         """Delete what has come of blobs that nobody asked for any more."""
         oldest = time.time() - PARTIAL_AGE_S
@@ -185,10 +205,27 @@ class Content:
             self._leases.subtract(digests)
             self._leases += Counter()  # drops what nobody leases any more
 
-    def unneeded(self, needed: Collection[Digest]) -> list[Digest]:
-        """What is here, not in ``needed`` and not leased."""
-        return [each for each in self.digests() if each not in needed and each not in self._leases]
+    def take_unneeded(self, needed: Collection[Digest], listed: Collection[Digest]) -> list[str]:
+        """Take what of ``listed`` is neither needed nor leased from its place; returns the files, to be deleted.
+
+        Belongs to the event loop: who leases a blob and then finds it must not lose it, and a rename takes no time.
+        """
+        gone = []
+        for digest in listed:
+            if digest not in needed and digest not in self._leases:
+                name = f"{self.partial(digest)}.{os.urandom(4).hex()}"
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(self.path(digest), name)
+                    gone.append(name)
+        return gone
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def delete_files(paths: Iterable[str]) -> None:
+    """Delete what was taken; missing is fine."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)

@@ -3,6 +3,8 @@
 OCI image-spec layer.md (whiteouts), kernel Documentation/filesystems/overlayfs.rst (character device 0:0,
 trusted.overlay.opaque). Every parent is resolved by openat2(RESOLVE_IN_ROOT): the kernel keeps ``..``, absolute and
 symbolic links inside the layer, also while they change.
+
+This runs in processes of its own (``worker``), started for a pull: what it imports is waited for.
 """
 
 from __future__ import annotations
@@ -10,18 +12,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cri_py.errors import Aborted, CriError, DataLoss, Internal, ResourceExhausted
-from cri_py.images.compression import inflate
+from cri_py.errors import CriError, DataLoss, Internal, ResourceExhausted
+from cri_py.images.compression import Source, inflate
+from cri_py.images.sparse import Extent
 from cri_py.images.tarstream import Entry, Inflow, Kind, entries
 from cri_py.kernel.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 from cri_py.kernel.syscalls import openat2
-from cri_py.model import Digest
+
+if TYPE_CHECKING:
+    from cri_py.model import Digest
 
 ENTRIES_MAX: Final = 1_000_000
 BOMB_RATIO: Final = 200  # gzip reaches 1,032; what people ship stays below 50
@@ -32,6 +35,7 @@ _OPAQUE_MARK: Final = b".wh..wh..opq"
 _AUFS_MARK: Final = b".wh..wh."
 _HIDDEN_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _INSIDE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 _CACHED_DIRECTORIES: Final = 64
 _ALLOCATION: Final = 4096
@@ -39,8 +43,7 @@ _HOPS_MAX: Final = 40  # as the kernel has it (path_resolution(7))
 _DEPTH_MAX: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Unpacked:
+class Unpacked(NamedTuple):
     """What an unpacked layer takes on disk, and the directories that it uses without describing them."""
 
     used_bytes: int
@@ -49,19 +52,19 @@ class Unpacked:
 
 
 def unpack(
-    blob: BinaryIO, target: str, *, diff_id: Digest, base: bool, subject: str, stopped: Callable[[], bool]
+    blob: Source, target: str, *, size: int, diff_id: Digest, base: bool, subject: str, watch: Callable[[int], None]
 ) -> Unpacked:
-    """Unpack the layer ``blob`` (any compression) into the empty directory ``target`` and verify its diff id.
+    """Unpack the layer ``blob`` (``size`` bytes, any compression) into the empty ``target`` and verify its diff id.
 
-    ``base``: nothing lies below, so whiteouts are dropped. ``subject`` names the layer in messages; ``stopped`` is
-    asked between entries and pieces. Nothing is synced. On an error the target is left for the caller to delete.
-    Raises DataLoss (damaged, or not ``diff_id``; an entry that leaves the layer), ResourceExhausted (disk full, bomb),
-    Aborted (stopped), Internal (the kernel refused).
+    ``base``: nothing lies below, so whiteouts are dropped. ``subject`` names the layer in messages; ``watch`` is told
+    how many plain bytes came, and may raise to end it. Nothing is synced. On an error the target is left for the caller
+    to delete. Raises DataLoss (damaged, or not ``diff_id``; an entry that leaves the layer), ResourceExhausted (disk
+    full, bomb), Unimplemented (a kind of entry or compression), Internal (the kernel refused).
     """
-    size = os.fstat(blob.fileno()).st_size
-    hasher = hashlib.new(diff_id.partition(":")[0])
+    algorithm, _, expected = diff_id.partition(":")
+    hasher = hashlib.new(algorithm)
     pieces = inflate(blob, subject, max(BOMB_FLOOR, BOMB_RATIO * size))
-    inflow = Inflow(_hashed(pieces, hasher.update, stopped, subject), subject)
+    inflow = Inflow(_hashed(pieces, hasher.update, watch), subject)
     root = os.open(target, _DIRECTORY | os.O_CLOEXEC)
     try:
         writer = _Writer(root, base=base, subject=subject)
@@ -74,8 +77,8 @@ def unpack(
     finally:
         os.close(root)
     inflow.drain()
-    if f"{diff_id.partition(':')[0]}:{hasher.hexdigest()}" != diff_id:
-        raise DataLoss(f"{subject} unpacks to {hasher.hexdigest()}, its image's config says {diff_id}")
+    if hasher.hexdigest() != expected:
+        raise DataLoss(f"{subject} unpacks to {algorithm}:{hasher.hexdigest()}, its image's config says {diff_id}")
     return writer.unpacked()
 
 
@@ -130,11 +133,10 @@ def _restyle(root: int, path: bytes, found: os.stat_result) -> None:
 
 
 def _hashed(
-    pieces: Iterator[bytes], update: Callable[[bytes], object], stopped: Callable[[], bool], subject: str
+    pieces: Iterator[bytes], update: Callable[[bytes], object], watch: Callable[[int], None]
 ) -> Iterator[bytes]:
     for piece in pieces:
-        if stopped():
-            raise Aborted(f"unpacking {subject} was given up")
+        watch(len(piece))
         update(piece)
         yield piece
 
@@ -144,6 +146,21 @@ def _own(fd: int, uid: int, gid: int) -> None:
     found = os.fstat(fd)
     if (found.st_uid, found.st_gid) != (uid, gid):
         os.fchown(fd, uid, gid)
+
+
+def _write(fd: int, portion: memoryview) -> None:
+    written = os.write(fd, portion)
+    while written < len(portion):  # a disk that fills up writes less before it refuses
+        written += os.write(fd, portion[written:])
+
+
+def _fill(fd: int, entry: Entry, extents: Sequence[Extent], inflow: Inflow) -> None:
+    """A sparse file: what is stored at its places, holes between."""
+    os.ftruncate(fd, entry.size)
+    for offset, length in extents:
+        os.lseek(fd, offset, os.SEEK_SET)
+        for portion in inflow.portions(length):
+            _write(fd, portion)
 
 
 class _Writer:
@@ -203,7 +220,7 @@ class _Writer:
         parent_path, _, name = path.rpartition(b"/")
         if name.startswith(_WHITEOUT):
             self._whiteout(parent_path, name)
-            inflow.skip(entry.size)
+            inflow.skip(entry.stored)
         elif entry.kind is Kind.DIRECTORY:
             self._directory(path, parent_path, name, entry)
         elif not name:
@@ -217,17 +234,21 @@ class _Writer:
 
     def _file(self, parent: int, path: bytes, entry: Entry, inflow: Inflow) -> None:
         name = path.rpartition(b"/")[2]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = self._fresh(parent, path, lambda: os.open(name, flags, 0o600, dir_fd=parent))
         try:
-            for portion in inflow.portions(entry.size):
-                written = os.write(fd, portion)
-                while written < len(portion):  # a disk that fills up writes less before it refuses
-                    written += os.write(fd, portion[written:])
+            fd = os.open(name, _NEW_FILE, entry.mode, dir_fd=parent)
+        except FileExistsError:
+            self._clear(parent, path)
+            fd = os.open(name, _NEW_FILE, entry.mode, dir_fd=parent)
+        try:
+            if entry.extents is None:
+                for portion in inflow.portions(entry.stored):
+                    _write(fd, portion)
+            else:
+                _fill(fd, entry, entry.extents, inflow)
             self._style(fd, entry)
         finally:
             os.close(fd)
-        self._count(entry.size)
+        self._count(entry.stored)
 
     def _hard_link(self, path: bytes, entry: Entry) -> None:
         source = self._inside(entry.link)
@@ -274,9 +295,7 @@ class _Writer:
     def _directory(self, path: bytes, parent_path: bytes, name: bytes, entry: Entry) -> None:
         if name:
             self._make_directory(self._parent(parent_path), path)
-        fd = self._parent(path)
         self._described[path] = entry
-        self._label(fd, entry)
 
     def _whiteout(self, parent_path: bytes, name: bytes) -> None:
         if self._base or (name.startswith(_AUFS_MARK) and name != _OPAQUE_MARK):
@@ -368,6 +387,8 @@ class _Writer:
         name = path.rpartition(b"/")[2]
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
+            import shutil  # noqa: PLC0415 (imports much, and few layers say a name twice)
+
             shutil.rmtree(name, dir_fd=parent)
             for known in (self._described, self._implied):
                 for gone in [each for each in known if each == path or each.startswith(path + b"/")]:
@@ -383,9 +404,14 @@ class _Writer:
 
     def _style(self, fd: int, entry: Entry) -> None:
         """Owner, mode, xattrs and time, in this order: chown clears set-uid bits and capabilities."""
-        _own(fd, entry.uid, entry.gid)
-        os.fchmod(fd, entry.mode)
-        self._label(fd, entry)
+        found = os.fstat(fd)
+        if (found.st_uid, found.st_gid) != (entry.uid, entry.gid):
+            os.fchown(fd, entry.uid, entry.gid)
+            os.fchmod(fd, entry.mode)
+        elif stat.S_IMODE(found.st_mode) != entry.mode:  # not so where no umask has cut the mode at open
+            os.fchmod(fd, entry.mode)
+        if entry.xattrs:
+            self._label(fd, entry)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def _label(self, target: int | str, entry: Entry) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from cri_py.errors import InvalidArgument
+from cri_py.images.manifest import Descriptor
 from cri_py.images.reference import ImageRef, parse_ref
 from cri_py.model import ChainId, Digest, Image, ImageId
 from cri_py.state.store import Put
@@ -20,26 +21,35 @@ RETIRED: Final = "retired"  # removed, but containers still use its layers
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image, the digests of the manifest and index that led to it, and its config as it came."""
+    """An image, the digests of the manifest and index that led to it, its config as it came, and its layers' blobs.
+
+    Records of before blobs were kept have no ``layers``.
+    """
 
     image: Image
     manifests: tuple[Digest, ...]
     config_file: bytes = b""
+    layers: tuple[Descriptor, ...] = ()
+
+    def blobs(self, *, layers: bool) -> tuple[Digest, ...]:
+        """The content that belongs to it: manifests, config and, if kept, layers."""
+        return (*self.manifests, Digest(self.image.id), *(each.digest for each in self.layers if layers))
 
 
 class _Body(msgspec.Struct):
     image: Image
     manifests: tuple[Digest, ...]
+    layers: tuple[Descriptor, ...] = ()
 
 
 def encode(record: ImageRecord) -> Put:
-    body = msgspec.json.encode(_Body(record.image, record.manifests))
+    body = msgspec.json.encode(_Body(record.image, record.manifests, record.layers))
     return Put(IMAGE, record.image.id, body, record.config_file)
 
 
 def decode(put: Put) -> ImageRecord:
     body = msgspec.json.decode(put.body, type=_Body)
-    return ImageRecord(body.image, body.manifests, put.verbatim)
+    return ImageRecord(body.image, body.manifests, put.verbatim, body.layers)
 
 
 def encode_retired(image: Image) -> Put:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import itertools
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -18,6 +18,7 @@ from cri_py import telemetry
 from cri_py.config import ImagesConfig
 from cri_py.errors import CriError, DataLoss, NotFound, PermissionDenied, Unavailable
 from cri_py.images import records
+from cri_py.images.content import Content, delete_files
 from cri_py.images.downloads import Downloads
 from cri_py.images.flights import Flights, on_thread
 from cri_py.images.manifest import (
@@ -36,6 +37,8 @@ from cri_py.images.reference import ImageRef
 from cri_py.images.registries import Registries
 from cri_py.images.registry import Repository
 from cri_py.images.snapshots import RECORD, Layer, Snapshots, remove_tree
+from cri_py.images.workers import Workers
+from cri_py.kernel import faults
 from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageId, Nanos, RegistryAuth
 from cri_py.state.store import Change, Delete, Store
 
@@ -53,7 +56,7 @@ class _Resolved:
     digest: Digest
     manifests: tuple[Digest, ...]
     manifest: Manifest
-    manifest_size: int
+    documents: tuple[bytes, ...]  # of manifests, as they came
 
 
 class Images:
@@ -74,11 +77,11 @@ class Images:
         self._clock = clock
         self._platform = node_platform(os.uname().machine)
         self._disk = ThreadPoolExecutor(DISK_THREADS, "images-disk")
-        self._unpackers = ThreadPoolExecutor(config.max_parallel_unpacks, "images-unpack")
         self._registries = Registries(config)
-        self._ingest = os.path.join(self._root, "ingest")
-        self._downloads = Downloads(self._ingest, config.max_parallel_downloads, self._disk)
-        self._snapshots = Snapshots(os.path.join(self._root, "layers"), self._unpackers)
+        self._content = Content(os.path.join(self._root, "blobs"))
+        self._workers = Workers(config.max_parallel_unpacks)
+        self._downloads = Downloads(self._content, config.max_parallel_downloads, self._disk)
+        self._snapshots = Snapshots(os.path.join(self._root, "layers"), self._workers, self._disk)
         self._pulls: Flights[tuple[str, RegistryAuth | None], Image] = Flights()
         self._lock = asyncio.Lock()  # held while records change
         self._records: dict[ImageId, ImageRecord] = {}
@@ -91,9 +94,10 @@ class Images:
         """Load what an earlier life recorded and delete what it left unfinished."""
         stored = {kind: self._store.load(kind) for kind in (RECORD, records.IMAGE, records.RETIRED)}
         changes = await on_thread(self._disk, self._snapshots.load, stored[RECORD])
-        await on_thread(self._disk, self._clear_ingest)
-        for put in stored[records.IMAGE]:
-            record = records.decode(put)
+        await on_thread(self._disk, remove_tree, os.path.join(self._root, "ingest"))  # of versions that kept no blobs
+        decoded = [(put, records.decode(put)) for put in stored[records.IMAGE]]
+        await on_thread(self._disk, self._content.settle, self._needed_blobs(record for _, record in decoded))
+        for put, record in decoded:
             if all(chain_id in self._snapshots for chain_id in record.image.chain_ids):
                 self._records[record.image.id] = self._pinned(record)
             else:
@@ -110,12 +114,8 @@ class Images:
     async def close(self) -> None:
         """Close connections and threads; pulls that run are cancelled by who asked for them, before."""
         await self._registries.close()
+        await self._workers.close()
         self._disk.shutdown(wait=True)
-        self._unpackers.shutdown(wait=True)
-
-    def _clear_ingest(self) -> None:
-        remove_tree(self._ingest)
-        os.makedirs(self._ingest, mode=0o700)
 
     # -------------------------------------------------------------------- pull
 
@@ -169,18 +169,19 @@ class Images:
         self, repository: Repository, ref: ImageRef, digest: Digest, content: bytes, media_type: str
     ) -> _Resolved:
         """From what the ref names, down through indexes, to the manifest for this platform."""
-        path = [digest]
+        path, documents = [digest], [content]
         for _ in range(INDEX_DEPTH):
             document = parse_manifest(content, media_type, str(ref))
             if isinstance(document, Manifest):
                 check_image(document, str(ref))
                 if len(document.layers) > LAYERS_MAX:
                     raise DataLoss(f"{ref} has {len(document.layers)} layers; overlayfs stacks {LAYERS_MAX}")
-                return _Resolved(digest, tuple(path), document, len(content))
+                return _Resolved(digest, tuple(path), document, tuple(documents))
             chosen = choose(document, self._platform, str(ref))
             fetched = await repository.manifest(chosen.digest, chosen.digest)
             content, media_type = fetched.content, fetched.media_type
             path.append(chosen.digest)
+            documents.append(content)
         raise DataLoss(f"{ref} nests indexes more than {INDEX_DEPTH} deep")
 
     def _record(self, resolved: _Resolved, config: ConfigFile, content: bytes) -> ImageRecord:
@@ -189,27 +190,42 @@ class Images:
             id=ImageId(manifest.config.digest),
             repo_tags=(),
             repo_digests=(),
-            size=sum(layer.size for layer in manifest.layers) + manifest.config.size + resolved.manifest_size,
+            size=sum(layer.size for layer in manifest.layers) + manifest.config.size + len(resolved.documents[-1]),
             config=config.config,
             chain_ids=config.chain_ids,
         )
-        return ImageRecord(image, resolved.manifests, content)
+        return ImageRecord(image, resolved.manifests, content, manifest.layers)
 
     async def _fetch(
         self, ref: ImageRef, repository: Repository, resolved: _Resolved, config: ConfigFile, record: ImageRecord
     ) -> Image:
         chain_ids = record.image.chain_ids
         stack = [Layer(*each) for each in zip(resolved.manifest.layers, config.diff_ids, chain_ids, strict=True)]
+        documents = dict(zip(resolved.manifests, resolved.documents, strict=True))
+        documents[Digest(record.image.id)] = record.config_file
         try:
-            with self._snapshots.lease(chain_ids):
+            with self._snapshots.lease(chain_ids), self._content.lease(record.blobs(layers=True)):
                 await self._snapshots.prepare(
-                    stack, lambda descriptor: self._downloads.blob(descriptor, repository), str(ref)
+                    stack,
+                    lambda descriptor: self._downloads.blob(descriptor, repository),
+                    str(ref),
+                    whole=not self._config.discard_unpacked_layers,
                 )
+                await on_thread(self._disk, self._keep, documents)
                 image = await self._commit(record, ref, resolved.digest)
         except BaseException:
             await self._drop_unneeded()
             raise
+        if self._config.discard_unpacked_layers:
+            await self._drop_unneeded()
         return image
+
+    def _keep(self, documents: Mapping[Digest, bytes]) -> None:
+        """Keep manifests and config beside the layers, and bring all of the image to the disk."""
+        for digest, content in documents.items():
+            self._content.put(digest, content)
+        self._content.sync()
+        faults.trace("image synced")
 
     async def _known(self, ref: ImageRef, digest: Digest) -> Image | None:
         """The image of a manifest or index that is here, under the name ``ref`` from now on."""
@@ -230,8 +246,8 @@ class Images:
             here = self._records.get(image_id)
             if here is not None:  # the same config by way of another manifest, or pulled meanwhile
                 manifests = tuple(dict.fromkeys(here.manifests + record.manifests))
-                record = replace(here, manifests=manifests)
-            changes = await self._snapshots.record(chain_ids)
+                record = replace(here, manifests=manifests, layers=tuple(dict.fromkeys(here.layers + record.layers)))
+            changes = self._snapshots.unrecorded(chain_ids)
             if image_id in self._retired:
                 changes.append(Delete(records.RETIRED, image_id))
             changed = records.attach(self._records.values(), record, ref, digest)
@@ -329,15 +345,25 @@ class Images:
         await self._drop_unneeded()
 
     async def _drop_unneeded(self) -> None:
-        """Delete layers that neither an image, a retired image nor a pull needs: the record first, then the files."""
+        """Delete layers that neither an image, a retired image nor a pull needs: the record first, then the files.
+
+        Blobs go with the image, or with the pull that wanted them: those of retired images are of no use any more.
+        """
+        listed = await on_thread(self._disk, self._content.digests)
         async with self._lock:
             stacks = [record.image.chain_ids for record in self._records.values()]
             needed = set(itertools.chain(*stacks, *self._retired.values()))
             gone = self._snapshots.take_unneeded(needed)
             if gone:
                 await self._store.commit(*(Delete(RECORD, chain_id) for chain_id, _ in gone))
+            blobs = self._content.take_unneeded(self._needed_blobs(self._records.values()), listed)
+        await on_thread(self._disk, delete_files, blobs)
         for _, directory in gone:
             await on_thread(self._disk, remove_tree, directory)
+
+    def _needed_blobs(self, recorded: Iterable[ImageRecord]) -> set[Digest]:
+        layers = not self._config.discard_unpacked_layers
+        return set(itertools.chain(*(record.blobs(layers=layers) for record in recorded)))
 
     def _index(self) -> None:
         self._names = {

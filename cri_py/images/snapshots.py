@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
@@ -21,11 +20,13 @@ from typing import Final
 import msgspec
 import structlog
 
-from cri_py.errors import CriError, Internal
+from cri_py.errors import CriError, DataLoss, Internal, Unimplemented
+from cri_py.images.downloads import Following, Restarted, Watch, unwatched
 from cri_py.images.flights import Flights, on_thread
-from cri_py.images.layers import Unpacked, adopt, unpack
+from cri_py.images.layers import Unpacked, adopt
 from cri_py.images.manifest import Descriptor
-from cri_py.kernel.syscalls import syncfs
+from cri_py.images.workers import Workers
+from cri_py.kernel import faults
 from cri_py.model import ChainId, Digest
 from cri_py.state.store import Change, Delete, Put
 
@@ -51,15 +52,20 @@ class Snapshot:
     inodes: int
 
 
-OpenBlob = Callable[[Descriptor], AbstractAsyncContextManager[str]]
+FollowBlob = Callable[[Descriptor], AbstractAsyncContextManager[Following]]
 
 
 class Snapshots:
-    """All snapshots below ``root``, in memory and on disk; unpacks on ``executor``."""
+    """All snapshots below ``root``, in memory and on disk, unpacked by ``workers``.
 
-    def __init__(self, root: str, executor: Executor) -> None:
+    ``on_progress`` is told how many bytes of a layer's blob are unpacked.
+    """
+
+    def __init__(self, root: str, workers: Workers, executor: Executor, on_progress: Watch = unwatched) -> None:
         self._root = root
+        self._workers = workers
         self._executor = executor
+        self._on_progress = on_progress
         self._ready: dict[ChainId, Snapshot] = {}
         self._recorded: set[ChainId] = set()
         self._leases: Counter[ChainId] = Counter()
@@ -106,23 +112,25 @@ class Snapshots:
             self._leases.subtract(chain_ids)
             self._leases += Counter()  # drops what nobody leases any more
 
-    async def prepare(self, stack: Sequence[Layer], open_blob: OpenBlob, subject: str) -> None:
+    async def prepare(self, stack: Sequence[Layer], follow_blob: FollowBlob, subject: str, *, whole: bool) -> None:
         """Unpack what is missing of a stack (the base first), side by side. The caller holds a lease on it.
 
-        ``open_blob`` gives the path of a verified blob. Raises the first layer's error, and then nothing runs on.
+        ``follow_blob`` gives a layer's blob, be it here or on its way. Raises the first layer's error, and then nothing
+        runs on. ``whole``: the blobs of layers that are unpacked already are wanted, too.
         """
+        self._workers.warm(sum(each.chain_id not in self._ready for each in stack))
         try:
             async with asyncio.TaskGroup() as group:
                 for position in range(len(stack)):
-                    group.create_task(self._ensure(stack, position, open_blob, subject))
+                    group.create_task(self._ensure(stack, position, follow_blob, subject))
+                    if whole and stack[position].chain_id in self._ready:
+                        group.create_task(_fetch(stack[position], follow_blob))
         except BaseExceptionGroup as failures:
             raise _first(failures) from failures
 
-    async def record(self, chain_ids: Sequence[ChainId]) -> list[Change]:
-        """Bring these snapshots to the disk and return the records that make them last, to be committed."""
+    def unrecorded(self, chain_ids: Sequence[ChainId]) -> list[Change]:
+        """The records that make these snapshots last, to be committed once the disk has them."""
         missing = [each for each in chain_ids if each not in self._recorded]
-        if missing:
-            await on_thread(self._executor, _sync, self._root)
         return [Put(RECORD, each, msgspec.json.encode(self._ready[each])) for each in missing]
 
     def recorded(self, chain_ids: Collection[ChainId]) -> None:
@@ -145,21 +153,22 @@ class Snapshots:
         self.used_bytes += snapshot.used_bytes
         self.inodes += snapshot.inodes
 
-    async def _ensure(self, stack: Sequence[Layer], position: int, open_blob: OpenBlob, subject: str) -> None:
+    async def _ensure(self, stack: Sequence[Layer], position: int, follow_blob: FollowBlob, subject: str) -> None:
         chain_id = stack[position].chain_id
         if chain_id not in self._ready:
-            await self._flights.join(chain_id, lambda: self._make(stack, position, open_blob, subject))
+            await self._flights.join(chain_id, lambda: self._make(stack, position, follow_blob, subject))
 
-    async def _make(self, stack: Sequence[Layer], position: int, open_blob: OpenBlob, subject: str) -> None:
+    async def _make(self, stack: Sequence[Layer], position: int, follow_blob: FollowBlob, subject: str) -> None:
         layer = stack[position]
         directory = _base36(next(self._numbers))
         path = os.path.join(self._root, directory)
         try:
-            async with open_blob(layer.descriptor) as blob:
+            async with follow_blob(layer.descriptor) as blob:
                 what = f"layer {position + 1} of {subject} ({layer.descriptor.digest})"
                 unpacked = await self._unpack(blob, path, layer, base=position == 0, subject=what)
+            faults.trace("layer unpacked")
             if position:
-                await self._ensure(stack, position - 1, open_blob, subject)
+                await self._ensure(stack, position - 1, follow_blob, subject)
             if position and unpacked.implied:
                 lowers = [self.path(each.chain_id) for each in reversed(stack[:position])]
                 await on_thread(self._executor, adopt, path, unpacked.implied, lowers)
@@ -168,18 +177,60 @@ class Snapshots:
             raise
         self._add(layer.chain_id, Snapshot(directory, unpacked.used_bytes, unpacked.inodes))
 
-    async def _unpack(self, blob: str, path: str, layer: Layer, *, base: bool, subject: str) -> Unpacked:
-        stop = threading.Event()
+    async def _unpack(self, blob: Following, path: str, layer: Layer, *, base: bool, subject: str) -> Unpacked:
+        """Unpack while the blob comes; again from the start if it does. Returns only once the blob is verified."""
+        digest, size = layer.descriptor.digest, layer.descriptor.size
+        while True:
+            await on_thread(self._executor, _make_directory, path)
+            try:
+                unpacked = await self._workers.unpack(
+                    blob,
+                    path,
+                    size=size,
+                    diff_id=layer.diff_id,
+                    base=base,
+                    subject=subject,
+                    watch=lambda position: self._on_progress(digest, position),
+                )
+                await blob.whole()
+            except Restarted:
+                blob.rewind()
+            except (DataLoss, Unimplemented):
+                if await _stands(blob):
+                    raise
+            else:
+                return unpacked
+            await on_thread(self._executor, remove_tree, path)
 
-        def work() -> Unpacked:
-            os.mkdir(path, 0o755)
-            with open(blob, "rb") as file:
-                return unpack(file, path, diff_id=layer.diff_id, base=base, subject=subject, stopped=stop.is_set)
 
-        try:
-            return await on_thread(self._executor, work, stop=stop)
-        except OSError as error:
-            raise Internal(f"{subject} can't be unpacked: {error}") from error
+async def _fetch(layer: Layer, follow_blob: FollowBlob) -> None:
+    async with follow_blob(layer.descriptor) as blob:
+        while True:
+            try:
+                return await blob.whole()
+            except Restarted:
+                blob.rewind()
+
+
+async def _stands(blob: Following) -> bool:
+    """Whether an error in what was read is the layer's own fault.
+
+    If the blob turns out to be damaged, that is the error to show; if another host has a sound one, there is none.
+    """
+    try:
+        await blob.whole()
+    except Restarted:
+        blob.rewind()
+        return False
+    return True
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.mkdir(path)
+        os.chmod(path, 0o755)  # noqa: S103 (a root directory; without umask, and without a set-gid bit from above)
+    except OSError as error:
+        raise Internal(f"{path} can't be made: {error.strerror}") from error
 
 
 def remove_tree(path: str) -> None:
@@ -190,14 +241,6 @@ def remove_tree(path: str) -> None:
         return
     except OSError as error:
         raise Internal(f"{path} can't be removed: {error}") from error
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syncfs(fd)
-    finally:
-        os.close(fd)
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

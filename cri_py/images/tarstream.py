@@ -1,26 +1,31 @@
 """A tar stream becomes entries, in one pass: ustar, GNU and PAX (tar(5), POSIX.1-2017 pax).
 
 Written for layers: names stay bytes, contents are handed through in pieces, nothing seeks. Pure: bytes in, values out.
+Loaded by the processes that unpack, so that imports are few, and run once per file, so that values are plain tuples.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from cri_py.errors import DataLoss, Unimplemented
+from cri_py.images import sparse
+from cri_py.images.sparse import BLOCK, Extent
 
-BLOCK: Final = 512
 NAME_RECORD_LIMIT: Final = 1 << 20  # bytes of one PAX header or GNU long name
 ID_MAX: Final = 2**32 - 2  # (uid_t)-1 means "leave alone" to chown(2)
 MTIME_MAX: Final = 2**34  # seconds; what ext4 stores, and far from overflow in ns
 
 _HEADER: Final = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
+_ZEROS: Final = bytes(BLOCK)
 _NUMBERED_PAX: Final = frozenset({b"size", b"uid", b"gid"})
 _XATTR_PREFIX: Final = b"SCHILY.xattr."
+_SPARSE_PREFIX: Final = b"GNU.sparse."
+_SPARSE_MAP: Final = b"GNU.sparse.map"
+_REPEATED_PAX: Final = frozenset({b"GNU.sparse.offset", b"GNU.sparse.numbytes"})  # format 0.0: one after the other
 
 
 class Kind(Enum):
@@ -37,6 +42,7 @@ _KINDS: Final = {
     b"0": Kind.FILE,
     b"\0": Kind.FILE,
     b"7": Kind.FILE,
+    b"S": Kind.FILE,
     b"1": Kind.HARD_LINK,
     b"2": Kind.SYMLINK,
     b"3": Kind.CHARACTER,
@@ -46,20 +52,24 @@ _KINDS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One member. ``size`` bytes of content follow it in the stream, to be taken before the next entry is asked for."""
+class Entry(NamedTuple):
+    """One member. ``stored`` bytes of content follow it in the stream, to be taken before the next entry is asked for.
+
+    They are the whole file, or where ``extents`` says so what of its ``size`` bytes is no hole.
+    """
 
     kind: Kind
     path: bytes  # as written: may be absolute or hold ``..``
     mode: int
     uid: int
     gid: int
-    size: int
+    stored: int
     mtime_ns: int
     link: bytes = b""
     device: tuple[int, int] = (0, 0)
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    size: int = 0
+    extents: tuple[Extent, ...] | None = None
 
 
 class Inflow:
@@ -67,87 +77,124 @@ class Inflow:
 
     def __init__(self, pieces: Iterator[bytes], subject: str) -> None:
         self._pieces = pieces
-        self._piece = memoryview(b"")
+        self._piece = b""
+        self._at = 0
         self._subject = subject
 
     def take(self, count: int) -> bytes:
         """Exactly ``count`` bytes, or DataLoss."""
-        if count <= len(self._piece):
-            taken, self._piece = self._piece[:count], self._piece[count:]
-            return bytes(taken)
+        start = self._at
+        if start + count <= len(self._piece):
+            self._at = start + count
+            return self._piece[start : start + count]
         return b"".join(self.portions(count))
 
     def portions(self, count: int) -> Iterator[memoryview]:
         """``count`` bytes as views into the pieces, or DataLoss."""
         while count:
-            if not self._piece and not self._refill():
+            if self._at == len(self._piece) and not self._refill():
                 raise DataLoss(f"{self._subject} ends in the middle of a tar entry")
-            taken, self._piece = self._piece[:count], self._piece[count:]
+            taken = memoryview(self._piece)[self._at : self._at + count]
+            self._at += len(taken)
             count -= len(taken)
             yield taken
 
     def skip(self, count: int) -> None:
+        if self._at + count <= len(self._piece):
+            self._at += count
+            return
         for _ in self.portions(count):
             pass
 
     def at_end(self) -> bool:
-        return not self._piece and not self._refill()
+        return self._at == len(self._piece) and not self._refill()
 
     def drain(self) -> None:
         """Read on to the end, so that whoever hashes the pieces sees them all."""
         while not self.at_end():
-            self._piece = memoryview(b"")
+            self._at = len(self._piece)
 
     def _refill(self) -> bool:
-        self._piece = memoryview(next(self._pieces, b""))
+        self._piece, self._at = next(self._pieces, b""), 0
         return len(self._piece) > 0
 
 
-@dataclass(slots=True)
 class _Extension:
     """What headers before an entry say about it."""
 
-    path: bytes | None = None
-    link: bytes | None = None
-    numbers: dict[bytes, int] = field(default_factory=dict)
-    mtime_ns: int | None = None
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    __slots__ = ("link", "mtime_ns", "numbers", "path", "sparse", "xattrs")
+
+    def __init__(self) -> None:
+        self.path: bytes | None = None
+        self.link: bytes | None = None
+        self.numbers: dict[bytes, int] = {}
+        self.mtime_ns: int | None = None
+        self.xattrs: dict[bytes, bytes] = {}
+        self.sparse: dict[bytes, bytes] = {}
+
+
+_NOTHING: Final = _Extension()
+
+
+class _Pending:
+    """Headers that precede the one that they describe: PAX for one entry or for all that follow, GNU's long names."""
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._universal: dict[bytes, bytes] = {}
+        self._own: dict[bytes, bytes] = {}
+        self._extension = _NOTHING
+
+    def add(self, flag: bytes, content: bytes) -> None:
+        if self._extension is _NOTHING:
+            self._extension = _Extension()
+        if flag == b"g":
+            self._universal.update(_pax_records(content, self._subject))
+        elif flag == b"x":
+            self._own = _pax_records(content, self._subject)
+        elif flag == b"L":
+            self._extension.path = content.rstrip(b"\0")
+        else:
+            self._extension.link = content.rstrip(b"\0")
+
+    def take(self) -> _Extension:
+        """All that was said of the next entry."""
+        extension = self._extension
+        if self._universal or self._own:
+            extension = _Extension() if extension is _NOTHING else extension
+            _apply_pax(extension, self._universal | self._own, self._subject)
+            self._own = {}
+        self._extension = _NOTHING
+        return extension
 
 
 def entries(inflow: Inflow, subject: str) -> Iterator[Entry]:
-    """Yield the members of a tar stream. Contents and padding that the caller leaves are skipped.
+    """Yield the members of a tar stream; contents have to be taken, padding is skipped.
 
     Raises DataLoss for what is no tar, Unimplemented for kinds of entries that no layer may hold.
     """
-    universal: dict[bytes, bytes] = {}
-    own: dict[bytes, bytes] = {}
-    extension = _Extension()
+    pending = _Pending(subject)
     while not inflow.at_end():
         header = inflow.take(BLOCK)
-        if header == bytes(BLOCK):
+        if header == _ZEROS:
             return
         fields = _HEADER.unpack(header)
         _check_sum(header, fields[6], subject)
         flag, size = fields[7], _number(fields[4], subject)
+        if size < 0:
+            raise DataLoss(f"{subject} has a tar entry of the size {size}")
         if flag in b"xgLK":
-            content = _extension_content(inflow, size, subject)
-            if flag == b"g":
-                universal.update(_pax_records(content, subject))
-            elif flag == b"x":
-                own = _pax_records(content, subject)
-            elif flag == b"L":
-                extension.path = content.rstrip(b"\0")
-            else:
-                extension.link = content.rstrip(b"\0")
+            pending.add(flag, _extension_content(inflow, size, subject))
             continue
-        _apply_pax(extension, universal | own, subject)
+        extension = pending.take()
         entry = _entry(fields, extension, size, subject)
-        own, extension = {}, _Extension()
         if entry is None:
             inflow.skip(-(-size // BLOCK) * BLOCK)
             continue
+        if entry.kind is Kind.FILE and (flag == b"S" or extension.sparse):
+            entry = _sparse(entry, header, extension.sparse, inflow, subject)
         yield entry
-        inflow.skip(-entry.size % BLOCK)
+        inflow.skip(-entry.stored % BLOCK)
 
 
 def _entry(fields: tuple[bytes, ...], extension: _Extension, size: int, subject: str) -> Entry | None:
@@ -169,20 +216,48 @@ def _entry(fields: tuple[bytes, ...], extension: _Extension, size: int, subject:
     if mtime_ns is None:
         mtime_ns = _clamped_ns(_number(fields[5], subject))
     device = (0, 0)
-    if kind in {Kind.CHARACTER, Kind.BLOCK}:
+    if kind is Kind.CHARACTER or kind is Kind.BLOCK:
         device = (_number(fields[13], subject), _number(fields[14], subject))
+    stored = numbers.get(b"size", size) if kind is Kind.FILE else 0
     return Entry(
-        kind=kind,
-        path=path,
-        mode=_number(fields[1], subject) & 0o7777,
-        uid=uid,
-        gid=gid,
-        size=numbers.get(b"size", size) if kind is Kind.FILE else 0,
-        mtime_ns=mtime_ns,
-        link=extension.link if extension.link is not None else _cut(fields[8]),
-        device=device,
-        xattrs=tuple(extension.xattrs.items()),
+        kind,
+        path,
+        _number(fields[1], subject) & 0o7777,
+        uid,
+        gid,
+        stored,
+        mtime_ns,
+        extension.link if extension.link is not None else _cut(fields[8]),
+        device,
+        tuple(extension.xattrs.items()),
+        stored,
     )
+
+
+def _sparse(entry: Entry, header: bytes, said: dict[bytes, bytes], inflow: Inflow, subject: str) -> Entry:
+    """The entry with its map and its true size and name, which each format keeps in another place."""
+
+    def number(raw: bytes) -> int:
+        return _number(raw, subject)
+
+    def block() -> bytes:
+        return inflow.take(BLOCK)
+
+    stored, path = entry.stored, said.get(b"name", entry.path)
+    if not said:
+        extents, size = sparse.old_map(header, block, number, subject), sparse.old_size(header, number)
+    else:
+        text = said.get(b"realsize", said.get(b"size", b""))
+        if not text.isdigit():
+            raise DataLoss(f"{subject} holds a sparse file {path!r} without a size")
+        size = int(text[:20])
+        if said.get(b"major") == b"1":
+            extents, taken = sparse.stored_map(block, subject)
+            stored -= taken
+        else:
+            extents = sparse.pax_map(said[b"map"].split(b",") if said.get(b"map") else [], subject)
+    whole = sparse.checked((each for each in extents if each[1]), stored, size, f"{path!r} of {subject}")
+    return entry._replace(path=path, stored=stored, size=size, extents=whole)
 
 
 def _ustar_path(fields: tuple[bytes, ...]) -> bytes:
@@ -213,9 +288,9 @@ def _pax_records(content: bytes, subject: str) -> dict[bytes, bytes]:
         key, equals, text = content[space + 1 : end - 1].partition(b"=")
         if end <= space + 1 or content[end - 1 : end] != b"\n" or not equals:
             raise DataLoss(f"{subject} has a damaged PAX header")
-        if key.startswith(b"GNU.sparse."):
-            raise Unimplemented(f"{subject} holds a sparse file", hint="make the image without tar's --sparse")
-        records[key] = text
+        if key in _REPEATED_PAX and _SPARSE_MAP in records:
+            text = records[_SPARSE_MAP] + b"," + text
+        records[_SPARSE_MAP if key in _REPEATED_PAX else key] = text
         position = end
     return records
 
@@ -232,6 +307,8 @@ def _apply_pax(extension: _Extension, records: dict[bytes, bytes], subject: str)
             extension.numbers[key] = int(text[:20])
         elif key == b"mtime":
             extension.mtime_ns = _pax_time(text, subject)
+        elif key.startswith(_SPARSE_PREFIX):
+            extension.sparse[key[len(_SPARSE_PREFIX) :]] = text
         elif key.startswith(_XATTR_PREFIX):
             extension.xattrs[key[len(_XATTR_PREFIX) :]] = text
 

@@ -79,12 +79,28 @@ def test_partial_blobs_that_nobody_takes_up_are_dropped(content: Content) -> Non
     assert [os.path.exists(content.partial(digest)) for digest in (HELLO, OTHER)] == [True, False]
 
 
-def test_leased_blobs_are_needed(content: Content) -> None:
+def test_leased_blobs_are_not_taken_away(content: Content) -> None:
     content.put(HELLO, b"hello")
     content.put(OTHER, b"other")
-    assert content.unneeded({OTHER}) == [HELLO]
     with content.lease([HELLO]):
         with content.lease([HELLO]):
             pass
-        assert content.unneeded({OTHER}) == []
-    assert content.unneeded({OTHER}) == [HELLO]
+        assert content.take_unneeded({OTHER}, content.digests()) == []
+    (gone,) = content.take_unneeded({OTHER}, [HELLO, OTHER])
+    assert content.digests() == [OTHER]
+    assert Path(gone).read_bytes() == b"hello"
+
+
+def test_what_was_half_written_is_gone_after_a_restart(content: Content, tmp_path: Path) -> None:
+    content.put(HELLO, b"hello")
+    content.take_unneeded((), [HELLO])
+    Path(content.partial(OTHER)).write_bytes(b"oth")
+    content.settle(())
+    assert os.listdir(tmp_path / "blobs" / "partial") == [OTHER.replace(":", "-")]
+
+
+def test_usage_counts_all_files(content: Content) -> None:
+    assert content.usage() == (0, 0)
+    content.put(HELLO, b"hello")
+    used, inodes = content.usage()
+    assert (used >= 4096, inodes) == (True, 1)

@@ -47,7 +47,7 @@ TOP = tar_layer(File("etc/top", b"top"))
 
 def leftovers(root: Path) -> list[str]:
     """What lies in the store beside its database."""
-    return sorted(os.listdir(root / "layers") + os.listdir(root / "ingest"))
+    return sorted(os.listdir(root / "layers"))
 
 
 def content(images: Images, image_id: ImageId, path: str) -> bytes:

@@ -1,0 +1,240 @@
+"""The daemon's end of the processes that unpack: started when a pull needs one, kept a while, killed when in doubt."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol
+
+import structlog
+
+from cri_py import errors
+from cri_py.errors import CriError, Internal
+from cri_py.images import unpacking
+from cri_py.images.layers import Unpacked
+from cri_py.images.unpacking import Done, Failed, Implied, Job, Reached, Ready, Starved
+
+IDLE_S: Final = 10.0
+SILENCE_S: Final = 120.0  # a worker that says nothing for so long, though there is something to do, is killed
+DEATH_S: Final = 10.0
+_PROGRAM: Final = "import sys; sys.path[:] = {path!r}; from cri_py.images.worker import run; run(3, {pid})"
+
+log = structlog.get_logger()
+
+
+class Feed(Protocol):
+    """A blob that can be read while it grows."""
+
+    @property
+    def state(self) -> Ready: ...
+
+    def take_fd(self) -> int:
+        """A new descriptor at the blob's start, which the caller owns."""
+        ...
+
+    async def beyond(self, position: int) -> Ready:
+        """Once more than ``position`` bytes, or all, can be read. Raises what the download ends with."""
+        ...
+
+
+class Workers:
+    """At most ``most`` at once. All methods belong to one event loop."""
+
+    def __init__(self, most: int, *, idle_s: float = IDLE_S, silence_s: float = SILENCE_S) -> None:
+        self._most = most
+        self._busy = 0
+        self._turns = asyncio.Semaphore(most)
+        self._idle_s = idle_s
+        self._silence_s = silence_s
+        self._idle: list[_Worker] = []
+
+    async def unpack(
+        self,
+        feed: Feed,
+        target: str,
+        *,
+        size: int,
+        diff_id: str,
+        base: bool,
+        subject: str,
+        watch: Callable[[int], None],
+    ) -> Unpacked:
+        """Unpack a layer into the empty directory ``target``, as ``layers.unpack`` does, while ``feed`` still grows.
+
+        ``watch`` is told how many bytes of the blob are unpacked. When this returns or raises, nothing writes to
+        ``target`` any more. Raises also what the feed ends with, and Internal if the worker dies or hangs.
+        """
+        await feed.beyond(0)  # no worker waits for a host that has not answered yet
+        async with self._turns:
+            worker = self._take()
+            self._busy += 1
+            try:
+                state = await feed.beyond(0)
+                job = Job(target, diff_id, subject, size, state.available, state.whole, base)
+                unpacked = await worker.unpack(job, feed, watch)
+            except BaseException:
+                await worker.kill()  # who failed once may hold what it should not: another is started in 30 ms
+                raise
+            finally:
+                self._busy -= 1
+            self._rest(worker)
+            return unpacked
+
+    def warm(self, wanted: int) -> None:
+        """Start what will be needed soon, so that it is up when the first bytes come."""
+        missing = min(wanted, self._most) - self._busy - len(self._idle)
+        for _ in range(missing):
+            self._rest(_Worker(self._silence_s))
+
+    async def close(self) -> None:
+        """End those that idle; the others are killed with the pulls that use them, before."""
+        idle, self._idle = self._idle, []
+        for worker in idle:
+            await worker.kill()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of those that idle."""
+        return [worker.pid for worker in self._idle]
+
+    def _take(self) -> _Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            worker.wake()
+            if worker.alive:
+                return worker
+        return _Worker(self._silence_s)
+
+    def _rest(self, worker: _Worker) -> None:
+        def leave() -> None:
+            if worker in self._idle:
+                self._idle.remove(worker)
+                worker.dismiss()
+
+        self._idle.append(worker)
+        worker.sleep(self._idle_s, leave)
+
+
+class _Worker:
+    """One process. ``kill`` ends it for certain; ``dismiss`` lets it end by itself."""
+
+    def __init__(self, silence_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._silence_s = silence_s
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.pid = _start(theirs.fileno())
+        ours.setblocking(False)
+        self._connection = ours
+        self._pidfd = os.pidfd_open(self.pid)
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    @property
+    def alive(self) -> bool:
+        return not self._ended.done()
+
+    def sleep(self, idle_s: float, leave: Callable[[], None]) -> None:
+        self._timer = self._loop.call_later(idle_s, leave)
+
+    def wake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def dismiss(self) -> None:
+        """It reads the end of the connection, and ends."""
+        self._connection.close()
+
+    async def kill(self) -> None:
+        """Returns once the process can write no more, or after DEATH_S if the kernel holds it."""
+        self.wake()
+        if self.alive:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            await asyncio.wait([self._ended], timeout=DEATH_S)
+            if self.alive:
+                log.warning("an unpacking process does not die: the disk may hang", pid=self.pid)
+        self._connection.close()
+
+    async def unpack(self, job: Job, feed: Feed, watch: Callable[[int], None]) -> Unpacked:
+        fd = feed.take_fd()
+        try:
+            socket.send_fds(self._connection, [unpacking.encode(job)], [fd])
+        except OSError as error:
+            raise self._died(job.subject) from error
+        finally:
+            os.close(fd)
+        implied: list[bytes] = []
+        while True:
+            frame = unpacking.decode(await self._receive(job.subject))
+            if isinstance(frame, Starved | Reached):
+                watch(frame.position)
+            if isinstance(frame, Starved):
+                await self._send(await feed.beyond(frame.position), job.subject)
+            elif isinstance(frame, Implied):
+                implied += frame.paths
+            elif isinstance(frame, Done):
+                return Unpacked(frame.used_bytes, frame.inodes, tuple(implied))
+            elif isinstance(frame, Failed):
+                raise _raised(frame)
+
+    async def _receive(self, subject: str) -> bytes:
+        try:
+            async with asyncio.timeout(self._silence_s):
+                packet = await self._loop.sock_recv(self._connection, unpacking.PACKET_LIMIT)
+        except TimeoutError as error:
+            said = f"the process {self.pid} that unpacks {subject} said nothing for {self._silence_s:g} s"
+            raise Internal(said, hint="does the disk hang? it was killed; pull again") from error
+        except OSError as error:
+            raise self._died(subject) from error
+        if not packet:
+            await asyncio.wait([self._ended], timeout=DEATH_S)
+            raise self._died(subject)
+        return packet
+
+    async def _send(self, ready: Ready, subject: str) -> None:
+        try:
+            await self._loop.sock_sendall(self._connection, unpacking.encode(ready))
+        except OSError as error:
+            raise self._died(subject) from error
+
+    def _died(self, subject: str) -> Internal:
+        how = "ended"
+        if self._ended.done():
+            status = self._ended.result()
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
+        return Internal(f"the process {self.pid} that unpacks {subject} {how}", hint="out of memory? pull again")
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:
+            status = 0  # whoever ignores SIGCHLD gets no statuses
+        self._ended.set_result(status)
+
+
+def _start(fd: int) -> int:
+    """Neither site nor what it brings: it is told where modules are, and is up in half the time."""
+    program = _PROGRAM.format(path=sys.path, pid=os.getpid())
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-I", "-S", "-c", program],
+        {"PATH": os.defpath, "LANG": "C.UTF-8"},
+        file_actions=[(os.POSIX_SPAWN_DUP2, fd, 3)],
+        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+    )
+
+
+def _raised(failed: Failed) -> CriError:
+    kind = getattr(errors, failed.kind, Internal)
+    if not (isinstance(kind, type) and issubclass(kind, CriError)):
+        kind = Internal
+    return kind(failed.message, hint=failed.hint)
