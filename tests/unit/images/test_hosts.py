@@ -82,6 +82,14 @@ def test_a_host_becomes_the_root_of_its_api(text: str, ref: str, found: list[str
     assert urls(text, ref) == found
 
 
+def test_the_server_is_the_registry_itself_wherever_it_is() -> None:
+    found = parse_hosts(b'server = "https://moved.example"\n[host."https://m.example"]', FILE)
+    assert [(each.host, each.own) for each in by_hosts_file(parse_ref("r.example/app"), found)] == [
+        ("m.example", False),
+        ("moved.example", True),
+    ]
+
+
 def test_docker_hubs_server_is_no_mirror_of_it() -> None:
     text = '[host."https://registry-1.docker.io"]\n[host."https://m.example"]'
     endpoints = by_hosts_file(parse_ref("busybox"), parse_hosts(text.encode(), FILE))
