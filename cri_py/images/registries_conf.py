@@ -29,6 +29,7 @@ _REGISTRY: Final = frozenset({"prefix", "location", "insecure", "blocked", "mirr
 _MIRROR: Final = frozenset({"location", "insecure", "pull-from-mirror"})
 _MODES: Final = ("enforcing", "permissive", "disabled")
 _PATH: Final = re.compile(r"[^\s/@*]+(/[^\s/@*]+)*")
+_HEADER: Final = re.compile(r"\s*\[\[\s*registry\s*\]\]\s*(#.*)?")
 _WILDCARD: Final = re.compile(r"\*(\.[A-Za-z0-9-]+)+")
 
 
@@ -122,7 +123,7 @@ def parse_conf(content: bytes, file: str) -> RegistriesConf:
         unknown += table.unknown(_REGISTRY)
         unknown += [line for mirror in table.array("mirror") for line in mirror.unknown(_MIRROR)]
     return RegistriesConf(
-        registries=tuple(map(_registry, tables)),
+        registries=tuple(map(_registry, tables, _places(top, tables))),
         search=_search(top) if "unqualified-search-registries" in top.values else None,
         short_name_mode=mode,
         aliases=_aliases(top.table("aliases")),
@@ -131,7 +132,15 @@ def parse_conf(content: bytes, file: str) -> RegistriesConf:
     )
 
 
-def _registry(table: Table) -> Registry:
+def _places(top: Table, tables: Sequence[Table]) -> list[str]:
+    """``FILE:LINE`` of every ``[[registry]]``, found in one go: a node may have hundreds."""
+    lines = [number for number, line in enumerate(top.text.splitlines(), 1) if _HEADER.fullmatch(line)]
+    if len(lines) != len(tables):  # written in another way: [["registry"]], registry = [{…}]
+        return [table.place() for table in tables]
+    return [f"{top.file}:{number}" for number in lines]
+
+
+def _registry(table: Table, place: str) -> Registry:
     prefix, location = table.string("prefix"), table.string("location")
     if not prefix and not location:
         raise ConfigError(f"{table.place()}: [[registry]] has neither prefix nor location", hint="it needs one of them")
@@ -144,7 +153,7 @@ def _registry(table: Table) -> Registry:
     return Registry(
         prefix=prefix,
         location=location,
-        place=table.place(),
+        place=place,
         insecure=table.boolean("insecure"),
         blocked=table.boolean("blocked"),
         mirrors=tuple(_mirror(each, by_digest) for each in table.array("mirror")),

@@ -141,6 +141,17 @@ def test_a_blocked_registry_is_refused_by_file_and_line() -> None:
         by_registry(parse_ref("a.io/app"), found)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '\n[[registry]]\nlocation = "a"\n\n [[ registry ]] # b\nlocation = "b"\n[[registry.mirror]]\nlocation = "m"',
+        '\n[[registry]]\nlocation = "a"\n[aliases]\n[["registry"]]\nlocation = "b"\n',
+    ],
+)
+def test_a_table_knows_its_line(text: str) -> None:
+    assert conf(text).registries[-1].place == f"{FILE}:5"
+
+
 # ----------------------------------------------------------------------- short names
 
 SHORT = 'unqualified-search-registries = ["one.io", "two.io/sub"]\n[aliases]\nnick = "long.io/name"\ngone = ""\n'
