@@ -11,7 +11,16 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, Internal, NotFound, StartError, Unavailable
+from cri_py.errors import (
+    CriError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    StartError,
+    Unavailable,
+)
 from cri_py.kernel import faults
 from cri_py.monitor import protocol, transport
 
@@ -20,6 +29,7 @@ _ERRORS: Final[dict[str, type[CriError]]] = {
     "start": StartError,
     "state": FailedPrecondition,
     "missing": NotFound,
+    "invalid": InvalidArgument,
     "failed": Internal,
 }
 

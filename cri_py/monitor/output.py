@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 
 from cri_py.monitor.crilog import LineCutter
@@ -10,7 +12,8 @@ from cri_py.monitor.crilog import LineCutter
 _READ_BYTES = 256 << 10
 PIPE_BYTES = 1 << 20
 _RETRY_S = 5.0
-_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+# A fifo must not block the monitor, and a link must not lead root's writes out of the log directory.
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
 class LogFile:
@@ -30,6 +33,9 @@ class LogFile:
         except FileNotFoundError:
             os.makedirs(os.path.dirname(self._path), 0o755, exist_ok=True)
             fd = os.open(self._path, _LOG_FLAGS, 0o640)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "is not a regular file", self._path)
         self.close()
         self._fd = fd
         self._torn = False

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from cri_py.cgroups import Cgroups, ExecScope
-from cri_py.errors import CriError
+from cri_py.errors import CriError, FailedPrecondition
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER
 from cri_py.monitor import protocol, transport
@@ -283,7 +283,7 @@ class Monitor:
         elif process.started_at:
             self._answer(process, process.became_running())
         else:
-            self._refuse(process, "failed", "init ended before it was ready")
+            process.fell_silent = True  # its exit tells why
 
     def _answer(self, process: ContainerProcess, body: bytes) -> None:
         seq, process.asked = process.asked, 0
@@ -328,7 +328,9 @@ class Monitor:
         self._forget(process.parent.fd)
         process.parent.close()
         process.heard = True
-        process.error = said_text(said) if said else ""
+        if said:
+            process.kind = "state" if said[1] == b"state" else "start"
+            process.error = said_text(said)
         if process.status is not None:
             self._finish_exec(self._execs.pop(pid))
 
@@ -396,6 +398,8 @@ class Monitor:
         for stream in process.streams:
             self._forget(stream.fd)
         process.end(status, time.time_ns())
+        if process.fell_silent:
+            self._refuse(process, *process.why_silent(status))
         if process.abandoned:
             self._delete(process)
             self._tell(protocol.answer(process.abandoned))
@@ -406,7 +410,7 @@ class Monitor:
 
     def _finish_exec(self, process: ExecProcess) -> None:
         if process.error:
-            self._tell(protocol.refusal(process.seq, "start", process.error))
+            self._tell(protocol.refusal(process.seq, process.kind, process.error))
         else:
             assert process.status is not None
             self._tell(protocol.answer(process.seq, b'{"code":%d}' % exit_code(process.status)))
@@ -414,6 +418,8 @@ class Monitor:
 
 
 def _kind(error: Exception) -> str:
+    if isinstance(error, ChildError):
+        return error.kind
     if isinstance(error, Missing):
         return "missing"
-    return "state" if isinstance(error, WrongState) else "failed"
+    return "state" if isinstance(error, WrongState | FailedPrecondition) else "failed"

@@ -27,7 +27,7 @@ Requests to a monitor and what they answer (times in Unix ns)::
 
 Events: ``up`` {pid}, ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {}.
 A container's state: {state: created|running|exited, pid, ticks, started_at, user} and, exited, what ``exit`` has.
-An error's kind: start (the program can't be executed), state (wrong moment), missing, failed.
+An error's kind: start (the program can't be executed), state (wrong moment), missing, invalid (what was asked), failed.
 """
 
 from __future__ import annotations

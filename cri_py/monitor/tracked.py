@@ -44,6 +44,7 @@ class ContainerProcess:
         self.ended = b""  # the ``exit`` event's body
         self.refused = False  # init failed, and the answer to a request has said so
         self.error = ""  # what init failed with
+        self.fell_silent = False  # init ended, or is about to, without a word
         self.streams: list[OutputStream] = []
         self._cgroups = cgroups
         self._create = create
@@ -184,15 +185,23 @@ class ContainerProcess:
             stream.drain()
             stream.close()
         self.streams = []
+        self._oom = self._oom_kills() > 0
         self.ended = (b'{"id":"%b","code":%d,"started_at":%d,"finished_at":%d,"oom":%b,"dropped":%d,"error":%b}') % (
             self.id,
             exit_code(status),
             self.started_at,
             now,
-            b"true" if self._oom_kills() > 0 else b"false",
+            b"true" if self._oom else b"false",
             self._log.dropped if self._log else 0,
             json.dumps(self.error).encode() if self.error else b'""',
         )
+
+    def why_silent(self, status: int) -> tuple[str, str]:
+        """The kind and the text of a refusal, for an init that ended before it was ready and without a word."""
+        self.refused = bool(self.asked)
+        if self._oom:
+            return "state", "init was killed for want of memory before it was ready: the container's limit is too low"
+        return "failed", f"init ended before it was ready, with code {exit_code(status)}"
 
     def _end_rest(self) -> None:
         try:
@@ -274,6 +283,7 @@ class ExecProcess:
         self.status: int | None = None
         self.heard = False
         self.error = ""
+        self.kind = "start"
 
     def kill(self) -> None:
         """SIGKILL it, wherever it is on its way into its scope, and everything that it has started."""

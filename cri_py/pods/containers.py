@@ -396,6 +396,7 @@ class Containers:
         """
         container = self._ledger.container(container_id)
         _check_running(container)
+        spec_limits.validate_exec(command)
         request = self._execs.request(container, self._bundles.read, command)
         return await self._execs.run(self._monitors.of(container.sandbox_id), request, timeout_s)
 

@@ -136,26 +136,27 @@ class Ledger:
 
     async def put_sandbox(self, sandbox: Sandbox) -> None:
         """Raises Internal if the disk refuses, but not for the end of a sandbox: see ``_record``."""
-        await self._record(_write_sandbox(sandbox), ended=isinstance(sandbox.state, NotReady))
+        await self._record(_write_sandbox(sandbox), past=isinstance(sandbox.state, NotReady))
         self._sandboxes[sandbox.id] = sandbox
 
     async def put_container(self, container: Container) -> None:
-        """Raises Internal if the disk refuses, but not for the end of a container: see ``_record``."""
-        await self._record(_write_container(container), ended=isinstance(container.state, Exited | Lost))
+        """Raises Internal if the disk refuses, but not for what has started or ended: see ``_record``."""
+        await self._record(_write_container(container), past=isinstance(container.state, Running | Exited | Lost))
         self._keep(container)
 
-    async def _record(self, change: Put, *, ended: bool) -> None:
-        """What has ended has ended, also on a full disk: else neither could be stopped and removed to free it.
+    async def _record(self, change: Put, *, past: bool) -> None:
+        """What runs runs and what has ended has ended, also on a full disk: else it could not be stopped and removed to
+        free it.
 
-        Its record is owed until the next that can be written. A daemon that dies before that finds the end again,
-        from the monitor or by its absence.
+        Its record is owed until the next that can be written. A daemon that dies before that finds out again, from the
+        monitor or by its absence.
         """
         try:
             await self._commit(change)
         except Internal as error:
-            if not ended:
+            if not past:
                 raise
-            log.warning("an end is not recorded yet", kind=change.kind, key=change.key, cause=str(error))
+            log.warning("a change is not recorded yet", kind=change.kind, key=change.key, cause=str(error))
             self._owed[change.key] = change
 
     async def _commit(self, *changes: Change) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from cri_py.errors import InvalidArgument, Unimplemented
@@ -212,6 +212,14 @@ _RESOURCE_HINTS: Final = {
     "cpuset_mems": "a list such as 0,1",
     "unified": "keys are files of cgroup v2 such as memory.high",
 }
+
+
+def validate_exec(command: Sequence[str]) -> None:
+    """Raises InvalidArgument for a command that execve(2) can't take."""
+    if not command or not command[0]:
+        raise InvalidArgument("the command to execute is empty", hint="name a program")
+    for argument in command:
+        _check_argument("cmd", argument.encode("utf-8", "surrogateescape"))
 
 
 def _check_argument(field: str, encoded: bytes) -> None:

@@ -23,7 +23,7 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from cri_py.errors import FailedPrecondition
+from cri_py.errors import FailedPrecondition, InvalidArgument
 from cri_py.kernel import fds, syscalls
 
 READY = b"ready"
@@ -34,7 +34,11 @@ _HIGH_FD = 16
 
 
 class ChildError(Exception):
-    """What the child said before it gave up; ``str`` is meant for a person."""
+    """What the child said before it gave up; ``str`` is meant for a person, ``kind`` is the protocol's."""
+
+    def __init__(self, text: str, kind: str = "failed") -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class Parent:
@@ -56,9 +60,8 @@ class Parent:
 
     def _say_last(self, error: BaseException) -> None:
         try:
-            kind = b"state" if isinstance(error, FailedPrecondition) else b"failed"
             text = str(error) or type(error).__name__  # it may quote an argument, and those may be longer than a packet
-            self._say(ERROR, kind, text[:_TEXT_LIMIT].encode("utf-8", "surrogateescape"))
+            self._say(ERROR, _kind(error), text[:_TEXT_LIMIT].encode("utf-8", "surrogateescape"))
         except OSError:
             os._exit(129)  # the monitor is gone; nobody is left to tell
 
@@ -110,10 +113,16 @@ class Parent:
         finally:
             self.close()
         if said:
-            raise ChildError(said_text(said))
+            raise ChildError(said_text(said), said[1].decode())
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def _kind(error: BaseException) -> bytes:
+    if isinstance(error, InvalidArgument):
+        return b"invalid"
+    return b"state" if isinstance(error, FailedPrecondition) else b"failed"
 
 
 def said_text(said: list[bytes]) -> str:

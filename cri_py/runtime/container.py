@@ -6,6 +6,7 @@ word for: the layers of the root, who looks up the user, the compiled filter, th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cri_py.cgroups import Cgroups
-from cri_py.errors import CriError, StartError
+from cri_py.errors import CriError, FailedPrecondition, KernelError, StartError
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import (
     CLONE_INTO_CGROUP,
@@ -70,7 +71,12 @@ class Birth(NamedTuple):
 
     def holder_fd(self) -> int:
         """A pidfd of the holder, -1 where nothing is shared. Opened before the fork: a pid means little after it."""
-        return syscalls.pidfd_open(self.holder) if self.joined else -1
+        try:
+            return syscalls.pidfd_open(self.holder) if self.joined else -1
+        except KernelError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            raise FailedPrecondition("the pod is ending: its holder is gone") from error
 
 
 def _fork(birth: Birth, holder_fd: int, cgroup_fd: int | None) -> int:
@@ -257,10 +263,15 @@ def _open_terminal(root: mounts.Root) -> int:
 
 
 def _make_working_directory(path: str) -> None:
-    try:
-        os.makedirs(path, 0o755, exist_ok=True)
-    except OSError:
-        return  # a read-only volume, or a file in the way: chdir, which follows at start, says what is wrong with it
+    reached = ""
+    for part in path.strip("/").split("/"):
+        reached = f"{reached}/{part}"
+        try:
+            os.mkdir(reached, 0o755)
+        except FileExistsError:
+            continue
+        except OSError:
+            return  # a read-only volume, or a file in the way: chdir, which follows, says what is wrong with it
 
 
 def read_image_file(path: str) -> bytes:
@@ -286,10 +297,22 @@ def prepare(process: dict[str, Any], identity: security.Identity, home: str, sec
         os.chdir(process["cwd"])  # as the user: what it may not enter it must not work in
     except OSError as error:
         raise StartError(f"the working directory {process['cwd']!r} can't be entered: {error.strerror}") from error
+    _check_inside(process["cwd"])
     security.restore_signals()
     # Set anew: a change of the user clears it. A monitor's death takes its containers along.
     syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     return Launch(process["args"], environment, secure if process.get("noNewPrivileges") else None)
+
+
+def _check_inside(path: str) -> None:
+    """getcwd(2) tells a directory that can't be reached from the root: one behind a descriptor of the host's
+    (CVE-2024-21626)."""
+    try:
+        inside = os.getcwd().startswith("/")
+    except FileNotFoundError:
+        inside = False
+    if not inside:
+        raise StartError(f"the working directory {path!r} lies outside of the container")
 
 
 def environment_of(pairs: list[str], home: str) -> dict[bytes, bytes]:

@@ -8,12 +8,14 @@ of the host (CVE-2024-21626), and executes nothing of ours that the container co
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 from collections.abc import Callable
 
 from cri_py.cgroups import ExecScope
+from cri_py.errors import FailedPrecondition, KernelError
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import (
     CLONE_INTO_CGROUP,
@@ -46,9 +48,9 @@ def start(
     does, for rehearsals.
     """
     parent = Parent()
-    target = syscalls.pidfd_open(pid)
-    cgroup_fd = None
+    cgroup_fd = target = None
     try:
+        target = syscalls.pidfd_open(pid)
         if scope.groups.born_into:
             scope.make()
             cgroup_fd = scope.directory_fd()
@@ -56,6 +58,10 @@ def start(
         child = container.fork_beside(target, flags, cgroup_fd or 0)
         if child == 0:
             parent.run_child(lambda: (walk_in or _walk_in)(body, target, stdio, scope, parent))
+    except KernelError as error:
+        parent.started()
+        parent.close()
+        raise _ending(error) from error
     finally:
         for fd in (cgroup_fd, target):
             if fd is not None:
@@ -76,7 +82,10 @@ def _walk_in(body: bytes, target: int, stdio: container.Stdio, scope: ExecScope,
     process = request["process"]
     security.set_oom_score(process.get("oomScoreAdj"))
     security.set_limits(process.get("rlimits", []))
-    syscalls.setns(_TARGET_FD, _ALL)
+    try:
+        syscalls.setns(_TARGET_FD, _ALL)
+    except KernelError as error:
+        raise _ending(error) from error
     os.close(_TARGET_FD)
     os.setsid()
     syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -84,3 +93,10 @@ def _walk_in(body: bytes, target: int, stdio: container.Stdio, scope: ExecScope,
     identity = security.Identity(user["uid"], user["gid"], user["groups"])
     launch = container.prepare(process, identity, user["home"], secure)
     container.execute(launch)
+
+
+def _ending(error: KernelError) -> KernelError | FailedPrecondition:
+    """What the kernel says of a namespace whose first process is gone, or going, in words."""
+    if error.errno in (errno.ESRCH, errno.ENOMEM):
+        return FailedPrecondition("the container is ending")
+    return error

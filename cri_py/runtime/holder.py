@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cri_py.cgroups import Cgroups
+from cri_py.errors import InvalidArgument
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, PR_SET_PDEATHSIG
 from cri_py.runtime.child import Parent, keep_only
@@ -66,5 +67,9 @@ def _become(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, parent: Pare
 
 
 def _set_sysctl(path: str, value: str) -> None:
-    with open(f"/proc/sys/{path}", "w") as file:
-        file.write(value)
+    try:
+        with open(f"/proc/sys/{path}", "w") as file:
+            file.write(value)
+    except OSError as error:
+        name = path.replace("/", ".")
+        raise InvalidArgument(f"the sysctl {name} can't be set to {value[:64]!r}: {error.strerror}") from error

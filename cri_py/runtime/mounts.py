@@ -437,7 +437,7 @@ def _make_device(device: dict[str, Any], root: Root) -> None:
 
 def pivot(root: Root) -> None:
     """Make ``root`` the namespace's root and let the host's tree go."""
-    os.fchdir(os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    os.fchdir(root.fd)
     # Old and new root on the same place: no directory in the image has to be there for the old one.
     syscalls.pivot_root(".", ".")
     syscalls.umount2(".", MNT_DETACH)  # stays here: no mount of the old tree is a peer of the host's any more

@@ -107,6 +107,21 @@ def test_what_ends_while_nothing_can_be_recorded_has_ended(fresh_daemon: Daemon)
     kubelet.remove_pod(pod)
 
 
+def test_what_starts_while_nothing_can_be_recorded_has_started(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.create(pod, "sleep", "1000")
+    with contextlib.closing(sqlite3.connect(fresh_daemon.root / "pods.db", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        kubelet.StartContainer(container_id=container)
+        assert kubelet.status(container).state == pb.CONTAINER_RUNNING
+        database.execute("ROLLBACK")
+    fresh_daemon.kill()
+    fresh_daemon.start()
+    assert kubelet.shell(container, "echo here") == "here\n"
+    kubelet.remove_pod(pod)
+
+
 def test_what_a_caller_left_before_it_was_recorded_leaves_no_record(fresh_daemon: Daemon) -> None:
     kubelet = fresh_daemon.kubelet
     pod = kubelet.run_pod()

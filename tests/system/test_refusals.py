@@ -73,6 +73,14 @@ def bad_hostname(config: pb.PodSandboxConfig) -> None:
     config.hostname = "not a name"
 
 
+def unknown_sysctl(config: pb.PodSandboxConfig) -> None:
+    config.linux.sysctls["net.ipv4.no_such_thing"] = "1"
+
+
+def sysctl_out_of_range(config: pb.PodSandboxConfig) -> None:
+    config.linux.sysctls["net.ipv4.ip_forward"] = "x" * 1000
+
+
 def foreign_sysctl(config: pb.PodSandboxConfig) -> None:
     config.linux.sysctls["kernel.panic"] = "1"
 
@@ -86,6 +94,8 @@ def foreign_sysctl(config: pb.PodSandboxConfig) -> None:
         (relative_logs, "log_directory"),
         (bad_hostname, "hostname"),
         (foreign_sysctl, "kernel.panic"),
+        (unknown_sysctl, "net.ipv4.no_such_thing"),
+        (sysctl_out_of_range, "net.ipv4.ip_forward"),
     ],
 )
 def test_a_pod_that_no_node_can_run_is_refused(
@@ -223,6 +233,34 @@ def test_a_volume_whose_host_path_is_missing_is_refused_by_name(
     assert not missing.exists()
     missing.mkdir()
     kubelet.create(pod, "true", mounts=[pb.Mount(container_path="/data", host_path=str(missing))])
+
+
+def test_a_limit_too_low_to_start_with_is_told_as_such(kubelet: Kubelet, pod: Pod) -> None:
+    config = kubelet.container_config("true")
+    config.linux.resources.memory_limit_in_bytes = 4096
+    with refused("FAILED_PRECONDITION", "memory", "limit"):
+        kubelet.create(pod, config=config)
+    assert not kubelet.ListContainers().containers
+
+
+@pytest.mark.parametrize("command", [[""], ["true", "a\0b"], ["echo", "x" * 200_000]])
+def test_a_command_that_execve_can_t_take_is_refused(kubelet: Kubelet, pod: Pod, command: list[str]) -> None:
+    container = kubelet.run(pod, "sleep", "1000")
+    with refused("INVALID_ARGUMENT"):
+        kubelet.ExecSync(container_id=container, cmd=command)
+
+
+def test_a_working_directory_may_be_as_deep_as_a_path_goes(kubelet: Kubelet, pod: Pod) -> None:
+    deep = "/d" * 1500
+    assert kubelet.outcome(pod, "pwd", working_dir=deep)[1] == f"{deep}\n"
+
+
+@pytest.mark.parametrize("number", range(3, 10))
+def test_a_working_directory_behind_a_descriptor_is_refused(kubelet: Kubelet, pod: Pod, number: int) -> None:
+    """CVE-2024-21626: one that leads to the host's tree, or anything that init left open."""
+    container = kubelet.create(pod, "pwd", working_dir=f"/proc/self/fd/{number}")
+    with refused("UNKNOWN", "working directory"):
+        kubelet.StartContainer(container_id=container)
 
 
 def test_a_container_in_a_stopped_sandbox_is_refused(kubelet: Kubelet, pod: Pod) -> None:

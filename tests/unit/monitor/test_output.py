@@ -16,7 +16,7 @@ def texts(path: Path) -> list[bytes]:
 
 
 def test_a_missing_directory_is_made(tmp_path: Path) -> None:
-    log = LogFile(str(tmp_path / "pod" / "main" / "0.log"))
+    log = LogFile(bytes(tmp_path / "pod" / "main" / "0.log"))
     log.open()
     log.write(b"a\n")
     log.close()
@@ -29,7 +29,7 @@ def test_a_path_that_cannot_be_opened_drops_lines_and_is_tried_again_later(
     now = 100.0
     monkeypatch.setattr("cri_py.monitor.output.time.monotonic", lambda: now)
     (tmp_path / "dir").write_text("in the way")
-    log = LogFile(str(tmp_path / "dir" / "0.log"))
+    log = LogFile(bytes(tmp_path / "dir" / "0.log"))
     with pytest.raises(OSError):
         log.open()
     log.write(b"a\nb\n")
@@ -46,7 +46,7 @@ def test_a_path_that_cannot_be_opened_drops_lines_and_is_tried_again_later(
 
 def test_a_rotated_file_is_let_go_by_reopening(tmp_path: Path) -> None:
     path = tmp_path / "0.log"
-    log = LogFile(str(path))
+    log = LogFile(bytes(path))
     log.open()
     log.write(b"old\n")
     path.rename(tmp_path / "0.log.1")
@@ -84,7 +84,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def test_a_line_torn_by_a_full_disk_is_ended_before_the_next_however_long_it_stays_full(
     tmp_path: Path, disk: Disk
 ) -> None:
-    log = LogFile(str(tmp_path / "0.log"))
+    log = LogFile(bytes(tmp_path / "0.log"))
     disk.room = 6
     log.write(b"one\ntwo\nthree\n")
     assert log.dropped == 2  # of two only a part is there
@@ -98,7 +98,7 @@ def test_a_line_torn_by_a_full_disk_is_ended_before_the_next_however_long_it_sta
 
 
 def test_a_disk_that_is_full_between_two_lines_leaves_no_empty_one(tmp_path: Path, disk: Disk) -> None:
-    log = LogFile(str(tmp_path / "0.log"))
+    log = LogFile(bytes(tmp_path / "0.log"))
     disk.room = 4
     log.write(b"one\ntwo\n")
     disk.room = 100
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_between_two_lines_leaves_no_empty_one(tmp_path: Pat
 
 def test_a_new_file_does_not_begin_with_the_end_of_a_torn_line(tmp_path: Path, disk: Disk) -> None:
     path = tmp_path / "0.log"
-    log = LogFile(str(path))
+    log = LogFile(bytes(path))
     disk.room = 2
     log.write(b"one\n")
     path.rename(tmp_path / "0.log.1")
@@ -121,7 +121,7 @@ def test_a_new_file_does_not_begin_with_the_end_of_a_torn_line(tmp_path: Path, d
 
 
 def test_a_stream_is_logged_line_by_line_until_its_end(tmp_path: Path) -> None:
-    log = LogFile(str(tmp_path / "0.log"))
+    log = LogFile(bytes(tmp_path / "0.log"))
     read_end, write_end = os.pipe()
     stream = OutputStream(read_end, "stdout", log, 100)
     assert stream.read_once()  # nothing there yet: it does not block
@@ -137,7 +137,7 @@ def test_a_stream_is_logged_line_by_line_until_its_end(tmp_path: Path) -> None:
 
 
 def test_a_drain_takes_what_is_there_and_awaits_nobody(tmp_path: Path) -> None:
-    log = LogFile(str(tmp_path / "0.log"))
+    log = LogFile(bytes(tmp_path / "0.log"))
     read_end, write_end = os.pipe()
     stream = OutputStream(read_end, "stdout", log, 100)
     os.write(write_end, b"last\nwords")
@@ -156,3 +156,24 @@ def test_output_that_nobody_wants_is_read_all_the_same() -> None:
     assert stream.read_once()
     assert not stream.read_once()
     stream.close()
+
+
+def test_a_fifo_at_the_log_s_path_blocks_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.log")
+    log = LogFile(bytes(tmp_path / "0.log"))
+    with pytest.raises(OSError):
+        log.open()
+    reader = os.open(tmp_path / "0.log", os.O_RDONLY | os.O_NONBLOCK)  # with one a writer could open it
+    try:
+        with pytest.raises(OSError, match="not a regular file"):
+            log.open()
+    finally:
+        os.close(reader)
+
+
+def test_a_link_at_the_log_s_path_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "0.log").symlink_to(tmp_path / "elsewhere")
+    log = LogFile(bytes(tmp_path / "0.log"))
+    with pytest.raises(OSError):
+        log.open()
+    assert not (tmp_path / "elsewhere").exists()
