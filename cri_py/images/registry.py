@@ -20,9 +20,9 @@ import structlog
 
 from cri_py import telemetry
 from cri_py.errors import (
-    ConfigError,
     CriError,
     DataLoss,
+    DeadlineExceeded,
     FailedPrecondition,
     NotFound,
     PermissionDenied,
@@ -44,6 +44,8 @@ PROGRESS_BYTES: Final = 1 << 20  # a blob that got on by so much starts its atte
 LOGINS_MAX: Final = 3
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+HOST_FAILURES: Final = (Unavailable, NotFound, PermissionDenied, DeadlineExceeded, DataLoss)
 
 log = structlog.get_logger()
 _Fetched = TypeVar("_Fetched")
@@ -115,7 +117,8 @@ class Repository:
     async def manifest(self, tag_or_digest: str, expected: Digest | None) -> FetchedManifest:
         """A manifest or index, verified against ``expected`` or else against what the registry says it is.
 
-        Raises NotFound, PermissionDenied, Unavailable, DeadlineExceeded, DataLoss, or ConfigError (of the node).
+        Raises NotFound, PermissionDenied, Unavailable, DeadlineExceeded, DataLoss, or
+        ConfigError for what is wrong on the node.
         """
 
         async def fetch(endpoint: Endpoint) -> FetchedManifest:
@@ -259,9 +262,7 @@ class Repository:
             for endpoint in asked:
                 try:
                     fetched = await fetch(endpoint)
-                except ConfigError:
-                    raise  # the node's own, and no reason to pull from elsewhere
-                except CriError as error:
+                except HOST_FAILURES as error:  # all else is the node's own, and no reason to pull from elsewhere
                     failures[endpoint] = error
                     telemetry.PULL_ATTEMPTS.inc()
                     continue

@@ -27,6 +27,7 @@ from cri_py.errors import (
     NotFound,
     PermissionDenied,
     RegistryUnavailable,
+    ResourceExhausted,
     Unavailable,
 )
 from cri_py.images.manifest import Descriptor
@@ -247,6 +248,22 @@ async def test_another_host_goes_on_with_what_the_first_sent(
             await repository.blob(blob, sink)
     assert sink.content == BLOB
     assert [asked.headers.get("range") for asked in registry.asked] == ["bytes=1000-"]
+
+
+async def test_a_full_disk_is_no_reason_to_ask_another_host(
+    node: Node, registry: RegistrySimulator, blob: Descriptor
+) -> None:
+    class Full(Sink):
+        async def write(self, piece: bytes) -> None:
+            raise ResourceExhausted("the disk is full")
+
+    with RegistrySimulator() as mirror:
+        mirror.blobs.update(registry.blobs)
+        node.settings["registries"] = {registry.host: RegistryConfig(mirrors=(mirror.url,))}
+        async with node.repository(f"{registry.host}/app:1") as repository:
+            with pytest.raises(ResourceExhausted):
+                await repository.blob(blob, Full())
+    assert registry.asked == []
 
 
 async def test_the_host_that_served_a_blob_is_logged(node: Node, registry: RegistrySimulator, blob: Descriptor) -> None:
