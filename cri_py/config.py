@@ -200,6 +200,21 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamingConfig:
+    """Exec, attach and port-forward: where clients (the kubelet, as a proxy) connect to."""
+
+    host: str = key("127.0.0.1", "The address to listen on.", matching(r"[0-9A-Fa-f:.]+", "an IP address"))
+    port: int = key(0, "The port; 0 is any that is free.", within(0, 65535))
+    head_timeout_s: float = key(10.0, "How long a client may take for its request's head.", _POSITIVE_S)
+    max_waiting_connections: int = key(256, "Connections whose session has not begun, at most.", within(1, 1 << 16))
+    idle_timeout_s: float = key(14400.0, "A session without a byte for so long is ended (the kubelet has 4 h).", _POSITIVE_S)
+    tls: bool = key(False, "Whether to speak TLS: sessions then pass through the daemon and end with it.")
+    tls_certificate: str = key("", "PEM file with the certificate and its chain; read again when it changes.", _ABSOLUTE_OR_NONE)
+    tls_key: str = key("", "PEM file with the key.", _ABSOLUTE_OR_NONE)
+    tls_min_version: str = key("1.2", "The oldest version that is spoken.", one_of("1.2", "1.3"))
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -208,6 +223,7 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     cgroups: CgroupConfig = field(default_factory=CgroupConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
     @property
     def listen(self) -> str:

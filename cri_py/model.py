@@ -440,6 +440,35 @@ class ContainerFilter:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+class StreamKind(Enum):
+    """What a streaming session does; the value is the first part of its URL's path."""
+
+    EXEC = "exec"
+    ATTACH = "attach"
+    PORT_FORWARD = "portforward"
+
+
+@dataclass(frozen=True, slots=True)
+class Stdio:
+    """Which streams a client wants of a process, and whether it is to have a terminal."""
+
+    tty: bool = False
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """What a streaming session may do, as Exec, Attach or PortForward asked for it."""
+
+    kind: StreamKind
+    sandbox_id: SandboxId
+    container_id: ContainerId | None = None
+    command: tuple[str, ...] = ()
+    stdio: Stdio = Stdio()  # noqa: RUF009 - frozen
+
+
 @dataclass(frozen=True, slots=True)
 class ExecResult:
     stdout: bytes
