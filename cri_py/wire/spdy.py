@@ -122,13 +122,19 @@ class Connection:
         return self._next
 
     @property
+    def last_stream(self) -> int:
+        """The highest id of a stream of theirs, which a GoAway tells."""
+        return self._last
+
+    @property
+    def within(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return bool(self._partial or self._control or self._data_left)
+
+    @property
     def held(self) -> int:
         """Bytes that were given out as Data and not yet consumed: the bound of a peer without windows."""
         return self._whole.held
-
-    def held_by(self, stream: int) -> int:
-        found = self._streams.get(stream)
-        return found.held if found else 0
 
     def replies(self) -> bytes:
         """What has to be sent beside commands: answers to pings, grants of room, refusals, GOAWAY. Taken once."""
