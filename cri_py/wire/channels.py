@@ -48,7 +48,7 @@ IN_BASE64: Final = frozenset({V1_BASE64, V4_BASE64})
 _WITH_STATUS: Final = frozenset({V4, V4_BASE64, V5})
 _WITH_RESIZE_STREAM: Final = frozenset({V3, V4})
 _SIZE_BYTES: Final = 256
-_TEXT_BYTES: Final = 4096
+_TEXT_BYTES: Final = 1024
 _SUCCESS: Final = b'{"metadata":{},"status":"Success"}'
 
 

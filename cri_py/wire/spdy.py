@@ -361,7 +361,8 @@ class Connection:
             raise ProtocolError(Rule.REPLIED_TWICE, f"a reply comes for stream {frame.stream}, which awaits none")
         if found is None:
             return False
-        found.replied = True
+        if isinstance(frame, SynReply):
+            found.replied = True
         if frame.fin:
             self._finish(frame.stream, found, ours=False)
         return True

@@ -77,7 +77,7 @@ class _SpdySession(ABC):
                 self._end(found.error if isinstance(found, websocket.Failed) else None, events)
             if self._gone:
                 break
-        self._pieces.append(self._tunnel.replies())
+        self._put_raw(self._tunnel.replies())
         return events
 
     def receive_eof(self) -> list[Event]:
@@ -92,7 +92,7 @@ class _SpdySession(ABC):
             self._gone = True
             self._put(self._spdy.send(frames.GoAway(self._spdy.last_stream)))
             if self._tunnel is not None:
-                self._pieces.append(self._tunnel.close(websocket.Code.NORMAL))
+                self._put_raw(self._tunnel.close(websocket.Code.NORMAL))
 
     @abstractmethod
     def _on(self, event: spdy.Event, events: list[Event]) -> None:
@@ -120,14 +120,17 @@ class _SpdySession(ABC):
         self._gone = True
         if error is not None and self._tunnel is not None:
             self._tunnel.fail(error)
-            self._pieces.append(self._tunnel.replies())
+            self._put_raw(self._tunnel.replies())
         events.append(Gone(error))
 
     def _put(self, *pieces: Buffer, following: int = 0) -> None:
         """Send ``pieces``, after which the caller sends ``following`` bytes more."""
         size = sum(map(len, pieces)) + following
         if size and self._tunnel is not None:
-            self._pieces.append(websocket.frame_header(size))
+            self._put_raw(websocket.frame_header(size))
+        self._put_raw(*pieces)
+
+    def _put_raw(self, *pieces: Buffer) -> None:
         self._pieces += filter(len, pieces)
 
     def _send(self, stream: int, payload: Buffer, *, fin: bool = False) -> None:
@@ -187,7 +190,7 @@ class SpdyCommand(_SpdySession):
         lane = self._lanes.get(getattr(event, "stream", 0))
         if isinstance(event, frames.Data):
             self._take_data(event, lane, events)
-        if lane is None:
+        if lane is None or lane in {ERROR, RESIZE}:
             return
         if isinstance(event, frames.RstStream):
             events.append(Dropped(lane))

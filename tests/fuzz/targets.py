@@ -18,6 +18,10 @@ from cri_py.images.endpoints import SYSTEM_TRUST, by_default
 from cri_py.images.hosts import by_hosts_file, parse_hosts
 from cri_py.images.reference import parse_ref, short_name
 from cri_py.images.registries_conf import by_registry, parse_conf
+from cri_py.wire import channels, spdy, spdy_frames
+from cri_py.wire.events import Data, Gone, Opened, Session
+from cri_py.wire.negotiation import Agreement, Transport
+from cri_py.wire.session import port_forward, remote_command
 
 NODE: Final = manifest.Platform("linux", "amd64")
 FILE: Final = "/f"
@@ -107,6 +111,63 @@ def auth_file(content: bytes) -> None:
         auth.token_from(content, "https://r")
 
 
+ALL: Final = channels.Streams(stdin=True, stdout=True, stderr=False, tty=True)
+
+
+def spdy_frames_of(content: bytes) -> None:
+    """Either side says frames that follow the rules, or Failed as its last word; what it answers can be read."""
+    for role, other in ((spdy.Role.SERVER, spdy.Role.CLIENT), (spdy.Role.CLIENT, spdy.Role.SERVER)):
+        connection = spdy.Connection(role)
+        held = 0
+        for at in range(0, len(content), 50):
+            events = connection.receive_data(content[at : at + 50])
+            assert not any(isinstance(event, spdy.Failed) for event in events[:-1])
+            for event in events:
+                if isinstance(event, spdy_frames.SynStream) and connection.can_send(event.stream):
+                    connection.send(spdy_frames.SynReply(event.stream, {}))
+                if isinstance(event, spdy_frames.Data):
+                    held += len(event.payload)
+            assert connection.held == held <= len(content)
+        answered = spdy.Connection(other).receive_data(connection.replies())
+        assert not any(isinstance(event, spdy.Failed) for event in answered if role is spdy.Role.SERVER), answered
+
+
+def _sessions() -> tuple[Session, ...]:
+    """The first byte of an input chooses among these."""
+    by_spdy, by_websocket = Transport.SPDY, Transport.WEBSOCKET
+    return (
+        remote_command(Agreement(by_spdy, channels.V4, b""), ALL),
+        port_forward(Agreement(by_spdy, channels.FORWARD, b""), []),
+        remote_command(Agreement(by_websocket, channels.V5, b""), ALL),
+        remote_command(Agreement(by_websocket, channels.V4_BASE64, b""), ALL),
+        port_forward(Agreement(by_websocket, channels.TUNNEL, b""), []),
+        port_forward(Agreement(by_websocket, channels.V4, b""), [80, 443]),
+    )
+
+
+def channels_of(content: bytes) -> None:
+    """A session ends in Gone and nothing else; what it holds is what it told; it takes commands at any time."""
+    if not content:
+        return
+    choice = _sessions()
+    session = choice[content[0] % len(choice)]
+    over = False
+    for chunk in (b"", content[1:40], content[40:41], content[41:], None):
+        events = session.receive_eof() if chunk is None else session.receive(chunk)
+        assert not (over and events)
+        assert not any(isinstance(event, Gone) for event in events[:-1])
+        over = session.gone
+        for event in events:
+            if isinstance(event, Data):
+                session.consumed(event.lane, len(event.payload))
+            if isinstance(event, Opened) and session.room(event.lane):
+                session.send(event.lane, b"x")
+                session.close(event.lane)
+        assert session.wants_input or over
+        session.pieces()
+    assert over
+
+
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = MappingProxyType(
     {
         "reference": reference,
@@ -115,5 +176,7 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = MappingProxyType(
         "hosts_toml": hosts_toml,
         "registries_conf": registries_conf,
         "auth_file": auth_file,
+        "spdy": spdy_frames_of,
+        "channels": channels_of,
     }
 )

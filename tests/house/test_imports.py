@@ -14,7 +14,6 @@ CONTAINER_ROOMS = ("cri_py.monitor", "cri_py.runtime", "cri_py.wire", "cri_py.cg
 DAEMON_END = "cri_py.monitor.client"
 # What both ends of a monitor's socket use; all else of monitor is out of the daemon's reach.
 BOTH_ENDS = ("cri_py.monitor.client", "cri_py.monitor.protocol", "cri_py.monitor.transport")
-SANS_IO_CORES = ("wsproto",)  # the one third-party package that wire may use, loaded before the spawner forks
 
 # Bytes and values in, bytes and values out.
 CORES = (
@@ -63,8 +62,7 @@ def test_the_container_side_imports_only_itself_and_the_standard_library() -> No
     for module in filter(is_container_side, modules()):
         for name, line in imports(module):
             ours = within(name, "cri_py.errors", *CONTAINER_ROOMS) and not within(name, DAEMON_END)
-            core = within(module.name, "cri_py.wire") and within(name, *SANS_IO_CORES)
-            if not (ours or core or name.partition(".")[0] in allowed):
+            if not (ours or name.partition(".")[0] in allowed):
                 found.append((module, line, name))
     assert places(found) == []
 
