@@ -21,7 +21,7 @@ from cri_py.wire.channels import (
     Sizes,
     Streams,
 )
-from cri_py.wire.events import MOST_HELD, MOST_SENT, Data, Event, Gone, HalfClosed, Opened, Ready, Resized
+from cri_py.wire.events import MOST_HELD, MOST_SENT, Event, Gone, HalfClosed, Opened, Ready, Received, Resized
 from cri_py.wire.violation import ProtocolError, Rule
 
 _TEXT_BYTES: Final = 4096
@@ -65,7 +65,7 @@ class _ChannelSession(ABC):
         if not self._begun:
             self._begun = True
             self._begin(events)
-        for found in self._websocket.receive_data(received):
+        for found in self._websocket.receive(received):
             if isinstance(found, websocket.Piece):
                 try:
                     self._take(found, events)
@@ -146,7 +146,7 @@ class _ChannelSession(ABC):
     def _give(self, lane: int, payload: Buffer, events: list[Event]) -> None:
         if payload:
             self._held += len(payload)
-            events.append(Data(lane, payload))
+            events.append(Received(lane, payload))
 
     def _check(self, lane: int, size: int) -> None:
         if size > self.room(lane):

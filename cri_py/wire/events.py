@@ -26,7 +26,7 @@ class Opened(NamedTuple):
     port: int
 
 
-class Data(NamedTuple):
+class Received(NamedTuple):
     """Bytes from the client. The payload may be a view of what ``receive`` was given."""
 
     lane: int
@@ -59,17 +59,17 @@ class Gone(NamedTuple):
     error: ProtocolError | None
 
 
-Event: TypeAlias = Ready | Opened | Data | HalfClosed | Dropped | Resized | Gone
+Event: TypeAlias = Ready | Opened | Received | HalfClosed | Dropped | Resized | Gone
 
 
 class Session(Protocol):
     """One client's connection after the answer to its request.
 
     Call ``receive`` at once with what was read beyond the request's head, b"" too. After every call send what
-    ``pieces`` has. Read from the client while ``wants_input``, write what Data brings to where it belongs, then call
-    ``consumed``: that bounds what is held to 64 KiB for each lane of a peer that keeps windows, and to 256 KiB and
-    one read for others, who know no bound but TCP's. Nothing here blocks, and nothing raises but ProtocolError for a
-    command that may not be given.
+    ``pieces`` has. Read from the client while ``wants_input``, write what Received brings where it belongs, then call
+    ``consumed``: that bounds what is held to 64 KiB by a peer that keeps windows, and to 256 KiB and
+    one read for others, who know no bound but TCP's. Stop reading, too, while much is unsent: answers to pings come
+    as fast as pings. Nothing here blocks, and nothing raises but ProtocolError for a command that may not be given.
     """
 
     @property
@@ -94,7 +94,7 @@ class Session(Protocol):
         """What has to be sent, in order, for sendmsg. Taken once; nothing may come between them."""
 
     def consumed(self, lane: int, size: int) -> None:
-        """``size`` bytes of Data on ``lane`` are where they belong."""
+        """``size`` bytes of Received on ``lane`` are where they belong."""
 
     def room(self, lane: int) -> int:
         """How many bytes ``lane`` takes now, at most MOST_SENT; 0 if it has no room, or is closed."""
@@ -128,4 +128,5 @@ class Forward(Session, Protocol):
         """Tell the client why ``lane`` can't go on, for a person; ``end`` it then."""
 
     def end(self, lane: int) -> None:
-        """``lane`` is over in both directions; what still comes on it is dropped. Needed after Dropped, too."""
+        """``lane`` is over in both directions; what still comes on it is dropped. Needed for each lane that was opened,
+        also after Dropped and after both sides have closed: clients wait for it."""

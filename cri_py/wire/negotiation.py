@@ -69,7 +69,7 @@ def _by_spdy(fields: dict[str, list[str]], ours: Sequence[str]) -> Agreement | R
     chosen = _choose(theirs, ours)
     if chosen is None:
         accepted = [("X-Accepted-Stream-Protocol-Versions", name) for name in ours]
-        return _refuse(403, _no_common(theirs, ours), accepted)
+        return _refuse(403, _nothing_shared(theirs, ours), accepted)
     answer = [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), ("X-Stream-Protocol-Version", chosen)]
     return Agreement(Transport.SPDY, chosen, _head("101 Switching Protocols", answer))
 
@@ -85,7 +85,7 @@ def _by_websocket(method: str, fields: dict[str, list[str]], ours: Sequence[str]
     theirs = list(_words(fields, "sec-websocket-protocol"))
     chosen = _choose(theirs or [channels.UNNAMED], ours)
     if chosen is None:
-        return _refuse(403, _no_common(theirs, ours))
+        return _refuse(403, _nothing_shared(theirs, ours))
     accept = binascii.b2a_base64(sha1(key[0].encode() + _GUID).digest(), newline=False).decode()
     answer = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept)]
     if chosen:
@@ -110,7 +110,7 @@ def _is_key(text: str) -> bool:
         return False
 
 
-def _no_common(theirs: Sequence[str], ours: Sequence[str]) -> str:
+def _nothing_shared(theirs: Sequence[str], ours: Sequence[str]) -> str:
     asked = ", ".join(theirs)[:200] or "none"
     return f"unable to negotiate protocol: the client has {asked}, the server {', '.join(filter(None, ours))}"
 

@@ -22,11 +22,11 @@ from cri_py.wire.spdy_frames import (
     FIN,
     HEADER_BYTES,
     INITIAL_WINDOW_SIZE,
-    MAX_DATA,
+    MAX_CHUNK,
     MAX_ID,
     Buffer,
+    Chunk,
     ControlFrame,
-    Data,
     Departure,
     Frame,
     GoAway,
@@ -39,7 +39,7 @@ from cri_py.wire.spdy_frames import (
     SynStream,
     WindowUpdate,
     check_control,
-    data_header,
+    chunk_header,
     decode,
     encode,
 )
@@ -89,8 +89,8 @@ class _Stream:
 class Connection:
     """Both ends of a connection speak through one of these.
 
-    ``receive_data`` never raises for what the peer did: it answers Failed. ``send`` raises ProtocolError for what its
-    caller must not send. Payloads are views of the bytes given to ``receive_data``: whoever reuses that buffer must
+    ``receive`` never raises for what the peer did: it answers Failed. ``send`` raises ProtocolError for what its
+    caller must not send. Payloads are views of the bytes given to ``receive``: whoever reuses that buffer must
     have used them up.
     """
 
@@ -133,7 +133,7 @@ class Connection:
 
     @property
     def held(self) -> int:
-        """Bytes that were given out as Data and not yet consumed: the bound of a peer without windows."""
+        """Bytes that were given out as Chunks and not yet consumed: the bound of a peer without windows."""
         return self._whole.held
 
     def replies(self) -> bytes:
@@ -154,9 +154,9 @@ class Connection:
         found = self._streams.get(stream)
         if found is None or not found.sends:
             return 0
-        return max(0, min(found.theirs, self._whole.theirs, MAX_DATA)) if self._granted else MAX_DATA
+        return max(0, min(found.theirs, self._whole.theirs, MAX_CHUNK)) if self._granted else MAX_CHUNK
 
-    def receive_data(self, received: Buffer) -> list[Event]:
+    def receive(self, received: Buffer) -> list[Event]:
         """The frames in ``received`` and what came before it, in order. After Failed there is nothing any more."""
         events: list[Event] = []
         if self._failed:
@@ -174,7 +174,7 @@ class Connection:
         return events
 
     def consumed(self, stream: int, size: int) -> None:
-        """``size`` bytes of Data on ``stream`` have gone where they belong; their room may be granted again."""
+        """``size`` bytes of Chunks on ``stream`` have gone where they belong; their room may be granted again."""
         found = self._streams.get(stream)
         if found is not None:
             found.held -= size
@@ -184,8 +184,8 @@ class Connection:
         self._grant(self._whole, 0, size)
 
     def send(self, frame: Frame) -> bytes:
-        """The bytes of ``frame``, whose effect is taken as done. For Data in bulk see ``send_header``."""
-        if isinstance(frame, Data):
+        """The bytes of ``frame``, whose effect is taken as done. For Chunks in bulk see ``send_header``."""
+        if isinstance(frame, Chunk):
             return self.send_header(frame.stream, len(frame.payload), fin=frame.fin) + bytes(frame.payload)
         if isinstance(frame, SynStream):
             self._open_ours(frame)
@@ -198,7 +198,7 @@ class Connection:
         return encode(frame, self._writer)
 
     def send_header(self, stream: int, size: int, *, fin: bool = False) -> bytes:
-        """The header of a Data frame, after which exactly ``size`` bytes must be sent before anything else."""
+        """The header of a Chunk, after which exactly ``size`` bytes must be sent before anything else."""
         found = self._streams.get(stream)
         if found is None or not found.sends:
             raise ProtocolError(Rule.STREAM_CLOSED, f"stream {stream} is closed and takes no {size} bytes")
@@ -208,15 +208,15 @@ class Connection:
         self._whole.theirs -= size
         if fin:
             self._finish(stream, found, ours=True)
-        return data_header(stream, size, fin=fin)
+        return chunk_header(stream, size, fin=fin)
 
     def _take_payload(self, view: memoryview, at: int, events: list[Event]) -> int:
         size = min(self._data_left, len(view) - at)
         self._data_left -= size
-        self._give_data(view[at : at + size], events)
+        self._give(view[at : at + size], events)
         return at + size
 
-    def _give_data(self, payload: memoryview, events: list[Event]) -> None:
+    def _give(self, payload: memoryview, events: list[Event]) -> None:
         stream, size = self._data, len(payload)
         fin = self._data_fin and not self._data_left
         # A stream may be forgotten between two pieces of a frame, by a reset of ours.
@@ -228,7 +228,7 @@ class Connection:
         if fin:
             self._finish(self._data_id, stream, ours=False)
         if size or fin:
-            events.append(Data(self._data_id, payload, fin))
+            events.append(Chunk(self._data_id, payload, fin))
 
     def _take_frame(self, view: memoryview, at: int, events: list[Event]) -> int:
         """Take a header, or the body of a control frame, as far as it is there."""
@@ -261,7 +261,7 @@ class Connection:
         self._data_id, self._data_left, self._data_fin = first, size, bool(flags)
         self._count(first, size)
         if not size:
-            self._give_data(_EMPTY, events)
+            self._give(_EMPTY, events)
 
     def _receiver(self, stream: int) -> _Stream | None:
         """The stream that a frame of theirs belongs to; None if it is forgotten."""

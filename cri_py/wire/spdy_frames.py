@@ -17,7 +17,7 @@ from cri_py.wire.violation import ProtocolError, Rule
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 HEADER_BYTES: Final = 8
-MAX_DATA: Final = (1 << 24) - 1  # a length has 24 bits
+MAX_CHUNK: Final = (1 << 24) - 1  # a length has 24 bits
 MAX_CONTROL: Final = 64 << 10  # the specification asks for 8 KiB at least
 MAX_ID: Final = (1 << 31) - 1
 FIN: Final = 1
@@ -88,7 +88,7 @@ class Headers(NamedTuple):
     fin: bool = False
 
 
-class Data(NamedTuple):
+class Chunk(NamedTuple):
     """Bytes of a stream: a whole frame of the sender, but to the receiver any piece of one, ``fin`` on the last."""
 
     stream: int
@@ -122,18 +122,18 @@ class WindowUpdate(NamedTuple):
 
 
 ControlFrame: TypeAlias = SynStream | SynReply | Headers | RstStream | Settings | Ping | GoAway | WindowUpdate
-Frame: TypeAlias = ControlFrame | Data
+Frame: TypeAlias = ControlFrame | Chunk
 
 
-def data_header(stream: int, size: int, *, fin: bool = False) -> bytes:
+def chunk_header(stream: int, size: int, *, fin: bool = False) -> bytes:
     """The 8 bytes before ``size`` bytes of payload."""
     return _TWO.pack(stream, (FIN << 24 if fin else 0) | size)
 
 
 def encode(frame: Frame, headers: HeaderWriter) -> bytes:
     """The frame as one run of bytes. ``headers`` is the connection's: blocks count on those before them."""
-    if isinstance(frame, Data):
-        return data_header(frame.stream, len(frame.payload), fin=frame.fin) + bytes(frame.payload)
+    if isinstance(frame, Chunk):
+        return chunk_header(frame.stream, len(frame.payload), fin=frame.fin) + bytes(frame.payload)
     flags = 0
     if isinstance(frame, SynStream):
         flags = (FIN if frame.fin else 0) | (UNIDIRECTIONAL if frame.unidirectional else 0)

@@ -23,13 +23,13 @@ from cri_py.wire.channels import (
 )
 from cri_py.wire.events import (
     MOST_HELD,
-    Data,
     Dropped,
     Event,
     Gone,
     HalfClosed,
     Opened,
     Ready,
+    Received,
     Resized,
 )
 from cri_py.wire.violation import ProtocolError, Rule
@@ -67,7 +67,7 @@ class _SpdySession(ABC):
         if self._tunnel is None:
             self._take(received, events)
             return events
-        for found in self._tunnel.receive_data(received):
+        for found in self._tunnel.receive(received):
             if isinstance(found, websocket.Piece):
                 if found.text:
                     self._fail(ProtocolError(Rule.OPCODE, "a tunnel of SPDY has binary messages, not text"), events)
@@ -99,7 +99,7 @@ class _SpdySession(ABC):
         """Turn an event of the connection into events of the session."""
 
     def _take(self, received: Buffer, events: list[Event]) -> None:
-        for event in self._spdy.receive_data(received):
+        for event in self._spdy.receive(received):
             if isinstance(event, spdy.Failed):
                 self._put(self._spdy.replies())
                 self._end(event.error, events)
@@ -188,8 +188,8 @@ class SpdyCommand(_SpdySession):
         if isinstance(event, frames.SynStream):
             self._open(event, events)
         lane = self._lanes.get(getattr(event, "stream", 0))
-        if isinstance(event, frames.Data):
-            self._take_data(event, lane, events)
+        if isinstance(event, frames.Chunk):
+            self._take_chunk(event, lane, events)
         if lane is None or lane in {ERROR, RESIZE}:
             return
         if isinstance(event, frames.RstStream):
@@ -210,11 +210,11 @@ class SpdyCommand(_SpdySession):
         if not self._awaited:
             events.append(Ready())
 
-    def _take_data(self, event: frames.Data, lane: int | None, events: list[Event]) -> None:
+    def _take_chunk(self, event: frames.Chunk, lane: int | None, events: list[Event]) -> None:
         size = len(event.payload)
         if lane == STDIN:
             if size:
-                events.append(Data(STDIN, event.payload))
+                events.append(Received(STDIN, event.payload))
             return
         if lane == RESIZE:
             events += [Resized(*found) for found in self._sizes.read(event.payload)]
@@ -274,8 +274,8 @@ class SpdyForward(_SpdySession):
         if isinstance(event, frames.SynStream):
             self._pair(event, events)
         stream = getattr(event, "stream", 0)
-        if isinstance(event, frames.Data):
-            self._take_data(event, events)
+        if isinstance(event, frames.Chunk):
+            self._take_chunk(event, events)
         if stream not in self._requests:
             return
         if isinstance(event, frames.RstStream):
@@ -290,6 +290,9 @@ class SpdyForward(_SpdySession):
         unnamed = str(event.stream - 2 if kind == "data" else event.stream)
         identity = event.headers.get("requestid", unnamed)
         request = self._halves.get(identity) or _Request()
+        # A stream that is closed both ways from its first frame would be remembered without counting as open.
+        if event.unidirectional:
+            raise ProtocolError(Rule.FORWARD, f"request {identity[:20]!r} has a stream that takes no answer")
         if kind not in {"data", "error"} or getattr(request, kind):
             raise ProtocolError(Rule.FORWARD, f"request {identity[:20]!r} has one more stream of type {kind[:20]!r}")
         setattr(request, kind, event.stream)
@@ -303,10 +306,10 @@ class SpdyForward(_SpdySession):
             self._open[request.data] = request
             events.append(Opened(request.data, request.port))
 
-    def _take_data(self, event: frames.Data, events: list[Event]) -> None:
+    def _take_chunk(self, event: frames.Chunk, events: list[Event]) -> None:
         size = len(event.payload)
         if event.stream in self._open and size:
-            events.append(Data(event.stream, event.payload))
+            events.append(Received(event.stream, event.payload))
         else:
             self._spdy.consumed(event.stream, size)
 

@@ -88,7 +88,7 @@ def unmask(payload: Buffer, key: bytes) -> bytearray:
 
 
 class Connection:
-    """Reads frames of a client. ``receive_data`` never raises for what the client did: it answers Failed."""
+    """Reads frames of a client. ``receive`` never raises for what the client did: it answers Failed."""
 
     def __init__(self, *, max_message: int = MAX_MESSAGE) -> None:
         self._max_message = max_message
@@ -115,7 +115,7 @@ class Connection:
         self._replies.clear()
         return taken
 
-    def receive_data(self, received: Buffer) -> list[Event]:
+    def receive(self, received: Buffer) -> list[Event]:
         """The messages in ``received``, in pieces and in order. After Closed or Failed there is nothing any more."""
         events: list[Event] = []
         view = memoryview(received)

@@ -19,7 +19,7 @@ from cri_py.images.hosts import by_hosts_file, parse_hosts
 from cri_py.images.reference import parse_ref, short_name
 from cri_py.images.registries_conf import by_registry, parse_conf
 from cri_py.wire import channels, spdy, spdy_frames
-from cri_py.wire.events import Data, Gone, Opened, Session
+from cri_py.wire.events import Gone, Opened, Received, Session
 from cri_py.wire.negotiation import Agreement, Transport
 from cri_py.wire.session import port_forward, remote_command
 
@@ -120,15 +120,15 @@ def spdy_frames_of(content: bytes) -> None:
         connection = spdy.Connection(role)
         held = 0
         for at in range(0, len(content), 50):
-            events = connection.receive_data(content[at : at + 50])
+            events = connection.receive(content[at : at + 50])
             assert not any(isinstance(event, spdy.Failed) for event in events[:-1])
             for event in events:
                 if isinstance(event, spdy_frames.SynStream) and connection.can_send(event.stream):
                     connection.send(spdy_frames.SynReply(event.stream, {}))
-                if isinstance(event, spdy_frames.Data):
+                if isinstance(event, spdy_frames.Chunk):
                     held += len(event.payload)
             assert connection.held == held <= len(content)
-        answered = spdy.Connection(other).receive_data(connection.replies())
+        answered = spdy.Connection(other).receive(connection.replies())
         assert not any(isinstance(event, spdy.Failed) for event in answered if role is spdy.Role.SERVER), answered
 
 
@@ -158,7 +158,7 @@ def channels_of(content: bytes) -> None:
         assert not any(isinstance(event, Gone) for event in events[:-1])
         over = session.gone
         for event in events:
-            if isinstance(event, Data):
+            if isinstance(event, Received):
                 session.consumed(event.lane, len(event.payload))
             if isinstance(event, Opened) and session.room(event.lane):
                 session.send(event.lane, b"x")

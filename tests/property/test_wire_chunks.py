@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from cri_py.wire import channels, spdy
 from cri_py.wire.channels import Streams
-from cri_py.wire.events import Data, Event, Gone, Session
+from cri_py.wire.events import Event, Gone, Received, Session
 from cri_py.wire.negotiation import Agreement, Transport
 from cri_py.wire.session import port_forward, remote_command
-from cri_py.wire.spdy_frames import Data as DataFrame
-from cri_py.wire.spdy_frames import GoAway, Headers, Ping, RstStream, Settings, SynStream, WindowUpdate
+from cri_py.wire.spdy_frames import Chunk, GoAway, Headers, Ping, RstStream, Settings, SynStream, WindowUpdate
 from tests.simulators.websocket_client import frame
 
 Make = Callable[[], Session]
@@ -35,15 +34,15 @@ def spdy_command() -> bytes:
     sent += [
         client.send(each)
         for each in (
-            DataFrame(7, b'{"Width":80,"Height":24}\n{"Wid'),
-            DataFrame(3, b"hello "),
+            Chunk(7, b'{"Width":80,"Height":24}\n{"Wid'),
+            Chunk(3, b"hello "),
             Ping(1),
-            DataFrame(7, b'th":132,"Height":50}\n'),
+            Chunk(7, b'th":132,"Height":50}\n'),
             Settings({7: 1 << 20}),
             WindowUpdate(0, 1000),
             Headers(3, {"a": "b"}),
-            DataFrame(3, b"world" * 50),
-            DataFrame(3, b"", fin=True),
+            Chunk(3, b"world" * 50),
+            Chunk(3, b"", fin=True),
             RstStream(5, 5),
             GoAway(0),
         )
@@ -58,9 +57,9 @@ def spdy_forward() -> list[bytes]:
         for stream, kind in ((number, "error"), (number + 2, "data")):
             headers = {"streamtype": kind, "port": "80", "requestid": request}
             sent.append(client.send(SynStream(stream, headers)))
-        sent.append(client.send(DataFrame(number, b"", fin=True)))
-    sent.append(client.send(DataFrame(3, b"GET / HTTP/1.0\r\n\r\n")))
-    sent.append(client.send(DataFrame(7, b"x" * 300, fin=True)))
+        sent.append(client.send(Chunk(number, b"", fin=True)))
+    sent.append(client.send(Chunk(3, b"GET / HTTP/1.0\r\n\r\n")))
+    sent.append(client.send(Chunk(7, b"x" * 300, fin=True)))
     sent.append(client.send(RstStream(3, 5)))
     return sent
 
@@ -106,11 +105,11 @@ def said_by(make: Make, chunks: Iterable[bytes]) -> list[Event | str]:
     for chunk in (b"", *chunks):
         for event in session.receive(chunk):
             last = events[-1] if events else None
-            if isinstance(event, Data):
-                event = Data(event.lane, bytes(event.payload))  # noqa: PLW2901
+            if isinstance(event, Received):
+                event = Received(event.lane, bytes(event.payload))  # noqa: PLW2901
                 session.consumed(event.lane, len(event.payload))
-                if isinstance(last, Data) and last.lane == event.lane:
-                    events[-1] = Data(event.lane, bytes(last.payload) + event.payload)
+                if isinstance(last, Received) and last.lane == event.lane:
+                    events[-1] = Received(event.lane, bytes(last.payload) + event.payload)
                     continue
             events.append(event)
     return [str(event) if isinstance(event, Gone) else event for event in events]

@@ -12,7 +12,6 @@ from cri_py.wire.events import (
     MOST_HELD,
     MOST_SENT,
     Command,
-    Data,
     Dropped,
     Event,
     Forward,
@@ -20,13 +19,14 @@ from cri_py.wire.events import (
     HalfClosed,
     Opened,
     Ready,
+    Received,
     Resized,
     Session,
 )
 from cri_py.wire.negotiation import Agreement, Transport
 from cri_py.wire.session import port_forward, remote_command
-from cri_py.wire.spdy_frames import Data as DataFrame
 from cri_py.wire.spdy_frames import (
+    Chunk,
     Departure,
     Frame,
     GoAway,
@@ -36,7 +36,7 @@ from cri_py.wire.spdy_frames import (
     SynReply,
     SynStream,
     WindowUpdate,
-    data_header,
+    chunk_header,
 )
 from cri_py.wire.violation import ProtocolError, Rule
 from tests.simulators.websocket_client import frame, frames
@@ -84,7 +84,7 @@ class SpdyClient:
             messages = frames(heard)
             assert all(opcode == 2 for opcode, _ in messages)
             heard = b"".join(payload for _, payload in messages)
-        return self.connection.receive_data(heard)
+        return self.connection.receive(heard)
 
     def open(self, **headers: str) -> list[Event]:
         return self.say(SynStream(self.connection.next_stream, headers))
@@ -119,7 +119,7 @@ def forward_by_spdy(*, tunnelled: bool = False) -> tuple[SpdyClient, Forward]:
     assert client.open(streamtype="error", port="80", requestid="0") == []
     assert client.open(streamtype="data", port="80", requestid="0") == [Opened(3, 80)]
     assert client.hear() == [SynReply(1, {}), SynReply(3, {})]
-    assert client.say(DataFrame(1, b"", fin=True)) == []
+    assert client.say(Chunk(1, b"", fin=True)) == []
     return client, session
 
 
@@ -142,7 +142,7 @@ def test_a_command_is_ready_when_its_streams_are_there() -> None:
 
 def test_stdin_comes_and_ends() -> None:
     client, session = command_by_spdy()
-    assert client.say(DataFrame(3, b"hello"), DataFrame(3, b"", fin=True)) == [Data(STDIN, b"hello"), HalfClosed(STDIN)]
+    assert client.say(Chunk(3, b"hello"), Chunk(3, b"", fin=True)) == [Received(STDIN, b"hello"), HalfClosed(STDIN)]
     session.consumed(STDIN, 5)
     assert session.wants_input
 
@@ -156,17 +156,17 @@ def test_output_and_exit_code_leave_in_order() -> None:
     session.finish(Exit(3))
     status = channels.status(channels.V4, Exit(3))
     assert client.hear() == [
-        DataFrame(5, b"out"),
-        DataFrame(7, b"err"),
-        DataFrame(7, b"", fin=True),
-        DataFrame(5, b"", fin=True),
-        DataFrame(1, status, fin=True),
-        DataFrame(3, b"", fin=True),
+        Chunk(5, b"out"),
+        Chunk(7, b"err"),
+        Chunk(7, b"", fin=True),
+        Chunk(5, b"", fin=True),
+        Chunk(1, status, fin=True),
+        Chunk(3, b"", fin=True),
         GoAway(7),
     ]
     assert session.gone
     assert not session.wants_input
-    assert client.say(DataFrame(3, b"late")) == []
+    assert client.say(Chunk(3, b"late")) == []
     session.finish(Exit(0))
     assert session.pieces() == []
 
@@ -175,7 +175,7 @@ def test_output_and_exit_code_leave_in_order() -> None:
 def test_success_says_nothing_before_v4(protocol: str) -> None:
     client, session = command_by_spdy(Streams(False, True, False, False), protocol)
     session.finish(Exit(0))
-    assert client.hear() == [DataFrame(3, b"", fin=True), DataFrame(1, b"", fin=True), GoAway(3)]
+    assert client.hear() == [Chunk(3, b"", fin=True), Chunk(1, b"", fin=True), GoAway(3)]
 
 
 def test_a_payload_leaves_uncopied_behind_its_header() -> None:
@@ -184,16 +184,16 @@ def test_a_payload_leaves_uncopied_behind_its_header() -> None:
     session.send(STDOUT, payload)
     header, same = session.pieces()
     assert same is payload
-    assert header == data_header(5, 100)
+    assert header == chunk_header(5, 100)
     assert session.splices
     session.send_header(STDOUT, 7)
-    assert session.pieces() == [data_header(5, 7)]
-    assert client.connection.receive_data(data_header(5, 7) + b"spliced") == [DataFrame(5, b"spliced")]
+    assert session.pieces() == [chunk_header(5, 7)]
+    assert client.connection.receive(chunk_header(5, 7) + b"spliced") == [Chunk(5, b"spliced")]
 
 
 def test_a_terminal_is_resized_however_its_size_is_cut() -> None:
     client, _ = command_by_spdy(TERMINAL)
-    assert client.say(DataFrame(7, b'{"Width":80,"Hei'), DataFrame(7, b'ght":24}\n')) == [Resized(80, 24)]
+    assert client.say(Chunk(7, b'{"Width":80,"Hei'), Chunk(7, b'ght":24}\n')) == [Resized(80, 24)]
 
 
 def test_a_client_may_drop_a_stream() -> None:
@@ -210,7 +210,7 @@ def test_a_command_that_reads_nothing_stops_the_client() -> None:
     client, session = command_by_spdy()
     for _ in range(MOST_HELD >> 15):
         assert session.wants_input
-        client.say(DataFrame(3, bytes(1 << 15)))
+        client.say(Chunk(3, bytes(1 << 15)))
     assert not session.wants_input
     session.consumed(STDIN, 1)
     assert session.wants_input
@@ -226,7 +226,7 @@ def test_windows_are_kept_with_a_client_that_keeps_them() -> None:
     client.say(WindowUpdate(5, 1))
     session.send(STDOUT, b"x")
     client.hear()
-    client.say(DataFrame(3, bytes(spdy.WINDOW)))
+    client.say(Chunk(3, bytes(spdy.WINDOW)))
     session.consumed(STDIN, spdy.WINDOW)
     assert client.hear() == [WindowUpdate(3, spdy.WINDOW), WindowUpdate(0, spdy.WINDOW)]
 
@@ -246,16 +246,16 @@ def test_a_stream_that_was_not_asked_for_ends_the_session(kind: str) -> None:
 
 def test_a_size_that_is_none_ends_the_session() -> None:
     client, session = command_by_spdy(TERMINAL)
-    assert gone(client.say(DataFrame(7, b"80x24\n"))) is Rule.RESIZE
+    assert gone(client.say(Chunk(7, b"80x24\n"))) is Rule.RESIZE
     assert client.hear() == [GoAway(7, Departure.PROTOCOL_ERROR)]
     assert session.gone
 
 
 def test_a_broken_frame_ends_the_session_after_what_came_before() -> None:
     client, session = command_by_spdy()
-    good = client.connection.send(DataFrame(3, b"good"))
+    good = client.connection.send(Chunk(3, b"good"))
     events = session.receive(good + bytes.fromhex("8002000100000000"))
-    assert events[0] == Data(STDIN, b"good")
+    assert events[0] == Received(STDIN, b"good")
     assert gone(events) is Rule.VERSION
     assert client.hear() == [GoAway(7, Departure.PROTOCOL_ERROR)]
 
@@ -275,7 +275,7 @@ def test_an_empty_message_tells_that_a_command_begins(streams: Streams, first: b
 
 def test_channels_carry_what_streams_do() -> None:
     session = command_by_channels()
-    assert session.receive(frame(b"\0hello")) == [Data(STDIN, b"hello")]
+    assert session.receive(frame(b"\0hello")) == [Received(STDIN, b"hello")]
     assert session.receive(frame(b"\xff\0")) == [HalfClosed(STDIN)]
     assert session.receive(frame(b"\xff\0") + frame(b"\xff\1") + frame(b"")) == []
     session.send(STDOUT, b"out")
@@ -303,7 +303,7 @@ def test_a_terminal_is_resized_by_a_channel() -> None:
 def test_base64_goes_both_ways() -> None:
     session = command_by_channels(PIPES, channels.V4_BASE64)
     assert not session.splices
-    assert session.receive(frame(b"0aGVsbG8=", 1)) == [Data(STDIN, b"hello")]
+    assert session.receive(frame(b"0aGVsbG8=", 1)) == [Received(STDIN, b"hello")]
     session.send(STDOUT, b"hi")
     session.finish(Failure("it broke"))
     (out, status, close) = frames(sent_by(session))
@@ -358,7 +358,7 @@ def test_a_broken_message_ends_the_session(protocol: str, received: bytes, rule:
 
 def test_a_client_that_closes_is_gone() -> None:
     session = command_by_channels()
-    assert session.receive(frame(b"\0last") + frame(b"\x03\xe9", 8)) == [Data(STDIN, b"last"), Gone(None)]
+    assert session.receive(frame(b"\0last") + frame(b"\x03\xe9", 8)) == [Received(STDIN, b"last"), Gone(None)]
     assert frames(sent_by(session)) == [CLOSE_NORMAL]
     assert session.room(STDOUT) == 0
     assert session.receive_eof() == []
@@ -370,18 +370,18 @@ def test_a_client_that_closes_is_gone() -> None:
 @pytest.mark.parametrize("tunnelled", [False, True])
 def test_a_connection_goes_both_ways(tunnelled: bool) -> None:
     client, session = forward_by_spdy(tunnelled=tunnelled)
-    assert client.say(DataFrame(3, b"ping")) == [Data(3, b"ping")]
+    assert client.say(Chunk(3, b"ping")) == [Received(3, b"ping")]
     session.consumed(3, 4)
     session.send(3, b"pong")
     session.send_header(3, 4)
     pieces = [*session.pieces(), b"more"]
     whole = b"".join(pieces)
     heard = b"".join(payload for _, payload in frames(whole)) if tunnelled else whole
-    assert client.connection.receive_data(heard) == [DataFrame(3, b"pong"), DataFrame(3, b"more")]
+    assert client.connection.receive(heard) == [Chunk(3, b"pong"), Chunk(3, b"more")]
     session.close(3)
-    assert client.say(DataFrame(3, b"rest", fin=True)) == [Data(3, b"rest"), HalfClosed(3)]
+    assert client.say(Chunk(3, b"rest", fin=True)) == [Received(3, b"rest"), HalfClosed(3)]
     session.end(3)
-    assert client.hear() == [DataFrame(3, b"", fin=True), DataFrame(1, b"", fin=True)]
+    assert client.hear() == [Chunk(3, b"", fin=True), Chunk(1, b"", fin=True)]
 
 
 def test_what_crictl_sends_opens_a_connection() -> None:
@@ -396,8 +396,8 @@ def test_connections_are_independent() -> None:
     client.hear()
     session.fail(5, "connection refused")
     session.end(5)
-    assert client.hear() == [DataFrame(7, b"connection refused", fin=True), DataFrame(5, b"", fin=True)]
-    assert client.say(DataFrame(5, b"late"), DataFrame(3, b"on")) == [Data(3, b"on")]
+    assert client.hear() == [Chunk(7, b"connection refused", fin=True), Chunk(5, b"", fin=True)]
+    assert client.say(Chunk(5, b"late"), Chunk(3, b"on")) == [Received(3, b"on")]
     assert session.room(5) == 0
 
 
@@ -409,7 +409,7 @@ def test_a_connection_that_the_client_resets_is_dropped_alone() -> None:
     session.end(3)
     session.end(3)
     session.fail(3, "too late")
-    assert client.hear() == [DataFrame(1, b"", fin=True)]
+    assert client.hear() == [Chunk(1, b"", fin=True)]
     assert client.open(streamtype="error", port="80", requestid="0") == []
     assert client.open(streamtype="data", port="80", requestid="0") == [Opened(7, 80)]
 
@@ -447,11 +447,18 @@ def test_a_stream_that_forwards_nothing_ends_the_session(headers: dict[str, str]
     assert session.gone
 
 
+def test_a_stream_that_takes_no_answer_ends_the_session() -> None:
+    """It would be closed from its first frame, so that no bound on open streams would count it."""
+    client, _ = forward_by_spdy()
+    headers = {"streamtype": "error", "port": "80", "requestid": "9"}
+    assert gone(client.say(SynStream(5, headers, fin=True, unidirectional=True))) is Rule.FORWARD
+
+
 def test_a_tunnel_takes_no_text_and_ends_with_both_words() -> None:
     client, session = forward_by_spdy(tunnelled=True)
     assert gone(session.receive(frame(b"text", 1))) is Rule.OPCODE
     goaway, close = frames(sent_by(session))
-    assert client.connection.receive_data(goaway[1]) == [GoAway(3, Departure.PROTOCOL_ERROR)]
+    assert client.connection.receive(goaway[1]) == [GoAway(3, Departure.PROTOCOL_ERROR)]
     assert (close[0], close[1][:2]) == (8, b"\x03\xea")
 
 
@@ -459,7 +466,7 @@ def test_a_tunnel_with_a_broken_frame_ends_with_both_words() -> None:
     client, session = forward_by_spdy(tunnelled=True)
     assert gone(session.receive(frame(bytes.fromhex("8002000100000000")))) is Rule.VERSION
     goaway, close = frames(sent_by(session))
-    assert client.connection.receive_data(goaway[1]) == [GoAway(3, Departure.PROTOCOL_ERROR)]
+    assert client.connection.receive(goaway[1]) == [GoAway(3, Departure.PROTOCOL_ERROR)]
     assert (close[0], close[1][:2]) == (8, b"\x03\xea")
 
 
@@ -468,7 +475,7 @@ def test_a_session_may_leave() -> None:
     session.leave()
     session.leave()
     goaway, close = frames(sent_by(session))
-    assert (client.connection.receive_data(goaway[1]), close) == ([GoAway(3)], CLOSE_NORMAL)
+    assert (client.connection.receive(goaway[1]), close) == ([GoAway(3)], CLOSE_NORMAL)
     assert session.gone
 
 
@@ -476,7 +483,7 @@ def test_ports_of_the_request_are_channels() -> None:
     session = port_forward(Agreement(Transport.WEBSOCKET, channels.V4, b""), [80, 8443])
     assert session.receive(b"") == [Opened(0, 80), Opened(1, 8443)]
     assert frames(sent_by(session)) == [(2, b"\0P\0"), (2, b"\1P\0"), (2, b"\2\xfb "), (2, b"\3\xfb ")]
-    assert session.receive(frame(b"\0a") + frame(b"\1b") + frame(b"\2c")) == [Data(0, b"a"), Data(1, b"c")]
+    assert session.receive(frame(b"\0a") + frame(b"\1b") + frame(b"\2c")) == [Received(0, b"a"), Received(1, b"c")]
     session.send(1, b"answer")
     session.fail(0, "refused")
     session.end(0)

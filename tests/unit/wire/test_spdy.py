@@ -8,9 +8,9 @@ import pytest
 
 from cri_py.wire.spdy import MAX_STREAMS, WINDOW, Connection, Event, Failed, Role
 from cri_py.wire.spdy_frames import (
-    MAX_DATA,
+    MAX_CHUNK,
     MAX_ID,
-    Data,
+    Chunk,
     Departure,
     Frame,
     GoAway,
@@ -43,17 +43,17 @@ class Pair:
         self.server = Connection(Role.SERVER)
 
     def ask(self, frame: Frame) -> list[Event]:
-        return self.server.receive_data(self.client.send(frame))
+        return self.server.receive(self.client.send(frame))
 
     def answer(self, frame: Frame) -> list[Event]:
-        return self.client.receive_data(self.server.send(frame))
+        return self.client.receive(self.server.send(frame))
 
     def settle(self) -> None:
         while (there := self.client.replies()) or (back := self.server.replies()):
             if there:
-                self.server.receive_data(there)
+                self.server.receive(there)
             else:
-                self.client.receive_data(back)
+                self.client.receive(back)
 
     def opened(self, **headers: str) -> int:
         stream = self.client.next_stream
@@ -72,9 +72,9 @@ def failure(events: list[Event]) -> Rule:
 def refused(received: bytes) -> Rule:
     """What a fresh server says of the bytes, which must be the end of the connection."""
     server = Connection(Role.SERVER)
-    rule = failure(server.receive_data(received))
+    rule = failure(server.receive(received))
     assert server.replies()[-4:] == words(Departure.PROTOCOL_ERROR)
-    assert server.receive_data(GOLDEN_PING) == []
+    assert server.receive(GOLDEN_PING) == []
     return rule
 
 
@@ -99,20 +99,20 @@ def test_frames_are_written_as_specified(frame: Frame, golden: bytes) -> None:
 def test_data_is_written_as_specified() -> None:
     pair = Pair()
     stream = pair.opened(streamtype="stdin")
-    assert pair.client.send(Data(stream, b"hi", fin=True)) == GOLDEN_DATA
+    assert pair.client.send(Chunk(stream, b"hi", fin=True)) == GOLDEN_DATA
 
 
 def test_a_stream_goes_both_ways_and_is_forgotten_after_both_ends() -> None:
     pair = Pair()
     assert pair.ask(SynStream(1, {"streamtype": "stdin"})) == [SynStream(1, {"streamtype": "stdin"})]
     assert pair.answer(SynReply(1, {"a": "b"})) == [SynReply(1, {"a": "b"})]
-    assert pair.ask(Data(1, b"in")) == [Data(1, b"in")]
-    assert pair.ask(Data(1, b"", fin=True)) == [Data(1, b"", fin=True)]
+    assert pair.ask(Chunk(1, b"in")) == [Chunk(1, b"in")]
+    assert pair.ask(Chunk(1, b"", fin=True)) == [Chunk(1, b"", fin=True)]
     assert pair.answer(Headers(1, {"c": "d"})) == [Headers(1, {"c": "d"})]
-    assert pair.answer(Data(1, b"out", fin=True)) == [Data(1, b"out", fin=True)]
+    assert pair.answer(Chunk(1, b"out", fin=True)) == [Chunk(1, b"out", fin=True)]
     assert not pair.server.can_send(1)
     with pytest.raises(ProtocolError) as caught:
-        pair.server.send(Data(1, b"late"))
+        pair.server.send(Chunk(1, b"late"))
     assert caught.value.rule is Rule.STREAM_CLOSED
 
 
@@ -125,9 +125,9 @@ def test_header_blocks_count_on_those_before_them() -> None:
 
 def test_a_ping_comes_back_and_ours_is_told() -> None:
     server = Connection(Role.SERVER)
-    assert server.receive_data(GOLDEN_PING) == []
+    assert server.receive(GOLDEN_PING) == []
     assert server.replies() == GOLDEN_PING
-    assert server.receive_data(server.send(Ping(2))) == [Ping(2)]
+    assert server.receive(server.send(Ping(2))) == [Ping(2)]
     assert server.replies() == b""
 
 
@@ -136,15 +136,15 @@ def test_a_ping_comes_back_and_ours_is_told() -> None:
 
 def overrun(pair: Pair, stream: int) -> list[Event]:
     """The client sends one byte more than a window, as if it had never heard of windows."""
-    return pair.server.receive_data(pair.client.send(Data(stream, bytes(WINDOW + 1))))
+    return pair.server.receive(pair.client.send(Chunk(stream, bytes(WINDOW + 1))))
 
 
 def test_a_peer_that_says_nothing_of_windows_may_be_sent_anything() -> None:
     pair = Pair()
     stream = pair.opened(streamtype="stdout")
     for _ in range(4):
-        assert pair.server.room(stream) == MAX_DATA
-        pair.server.send(Data(stream, bytes(WINDOW)))
+        assert pair.server.room(stream) == MAX_CHUNK
+        pair.server.send(Chunk(stream, bytes(WINDOW)))
 
 
 def test_a_peer_that_says_nothing_of_windows_may_overrun_ours_and_gets_no_grants() -> None:
@@ -166,29 +166,29 @@ def test_a_session_window_is_overrun_by_several_streams_together() -> None:
     pair = Pair()
     one, other = pair.opened(streamtype="data"), pair.opened(streamtype="error")
     pair.ask(WindowUpdate(0, 1))
-    pair.ask(Data(one, bytes(WINDOW)))
-    assert failure(pair.ask(Data(other, b"x"))) is Rule.WINDOW
+    pair.ask(Chunk(one, bytes(WINDOW)))
+    assert failure(pair.ask(Chunk(other, b"x"))) is Rule.WINDOW
 
 
 def test_what_is_consumed_may_be_sent_again() -> None:
     pair = Pair()
     stream = pair.opened(streamtype="stdin")
     pair.ask(Settings({7: WINDOW}))
-    pair.ask(Data(stream, bytes(WINDOW)))
+    pair.ask(Chunk(stream, bytes(WINDOW)))
     assert pair.server.held == WINDOW
     pair.server.consumed(stream, WINDOW)
-    grants = pair.client.receive_data(pair.server.replies())
+    grants = pair.client.receive(pair.server.replies())
     assert sorted(grants) == [WindowUpdate(0, WINDOW), WindowUpdate(stream, WINDOW)]
-    assert not isinstance(pair.ask(Data(stream, bytes(WINDOW)))[-1], Failed)
+    assert not isinstance(pair.ask(Chunk(stream, bytes(WINDOW)))[-1], Failed)
 
 
 def test_a_silent_peer_that_stops_at_its_window_gets_room_again() -> None:
     """It might keep windows without having granted any: it would wait for ever."""
     pair = Pair()
     stream = pair.opened(streamtype="stdin")
-    pair.ask(Data(stream, bytes(WINDOW)))
+    pair.ask(Chunk(stream, bytes(WINDOW)))
     pair.server.consumed(stream, WINDOW)
-    assert len(pair.client.receive_data(pair.server.replies())) == 2
+    assert len(pair.client.receive(pair.server.replies())) == 2
 
 
 def test_grants_bound_what_we_send() -> None:
@@ -197,10 +197,10 @@ def test_grants_bound_what_we_send() -> None:
     pair.ask(WindowUpdate(stream, 1))
     pair.ask(WindowUpdate(0, 100))
     assert pair.server.room(stream) == WINDOW + 1
-    pair.server.send(Data(stream, bytes(WINDOW)))
+    pair.server.send(Chunk(stream, bytes(WINDOW)))
     assert pair.server.room(stream) == 1
     with pytest.raises(ProtocolError) as caught:
-        pair.server.send(Data(stream, b"xy"))
+        pair.server.send(Chunk(stream, b"xy"))
     assert caught.value.rule is Rule.WINDOW
 
 
@@ -209,7 +209,7 @@ def test_the_initial_window_moves_those_of_open_streams() -> None:
     stream = pair.opened(streamtype="stdout")
     pair.ask(Settings({7: 10}))
     assert pair.server.room(stream) == 10
-    pair.server.send(Data(stream, bytes(10)))
+    pair.server.send(Chunk(stream, bytes(10)))
     pair.ask(Settings({7: 4}))
     assert pair.server.room(stream) == 0
     pair.ask(WindowUpdate(stream, 7))
@@ -234,27 +234,27 @@ def test_frames_of_a_forgotten_stream_are_dropped() -> None:
     """moby/spdystream writes on after a reset, from another thread."""
     pair = Pair()
     stream = pair.opened(streamtype="stdin")
-    late = pair.client.send(Data(stream, b"late"))
+    late = pair.client.send(Chunk(stream, b"late"))
     pair.server.send(RstStream(stream, Status.CANCEL))
-    assert pair.server.receive_data(late) == []
+    assert pair.server.receive(late) == []
     assert pair.server.held == 0
-    assert pair.server.receive_data(pair.client.send(RstStream(stream, Status.CANCEL))) == []
+    assert pair.server.receive(pair.client.send(RstStream(stream, Status.CANCEL))) == []
 
 
 def test_a_stream_that_is_reset_within_a_frame_gets_no_more_of_it() -> None:
     pair = Pair()
     stream = pair.opened(streamtype="stdin")
-    whole = pair.client.send(Data(stream, b"0123456789", fin=True))
-    assert pair.server.receive_data(whole[:12]) == [Data(stream, b"0123")]
+    whole = pair.client.send(Chunk(stream, b"0123456789", fin=True))
+    assert pair.server.receive(whole[:12]) == [Chunk(stream, b"0123")]
     pair.server.send(RstStream(stream, Status.CANCEL))
-    assert pair.server.receive_data(whole[12:]) == []
+    assert pair.server.receive(whole[12:]) == []
 
 
 def test_streams_after_goaway_are_ignored() -> None:
     pair = Pair()
     pair.server.send(GoAway(0))
     assert pair.ask(SynStream(1, {})) == []
-    assert pair.ask(Data(1, b"x")) == []
+    assert pair.ask(Chunk(1, b"x")) == []
 
 
 def test_one_stream_too_many_is_refused_alone() -> None:
@@ -262,8 +262,8 @@ def test_one_stream_too_many_is_refused_alone() -> None:
     for number in range(MAX_STREAMS):
         pair.ask(SynStream(1 + 2 * number, {}))
     assert pair.ask(SynStream(1 + 2 * MAX_STREAMS, {})) == []
-    assert pair.client.receive_data(pair.server.replies()) == [RstStream(1 + 2 * MAX_STREAMS, Status.REFUSED_STREAM)]
-    assert pair.ask(Data(1, b"x")) == [Data(1, b"x")]
+    assert pair.client.receive(pair.server.replies()) == [RstStream(1 + 2 * MAX_STREAMS, Status.REFUSED_STREAM)]
+    assert pair.ask(Chunk(1, b"x")) == [Chunk(1, b"x")]
 
 
 def test_a_unidirectional_stream_takes_no_answer() -> None:
@@ -278,7 +278,7 @@ def test_streams_open_on_the_server_too() -> None:
     pair = Pair()
     assert pair.answer(SynStream(2, {"a": "b"})) == [SynStream(2, {"a": "b"})]
     assert pair.ask(SynReply(2, {})) == [SynReply(2, {})]
-    assert pair.ask(Data(2, b"x", fin=True)) == [Data(2, b"x", fin=True)]
+    assert pair.ask(Chunk(2, b"x", fin=True)) == [Chunk(2, b"x", fin=True)]
 
 
 # ------------------------------------------------------------------ bad input
@@ -361,17 +361,17 @@ def test_ids_of_streams_are_odd_and_go_up(second: int) -> None:
     first = writer.send(SynStream(1, {})), writer.send(SynStream(3, {})), writer.send(SynStream(5, {}))
     syn = bytearray(first[1])
     for frame in first:
-        server.receive_data(frame)
+        server.receive(frame)
     syn[8:12] = words(second)
-    assert failure(server.receive_data(bytes(syn))) is Rule.STREAM_ID
+    assert failure(server.receive(bytes(syn))) is Rule.STREAM_ID
 
 
 def test_nothing_follows_the_last_frame_of_a_stream() -> None:
     for late in (words(1, 1) + b"x", words(1, 0), control(8, words(1) + b"\0\0\xff\xff")):
         pair = Pair()
         pair.opened()
-        pair.ask(Data(1, b"", fin=True))
-        assert failure(pair.server.receive_data(late)) in {Rule.STREAM_CLOSED, Rule.HEADER_BLOCK}
+        pair.ask(Chunk(1, b"", fin=True))
+        assert failure(pair.server.receive(late)) in {Rule.STREAM_CLOSED, Rule.HEADER_BLOCK}
 
 
 def test_a_stream_is_replied_to_once() -> None:
@@ -396,7 +396,7 @@ def test_no_stream_is_opened_after_goaway_or_out_of_turn() -> None:
     with pytest.raises(ProtocolError) as caught:
         client.send(SynStream(3, {}))
     assert caught.value.rule is Rule.STREAM_ID
-    client.receive_data(GOLDEN_GOAWAY)
+    client.receive(GOLDEN_GOAWAY)
     with pytest.raises(ProtocolError) as caught:
         client.send(SynStream(1, {}))
     assert caught.value.rule is Rule.GONE_AWAY
@@ -405,7 +405,7 @@ def test_no_stream_is_opened_after_goaway_or_out_of_turn() -> None:
 def test_what_came_before_a_broken_rule_is_told() -> None:
     pair = Pair()
     stream = pair.opened()
-    events = pair.server.receive_data(pair.client.send(Data(stream, b"good")) + control(5, b""))
-    assert events[0] == Data(stream, b"good")
+    events = pair.server.receive(pair.client.send(Chunk(stream, b"good")) + control(5, b""))
+    assert events[0] == Chunk(stream, b"good")
     assert failure(events) is Rule.FRAME_TYPE
-    assert pair.client.receive_data(pair.server.replies()) == [GoAway(1, Departure.PROTOCOL_ERROR)]
+    assert pair.client.receive(pair.server.replies()) == [GoAway(1, Departure.PROTOCOL_ERROR)]

@@ -13,7 +13,7 @@ from tests.simulators.websocket_client import MASK, frame, frames
 
 def told(received: bytes) -> list[tuple[bytes, bool, bool]]:
     """Payload, first and last of each piece."""
-    events = Connection().receive_data(received)
+    events = Connection().receive(received)
     assert all(isinstance(event, Piece) for event in events), events
     return [(bytes(event.payload), event.first, event.last) for event in events if isinstance(event, Piece)]
 
@@ -40,7 +40,7 @@ def test_frames_are_read_as_specified(golden: str, expected: list[tuple[bytes, b
 
 def test_a_masked_ping_of_the_specification_gets_its_pong() -> None:
     connection = Connection()
-    assert connection.receive_data(bytes.fromhex("8985 37fa213d 7f9f4d5158")) == []
+    assert connection.receive(bytes.fromhex("8985 37fa213d 7f9f4d5158")) == []
     assert connection.replies() == bytes.fromhex("8a05") + b"Hello"
 
 
@@ -77,7 +77,7 @@ def test_unmasking_is_an_xor_wherever_it_begins() -> None:
 def test_a_control_frame_may_come_within_a_message() -> None:
     connection = Connection()
     received = frame(b"one", fin=False) + frame(b"?", 9) + frame(b"two", 0)
-    assert [bytes(event.payload) for event in connection.receive_data(received) if isinstance(event, Piece)] == [
+    assert [bytes(event.payload) for event in connection.receive(received) if isinstance(event, Piece)] == [
         b"one",
         b"two",
     ]
@@ -89,16 +89,16 @@ def test_a_control_frame_may_come_within_a_message() -> None:
 )
 def test_a_close_frame_is_answered_and_the_last(payload: bytes, code: int) -> None:
     connection = Connection()
-    assert connection.receive_data(frame(payload, 8) + frame(b"late")) == [Closed(code)]
+    assert connection.receive(frame(payload, 8) + frame(b"late")) == [Closed(code)]
     assert frames(connection.replies()) == [(8, b"\x03\xe8")]
-    assert connection.receive_data(frame(b"later")) == []
+    assert connection.receive(frame(b"later")) == []
 
 
 def test_a_close_frame_is_sent_once() -> None:
     connection = Connection()
     assert connection.close(Code.NORMAL, "é" * 100) == frame_header(124, Opcode.CLOSE) + b"\x03\xe8" + "é".encode() * 61
     assert connection.close(Code.NORMAL) == b""
-    assert connection.receive_data(frame(b"", 9) + frame(b"", 8)) == [Closed(1005)]
+    assert connection.receive(frame(b"", 9) + frame(b"", 8)) == [Closed(1005)]
     assert connection.replies() == b""
 
 
@@ -131,25 +131,25 @@ def test_a_close_frame_is_sent_once() -> None:
 )
 def test_what_breaks_a_rule_ends_the_connection_by_its_name(received: bytes, rule: Rule, code: int) -> None:
     connection = Connection()
-    assert failure(connection.receive_data(received)) is rule
+    assert failure(connection.receive(received)) is rule
     ((opcode, payload),) = frames(connection.replies())
     assert (opcode, payload[:2]) == (8, code.to_bytes(2, "big"))
-    assert connection.receive_data(frame(b"more")) == []
+    assert connection.receive(frame(b"more")) == []
 
 
 def test_a_message_of_many_fragments_has_the_same_limit() -> None:
     connection = Connection(max_message=10)
-    connection.receive_data(frame(b"12345", fin=False) + frame(b"67890", 0, fin=False))
-    assert failure(connection.receive_data(frame(b"x", 0))) is Rule.MESSAGE_SIZE
+    connection.receive(frame(b"12345", fin=False) + frame(b"67890", 0, fin=False))
+    assert failure(connection.receive(frame(b"x", 0))) is Rule.MESSAGE_SIZE
 
 
 def test_a_large_frame_is_not_held() -> None:
     connection = Connection()
-    connection.receive_data(frame(b"", size=16 << 20))
+    connection.receive(frame(b"", size=16 << 20))
     tracemalloc.start()
     try:
         for _ in range(64):
-            connection.receive_data(bytes(64 << 10))
+            connection.receive(bytes(64 << 10))
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
