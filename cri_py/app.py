@@ -8,10 +8,12 @@ import os
 import platform
 import resource
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import structlog
@@ -24,7 +26,7 @@ from cri_py.images.service import Images
 from cri_py.kernel import faults, procfs
 from cri_py.kernel.holder import write_program
 from cri_py.kernel.notify import notify
-from cri_py.model import Container, Created, Exited, ImageId, Lost, Nanos, Ready, Running
+from cri_py.model import Container, Created, Exited, ImageId, Lost, Nanos, Ready, Running, StreamRequest
 from cri_py.monitor.client import SpawnerClient
 from cri_py.network.bridge import Bridge
 from cri_py.pods.bundles import Bundles
@@ -38,6 +40,7 @@ from cri_py.pods.places import Places
 from cri_py.pods.recovery import Recovery
 from cri_py.pods.sandboxes import Sandboxes
 from cri_py.pods.spec import SpecDefaults
+from cri_py.pods.streams import Streams
 from cri_py.pods.trash import Trash
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.image_service import ImageService
@@ -46,6 +49,8 @@ from cri_py.rpc.runtime_service import RuntimeService
 from cri_py.rpc.server import Server
 from cri_py.state.claim import claimed
 from cri_py.state.store import Store
+from cri_py.streaming.front import Front, Head
+from cri_py.streaming.sessions import Sessions
 
 log = structlog.get_logger()
 _SETTLE_S = 10.0  # for what is half made when the daemon is told to end
@@ -120,6 +125,15 @@ class App:
             log.warning("AppArmor is on, but this version has no profile of its own: containers run unconfined by it")
         self._build_floor(cgroups, defaults)
         self._build_pods(defaults)
+        self.streams = Streams(
+            self.ledger,
+            self.monitors,
+            self.containers.execs,
+            self.bundles.read,
+            self._config.streaming.idle_timeout_s,
+        )
+        self.front = Front(self._config.streaming, Sessions(time.monotonic), self._hand_over)
+        self.streams.open = self.front.open
         self.node = Node(self._config, cgroups, self.network)
         self.monitors.on_exit = self.containers.on_exit
         self.monitors.on_lost = self.sandboxes.lost
@@ -182,6 +196,10 @@ class App:
             clock=clock,
         )
 
+    async def _hand_over(self, request: StreamRequest, head: Head, connection: socket.socket) -> None:
+        """From the front to the pods, which know nothing of each other."""
+        await self.streams.hand_over(request, asdict(head) | {"rest": head.rest.decode("latin-1")}, connection.fileno())
+
     def _in_use(self) -> set[ImageId]:
         return self.containers.image_ids_in_use()
 
@@ -206,7 +224,9 @@ class App:
         stack.callback(metrics.stop)
         for part in (self.sandboxes, self.containers):
             stack.push_async_callback(part.settle, _SETTLE_S)
-        runtime = RuntimeService(self.sandboxes, self.containers, self.events, self.node)
+        await self.front.start()
+        stack.push_async_callback(self.front.stop)
+        runtime = RuntimeService(self.sandboxes, self.containers, self.streams, self.events, self.node)
         server = Server(self._config, {"RuntimeService": runtime, "ImageService": ImageService(self.images)})
         await server.start()
         stack.push_async_callback(server.stop)

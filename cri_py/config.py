@@ -207,9 +207,13 @@ class StreamingConfig:
     port: int = key(0, "The port; 0 is any that is free.", within(0, 65535))
     head_timeout_s: float = key(10.0, "How long a client may take for its request's head.", _POSITIVE_S)
     max_waiting_connections: int = key(256, "Connections whose session has not begun, at most.", within(1, 1 << 16))
-    idle_timeout_s: float = key(14400.0, "A session without a byte for so long is ended (the kubelet has 4 h).", _POSITIVE_S)
+    idle_timeout_s: float = key(
+        14400.0, "A session without a byte for so long is ended (the kubelet has 4 h).", _POSITIVE_S
+    )
     tls: bool = key(False, "Whether to speak TLS: sessions then pass through the daemon and end with it.")
-    tls_certificate: str = key("", "PEM file with the certificate and its chain; read again when it changes.", _ABSOLUTE_OR_NONE)
+    tls_certificate: str = key(
+        "", "PEM file with the certificate and its chain; read again when it changes.", _ABSOLUTE_OR_NONE
+    )
     tls_key: str = key("", "PEM file with the key.", _ABSOLUTE_OR_NONE)
     tls_min_version: str = key("1.2", "The oldest version that is spoken.", one_of("1.2", "1.3"))
 

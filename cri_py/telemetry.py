@@ -86,6 +86,19 @@ PULL_SECONDS: Final = Histogram(
     "cri_py_pull_seconds", "How long pulls that succeeded took", buckets=_PULL_BUCKETS, registry=REGISTRY
 )
 PULL_ERRORS: Final = Counter("cri_py_pull_errors", "Pulls that failed, by gRPC status", ["code"], registry=REGISTRY)
+STREAM_SECONDS: Final = Histogram(
+    "cri_py_stream_seconds",
+    "How long streaming sessions lasted, by kind: exec, attach, portforward",
+    ["kind"],
+    buckets=(0.1, 1.0, 10.0, 60.0, 600.0, 3600.0),
+    registry=REGISTRY,
+)
+STREAM_BYTES: Final = Counter(
+    "cri_py_stream_bytes", "What streaming sessions carried, by kind and direction", ["kind", "to"], registry=REGISTRY
+)
+STREAM_ERRORS: Final = Counter(
+    "cri_py_stream_errors", "Streaming sessions that ended by an error, by kind", ["kind"], registry=REGISTRY
+)
 IMAGES: Final = Reading("cri_py_images", "Images in the store")
 MONITOR_MEMORY: Final = Reading("cri_py_monitor_memory_bytes", "PSS of all monitors and the spawner")
 MONITORS_LOST: Final = Counter(

@@ -86,9 +86,27 @@ class OutputStream:
 
     def __init__(self, fd: int, name: str, log: LogFile | None, line_bytes: int) -> None:
         self.fd = fd
+        self.name = name
         self._log = log
         self._cutter = LineCutter(name, line_bytes)
+        self._taps: list[int] = []
         os.set_blocking(fd, False)
+
+    def take_tap(self, fd: int) -> None:
+        """Let a pipe's write end have all that comes from now on, as long as its reader keeps up."""
+        os.set_blocking(fd, False)
+        self._taps.append(fd)
+
+    def _feed_taps(self, data: bytes) -> None:
+        """Nobody waits for a slow reader: one whose pipe is full gets nothing more, and sees its end."""
+        for fd in list(self._taps):
+            try:
+                whole = os.write(fd, data) == len(data)
+            except OSError:
+                whole = False
+            if not whole:
+                self._taps.remove(fd)
+                os.close(fd)
 
     def read_once(self) -> bool:
         """Take what is there, up to a buffer's length; False once the stream has ended."""
@@ -98,6 +116,8 @@ class OutputStream:
             return True
         except OSError:
             data = b""  # EIO: the last slave of a tty was closed
+        if self._taps:
+            self._feed_taps(data)
         now = time.time_ns()
         lines = self._cutter.feed(data, now) if data else self._cutter.end(now)
         if lines and self._log is not None:
@@ -119,9 +139,13 @@ class OutputStream:
             self._log.write(rest)
 
     def _put(self, data: bytes) -> None:
+        self._feed_taps(data)
         lines = self._cutter.feed(data, time.time_ns())
         if lines and self._log is not None:
             self._log.write(lines)
 
     def close(self) -> None:
         os.close(self.fd)
+        for fd in self._taps:
+            os.close(fd)
+        self._taps.clear()

@@ -20,7 +20,7 @@ from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import CriError, FailedPrecondition
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER
-from cri_py.monitor import protocol, transport
+from cri_py.monitor import protocol, stream, transport
 from cri_py.monitor.tracked import ContainerProcess, Create, ExecProcess, Missing, WrongState, exit_code
 from cri_py.runtime import container, holder
 from cri_py.runtime import exec as runtime_exec
@@ -69,6 +69,7 @@ class Monitor:
         self._held = False  # there was a pod to keep
         self._containers: dict[bytes, ContainerProcess] = {}
         self._execs: dict[int, ExecProcess] = {}  # by pid
+        self._streams: dict[int, int] = {}  # pid of a stream process: the pipe of its report
         self._ending = False
         self._listener_fd = listener_fd
         self._connection: socket.SocketType | None = None
@@ -178,6 +179,8 @@ class Monitor:
             case "create" | "start" | "exec" | "hello":
                 self._begin(request, fds)
                 return None
+            case "stream":
+                self._stream(request, fds)
             case "hold":
                 return self._hold(request, fds)
             case "kill":
@@ -334,6 +337,44 @@ class Monitor:
         if process.status is not None:
             self._finish_exec(self._execs.pop(pid))
 
+    def _stream(self, request: protocol.Request, fds: list[int]) -> None:
+        """Fork a process that speaks with one client; it lives by itself, and with us."""
+        kind, container_id, name, stdin = request.words
+        report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        target = self._target(kind, container_id, name, wants_stdin=stdin == b"1")
+        try:
+            pid = syscalls.clone3(0)
+            if pid == 0:
+                stream.serve(request.body, fds[0], report_end, target)
+        finally:
+            os.close(report_end)
+            for fd in target.fds():
+                os.close(fd)
+        self._streams[pid] = report
+
+    def _target(self, kind: bytes, container_id: bytes, name: bytes, *, wants_stdin: bool) -> stream.Target:
+        """What a stream process works on."""
+        if kind == b"portforward":
+            if not self._holder:
+                raise WrongState("the pod is ending: its holder is gone")
+            return stream.Forwarded(self._holder)
+        process = self._container(container_id)
+        if not process.running:
+            raise WrongState(f"the container {container_id.decode()} is not running")
+        if kind == b"exec":
+            return stream.Executed(process.pid, self._cgroups.exec_scope(process.cgroup, name.decode()))
+        return stream.Attached(process.pid, process.take_stdin() if wants_stdin else -1, *process.tap())
+
+    def _stream_ended(self, report: int) -> None:
+        """Pass on what the process has said of its session; one that was killed has said nothing."""
+        try:
+            said = os.read(report, 4096)
+        except BlockingIOError:
+            said = b""
+        os.close(report)
+        if said:
+            self._tell(protocol.event(b"stream_end", said))
+
     def _kill_exec(self, name: bytes) -> None:
         for process in self._execs.values():
             if process.name == name:
@@ -380,6 +421,9 @@ class Monitor:
             self._holder = 0
             if not self._ending:
                 self._tell(protocol.event(b"holder_exit"))
+            return
+        if pid in self._streams:
+            self._stream_ended(self._streams.pop(pid))
             return
         if pid in self._execs:
             process = self._execs[pid]

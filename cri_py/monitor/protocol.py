@@ -16,16 +16,17 @@ Requests to a monitor and what they answer (times in Unix ns)::
 
     hello    {}                                     → {version, pid, holder, containers: {id: state}}
     hold     holder.spawn's request, fd: netns      → {holder}
-    create   container.create's request + log, line_bytes, stdin, own_pids → {user, notes}
+    create   container.create's request + log, line_bytes, stdin, stdin_once, own_pids → {user, notes}
     start    {id}                                   → {pid, ticks, started_at}
     kill     {id, signal, all}                      → {}
     exec     {id, name, process, user, seccomp}, fds: stdin, stdout, stderr → {code} once it has ended
     kill_exec {id, name}                            → {}
+    stream   stream.serve's request, fd: the client → {} once it is in the hands of a process of its own
     reopen   {id}                                   → {}
     abandon  {id}                                   → {} once it has ended and is forgotten
     end      {}                                     → the monitor kills its holder and goes
 
-Events: ``up`` {pid}, ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {}.
+Events: ``up`` {pid}, ``stream_end`` {kind, received, sent, seconds, error}, ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {}.
 A container's state: {state: created|running|exited, pid, ticks, started_at, user} and, exited, what ``exit`` has.
 An error's kind: start (the program can't be executed), state (wrong moment), missing, invalid (what was asked), failed.
 """
@@ -54,11 +55,15 @@ WORDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "hello": (),
         "hold": ("hostname", "ipc", "pid"),
-        "create": ("id", "cgroup", "log", "line_bytes", "stdin", "tty", "own_pids", "new", "joined", "holder"),
+        "create": (
+            *("id", "cgroup", "log", "line_bytes", "stdin", "stdin_once", "tty", "own_pids"),
+            *("new", "joined", "holder"),
+        ),
         "start": ("id",),
         "kill": ("id", "signal", "all"),
         "exec": ("id", "name"),
         "kill_exec": ("name",),
+        "stream": ("kind", "id", "name", "stdin"),
         "reopen": ("id",),
         "abandon": ("id",),
         "end": (),

@@ -36,7 +36,7 @@ class ContainerProcess:
     """One container from create to delete."""
 
     def __init__(self, request: Request, cgroups: Cgroups, create: Create) -> None:
-        self.id, cgroup, log, line_bytes, stdin, tty, own_pids, new, joined, holder = request.words
+        self.id, cgroup, log, line_bytes, stdin, stdin_once, tty, own_pids, new, joined, holder = request.words
         self.cgroup = os.fsdecode(cgroup)
         self.abandoned = 0  # seq of the request that its end answers
         self.asked = 0  # seq of the request that init's next word answers
@@ -54,6 +54,7 @@ class ContainerProcess:
         self._ready = b""  # JSON {user, notes}, as init said it
         self._log = LogFile(log) if log else None
         self._stdin = -1
+        self._stdin_once = stdin_once == b"1"
         self._parent: Parent | None = None
         if self._log is not None:
             self._open_log(self._log)
@@ -163,6 +164,26 @@ class ContainerProcess:
             os.kill(self.pid, signal.SIGKILL)
         if not self._own_pids:
             self._cgroups.kill(self.cgroup, _KILL_S)
+
+    def tap(self) -> tuple[int, int]:
+        """The read ends of new pipes that get what the container says on stdout and stderr, -1 for a stream that has
+        ended or that a tty does not have. The caller owns them."""
+        ends = {"stdout": -1, "stderr": -1}
+        for stream in self.streams:
+            ends[stream.name], write_end = os.pipe2(os.O_CLOEXEC)
+            widen_pipe(write_end)
+            stream.take_tap(write_end)
+        return ends["stdout"], ends["stderr"]
+
+    def take_stdin(self) -> int:
+        """A descriptor that writes to the container's stdin, -1 if there is none. With stdin_once it is the only one:
+        when its owner closes it, the container reads the end."""
+        if self._tty:
+            return os.dup(self.streams[0].fd) if self.streams else -1
+        if self._stdin < 0 or not self._stdin_once:
+            return os.dup(self._stdin) if self._stdin >= 0 else -1
+        taken, self._stdin = self._stdin, -1
+        return taken
 
     def reopen_log(self) -> None:
         if self.ended or not self.started_at:

@@ -87,7 +87,7 @@ class Containers:
         self._trash = trash
         self._events = events
         self._clock = clock
-        self._execs = Execs(config, bundles.filter_of)
+        self.execs = Execs(config, bundles.filter_of)
         self._stops = Stops(self._signal)
         self._flights: Flights[tuple[Any, ...], ContainerId] = Flights()
         self._starting: set[asyncio.Task[None]] = set()
@@ -224,6 +224,7 @@ class Containers:
             log=container.log_path,
             line_bytes=self._config.log_line_bytes,
             stdin=container.config.stdin,
+            stdin_once=container.config.stdin_once,
         )
 
     async def _forget_in_monitor(self, container: Container) -> None:
@@ -375,7 +376,7 @@ class Containers:
             trace("remove: files gone")
             await self._ledger.drop_container(container)
         trace("remove: container forgotten")
-        self._execs.forget(container.id)
+        self.execs.forget(container.id)
         self._publish(container, EventKind.DELETED)
         await self._images.collect()
 
@@ -397,8 +398,8 @@ class Containers:
         container = self._ledger.container(container_id)
         _check_running(container)
         spec_limits.validate_exec(command)
-        request = self._execs.request(container, self._bundles.read, command)
-        return await self._execs.run(self._monitors.of(container.sandbox_id), request, timeout_s)
+        request = self.execs.request(container, self._bundles.read, command)
+        return await self.execs.run(self._monitors.of(container.sandbox_id), request, timeout_s)
 
     def _publish(self, container: Container, kind: EventKind) -> None:
         try:

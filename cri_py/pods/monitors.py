@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from cri_py import telemetry
 from cri_py.errors import Unavailable
 from cri_py.model import SandboxId
 from cri_py.monitor.client import MonitorClient
@@ -61,6 +62,8 @@ class Monitors:
     def _take_event(self, sandbox_id: SandboxId, event: dict[str, Any]) -> None:
         if event["event"] == "exit":
             self._react(self.on_exit(event), sandbox_id)
+        elif event["event"] == "stream_end":
+            _count_stream(event)
         elif event["event"] == "holder_exit":
             self._react(self.on_holder_exit(sandbox_id), sandbox_id)
 
@@ -78,3 +81,13 @@ class Monitors:
                 log.exception("what a monitor reported could not be recorded", sandbox=sandbox_id, cause=str(error))
 
         self._tasks.create_task(guarded())
+
+
+def _count_stream(event: dict[str, Any]) -> None:
+    kind = event["kind"]
+    telemetry.STREAM_SECONDS.labels(kind).observe(event["seconds"])
+    telemetry.STREAM_BYTES.labels(kind, "container").inc(event["received"])
+    telemetry.STREAM_BYTES.labels(kind, "client").inc(event["sent"])
+    if event["error"]:
+        telemetry.STREAM_ERRORS.labels(kind).inc()
+        log.warning("a streaming session ended by an error", kind=kind, cause=event["error"])

@@ -315,6 +315,10 @@ def container_filter(message: pb.ContainerFilter) -> model.ContainerFilter:
     return model.ContainerFilter(message.id, state, message.pod_sandbox_id, dict(message.label_selector))
 
 
+def stdio(request: pb.ExecRequest | pb.AttachRequest) -> model.Stdio:
+    return model.Stdio(request.tty, request.stdin, request.stdout, request.stderr)
+
+
 def registry_auth(request: pb.PullImageRequest) -> model.RegistryAuth | None:
     if not request.HasField("auth"):
         return None

@@ -48,6 +48,14 @@ class Containers(Protocol):
     async def exec_sync(self, container_id: str, command: Sequence[str], timeout_s: int, /) -> model.ExecResult: ...
 
 
+class Streams(Protocol):
+    """Each returns the URL of a session."""
+
+    def exec(self, container_id: str, command: Sequence[str], stdio: model.Stdio, /) -> str: ...
+    def attach(self, container_id: str, stdio: model.Stdio, /) -> str: ...
+    def port_forward(self, sandbox_id: str, ports: Sequence[int], /) -> str: ...
+
+
 class Events(Protocol):
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[model.Event]]: ...
 
@@ -63,9 +71,12 @@ class Node(Protocol):
 class RuntimeService:
     """The methods bear the names of the RPCs."""
 
-    def __init__(self, sandboxes: Sandboxes, containers: Containers, events: Events, node: Node) -> None:
+    def __init__(
+        self, sandboxes: Sandboxes, containers: Containers, streams: Streams, events: Events, node: Node
+    ) -> None:
         self._sandboxes = sandboxes
         self._containers = containers
+        self._streams = streams
         self._events = events
         self._node = node
         self._sandbox_listing = listing.sandboxes()
@@ -173,6 +184,18 @@ class RuntimeService:
             raise InvalidArgument(f"cmd is empty: ExecSync in {container_id} has nothing to run")
         result = await self._containers.exec_sync(container_id, tuple(request.cmd), _seconds(request.timeout))
         return pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.code)
+
+    async def Exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
+        container_id = object_id(request.container_id, "container_id")
+        return pb.ExecResponse(url=self._streams.exec(container_id, tuple(request.cmd), convert.stdio(request)))
+
+    async def Attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
+        container_id = object_id(request.container_id, "container_id")
+        return pb.AttachResponse(url=self._streams.attach(container_id, convert.stdio(request)))
+
+    async def PortForward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
+        sandbox_id = object_id(request.pod_sandbox_id, "pod_sandbox_id")
+        return pb.PortForwardResponse(url=self._streams.port_forward(sandbox_id, tuple(request.port)))
 
     async def GetContainerEvents(self, _: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
         async with self._events.subscribe() as events:

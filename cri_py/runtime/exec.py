@@ -9,9 +9,12 @@ of the host (CVE-2024-21626), and executes nothing of ours that the container co
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
+import struct
+import termios
 from collections.abc import Callable
 
 from cri_py.cgroups import ExecScope
@@ -25,10 +28,13 @@ from cri_py.kernel.constants import (
     CLONE_NEWNS,
     CLONE_NEWUTS,
     PR_SET_PDEATHSIG,
+    TIOCGPTPEER,
+    TIOCSPTLCK,
 )
 from cri_py.runtime import container, security
 from cri_py.runtime.child import Parent, arrange, keep_only
 
+_PTMX = os.makedev(5, 2)
 _SYNC_FD = 3
 _TARGET_FD = 4
 _ALL = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
@@ -42,7 +48,7 @@ def start(
 ) -> tuple[int, Parent]:
     """Fork the process that becomes the program; returns its pid and the pair.
 
-    The pair brings an error, or the end of file that means execve. ``body``: JSON {process (OCI), user {uid, gid,
+    With a tty, ``stdio`` of -1, the pair brings its master first. The pair brings an error, or the end of file that means execve. ``body``: JSON {process (OCI), user {uid, gid,
     groups, home}, seccomp}, parsed by the child; ``pid`` is the container's init. The caller must not be dumpable.
     ``scope`` is made here, by the child where it can be (v1), and is the caller's to drop. ``walk_in``: what the child
     does, for rehearsals.
@@ -76,9 +82,11 @@ def _walk_in(body: bytes, target: int, stdio: container.Stdio, scope: ExecScope,
     if not scope.groups.born_into:
         scope.make()
         scope.enter()
-    arrange((parent.child_fd, _SYNC_FD), (target, _TARGET_FD), *((fd, number) for number, fd in enumerate(stdio)))
+    tty = stdio.stdout < 0
+    pairs = () if tty else tuple((fd, number) for number, fd in enumerate(stdio))
+    arrange((parent.child_fd, _SYNC_FD), (target, _TARGET_FD), *pairs)
     parent.child_fd = _SYNC_FD
-    keep_only(_SYNC_FD, _TARGET_FD)
+    keep_only(_SYNC_FD, _TARGET_FD, null_stdio=tty)
     process = request["process"]
     security.set_oom_score(process.get("oomScoreAdj"))
     security.set_limits(process.get("rlimits", []))
@@ -88,11 +96,33 @@ def _walk_in(body: bytes, target: int, stdio: container.Stdio, scope: ExecScope,
         raise _ending(error) from error
     os.close(_TARGET_FD)
     os.setsid()
+    if tty:
+        master = _open_terminal()
+        parent.say_ready(0, b"", master)
+        os.close(master)
     syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     user = request["user"]
     identity = security.Identity(user["uid"], user["gid"], user["groups"])
     launch = container.prepare(process, identity, user["home"], secure)
     container.execute(launch)
+
+
+def _open_terminal() -> int:
+    """A pty of the container's devpts: its slave becomes the stdio, its master is returned.
+
+    The container may have put anything there, so what opens is looked at before it is used (CVE-2025-52565).
+    """
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
+    master = os.open("/dev/pts/ptmx", flags | os.O_NONBLOCK)
+    if os.fstat(master).st_rdev != _PTMX:
+        raise FailedPrecondition("/dev/pts/ptmx of the container is no terminal multiplexer")
+    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
+    slave = fcntl.ioctl(master, TIOCGPTPEER, flags & ~os.O_NOFOLLOW)  # by the master, not by a name
+    for number in (0, 1, 2):
+        os.dup2(slave, number)
+    os.close(slave)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    return master
 
 
 def _ending(error: KernelError) -> KernelError | FailedPrecondition:
