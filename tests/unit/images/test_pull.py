@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -291,6 +292,14 @@ FAULTS: dict[str, tuple[Break, type[CriError], str]] = {
     "manifest of the index missing": (lambda _, p: Fault(p.manifest, status=404), NotFound, "has no"),
     "forbidden": (lambda _, p: Fault("/manifests/1", status=403), PermissionDenied, "denies"),
     "too many requests": (lambda _, p: Fault("/manifests/1", status=429), Unavailable, "429"),
+    "too many requests for an hour": (
+        lambda _, p: Fault("/manifests/1", status=429, headers={"Retry-After": "3600"}),
+        Unavailable,
+        "takes no more now for 3600 s",
+    ),
+    "no answer": (lambda _, p: Fault("/manifests/1", hang_up=True), Unavailable, "cut the connection"),
+    "no answer for a layer": (lambda _, p: Fault(p.layers[1], hang_up=True), Unavailable, "cut the connection"),
+    "gone": (lambda _, p: Fault(p.layers[0], status=410), Unavailable, "answers 410"),
     "broken registry": (lambda _, p: Fault(p.layers[0], status=500), Unavailable, "answers 500"),
     "blob missing": (lambda _, p: Fault(p.layers[1], status=404), NotFound, "has no"),
     "wrong manifest": (lambda _, p: Fault(p.manifest, replace=b"{}"), DataLoss, "not sha256:"),
@@ -326,6 +335,53 @@ async def test_a_broken_pull_says_why_leaves_nothing_and_can_be_repeated(
     assert leftovers(root) == []
     registry.faults.clear()
     assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+
+
+async def test_a_layer_goes_on_after_a_restart_where_it_was_cut(
+    open_images: OpenImages, registry: RegistrySimulator
+) -> None:
+    pushed = registry.push("app", "1", [tar_layer(File("noise", random.Random(1).randbytes(500_000)))])
+    registry.faults.append(Fault(pushed.layers[0], cut_after=300_000))
+    async with open_images(pull_attempts=1) as images:
+        with pytest.raises(Unavailable, match="cut the connection"):
+            await images.pull(f"{registry.host}/app:1", None)
+    registry.faults.clear()
+    async with open_images() as images:
+        assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+    asked = [asked.headers.get("range") for asked in registry.asked if pushed.layers[0] in asked.path]
+    assert asked == [None, "bytes=300000-"]
+
+
+async def test_a_registry_that_heals_is_pulled_from(images: Images, registry: RegistrySimulator) -> None:
+    pushed = registry.push("app", "1", [BASE, TOP])
+    registry.faults += [
+        *(Fault("/manifests/", status=503, times=2), Fault(pushed.config, hang_up=True, times=2)),
+        *(Fault(pushed.layers[0], cut_after=7, times=2), Fault(pushed.layers[1], status=500, times=2)),
+    ]
+    assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+
+
+async def test_a_401_without_end_is_denied(images: Images, registry: RegistrySimulator, root: Path) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    registry.login = "loop"
+    with pytest.raises(PermissionDenied, match="denies"):
+        await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
+    assert (images.list(), leftovers(root)) == ([], [])
+    registry.login = "bearer"
+    await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
+    assert images.find(pushed.config) is not None
+
+
+@pytest.mark.parametrize("where", ["/manifests/1", "layer"])
+async def test_a_dripping_registry_is_given_up(
+    open_images: OpenImages, registry: RegistrySimulator, where: str
+) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    registry.faults.append(Fault(pushed.layers[0] if where == "layer" else where, drip_s=0.01))
+    async with open_images(pull_progress_timeout_s=0.2, pull_minimum_bytes_per_s=10_000) as images:
+        with pytest.raises(DeadlineExceeded, match=r"sent only \d+ bytes in 0\.2"):
+            await images.pull(f"{registry.host}/app:1", None)
+        assert images.list() == []
 
 
 @pytest.mark.parametrize("where", ["/manifests/1", "layer"])
