@@ -6,8 +6,9 @@ import asyncio
 import functools
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -45,6 +46,7 @@ from cri_py.state.store import Change, Delete, Store
 INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
 LAYERS_MAX: Final = 500  # what overlayfs stacks
 DISK_THREADS: Final = 2
+WRITE_BACK_S: Final = 0.25
 
 log = structlog.get_logger()
 
@@ -77,6 +79,7 @@ class Images:
         self._clock = clock
         self._platform = node_platform(os.uname().machine)
         self._disk = ThreadPoolExecutor(DISK_THREADS, "images-disk")
+        self._writer = ThreadPoolExecutor(1, "images-sync")
         self._registries = Registries(config)
         self._content = Content(os.path.join(self._root, "blobs"))
         self._workers = Workers(config.max_parallel_unpacks)
@@ -116,6 +119,7 @@ class Images:
         await self._registries.close()
         await self._workers.close()
         self._disk.shutdown(wait=True)
+        self._writer.shutdown(wait=True)
 
     # -------------------------------------------------------------------- pull
 
@@ -205,13 +209,14 @@ class Images:
         documents[Digest(record.image.id)] = record.config_file
         try:
             with self._snapshots.lease(chain_ids), self._content.lease(record.blobs(layers=True)):
-                await self._snapshots.prepare(
-                    stack,
-                    lambda descriptor: self._downloads.blob(descriptor, repository),
-                    str(ref),
-                    whole=not self._config.discard_unpacked_layers,
-                )
-                await on_thread(self._disk, self._keep, documents)
+                async with self._writing_back():
+                    await self._snapshots.prepare(
+                        stack,
+                        lambda descriptor: self._downloads.blob(descriptor, repository),
+                        str(ref),
+                        whole=not self._config.discard_unpacked_layers,
+                    )
+                await on_thread(self._writer, self._keep, documents)
                 image = await self._commit(record, ref, resolved.digest)
         except BaseException:
             await self._drop_unneeded()
@@ -219,6 +224,24 @@ class Images:
         if self._config.discard_unpacked_layers:
             await self._drop_unneeded()
         return image
+
+    @asynccontextmanager
+    async def _writing_back(self) -> AsyncIterator[None]:
+        """Within the block, let the disk write what has come so far: it would idle, and be waited for afterwards."""
+
+        async def write_back() -> None:
+            while True:
+                await asyncio.sleep(WRITE_BACK_S)
+                await on_thread(self._writer, self._content.sync)
+
+        task = asyncio.create_task(write_back())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # the sync that counts is still to come, and meets the same
 
     def _keep(self, documents: Mapping[Digest, bytes]) -> None:
         """Keep manifests and config beside the layers, and bring all of the image to the disk."""

@@ -118,7 +118,7 @@ class Snapshots:
         ``follow_blob`` gives a layer's blob, be it here or on its way. Raises the first layer's error, and then nothing
         runs on. ``whole``: the blobs of layers that are unpacked already are wanted, too.
         """
-        self._workers.warm(sum(each.chain_id not in self._ready for each in stack))
+        self._workers.warm([each.descriptor.size for each in stack if each.chain_id not in self._ready])
         try:
             async with asyncio.TaskGroup() as group:
                 for position in range(len(stack)):

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -20,6 +20,8 @@ from cri_py.images.layers import Unpacked
 from cri_py.images.unpacking import Done, Failed, Implied, Job, Reached, Ready, Starved
 
 IDLE_S: Final = 10.0
+SMALL_BYTES: Final = 4 << 20  # unpacked in about the time that a process takes to start…
+SPARE_S: Final = 0.05  # …so it waits a little for one that gets free
 SILENCE_S: Final = 120.0  # a worker that says nothing for so long, though there is something to do, is killed
 DEATH_S: Final = 10.0
 _PROGRAM: Final = "import sys; sys.path[:] = {path!r}; from cri_py.images.worker import run; run(3, {pid})"
@@ -52,6 +54,7 @@ class Workers:
         self._idle_s = idle_s
         self._silence_s = silence_s
         self._idle: list[_Worker] = []
+        self._rested = asyncio.Event()
 
     async def unpack(
         self,
@@ -71,7 +74,7 @@ class Workers:
         """
         await feed.beyond(0)  # no worker waits for a host that has not answered yet
         async with self._turns:
-            worker = self._take()
+            worker = await self._take(size)
             self._busy += 1
             try:
                 state = await feed.beyond(0)
@@ -85,8 +88,9 @@ class Workers:
             self._rest(worker)
             return unpacked
 
-    def warm(self, wanted: int) -> None:
-        """Start what will be needed soon, so that it is up when the first bytes come."""
+    def warm(self, sizes: Collection[int]) -> None:
+        """Start what blobs of these sizes will need soon, so that it is up when the first bytes come."""
+        wanted = max(sum(size >= SMALL_BYTES for size in sizes), 1 if sizes else 0)
         missing = min(wanted, self._most) - self._busy - len(self._idle)
         for _ in range(missing):
             self._rest(_Worker(self._silence_s))
@@ -102,7 +106,13 @@ class Workers:
         """Of those that idle."""
         return [worker.pid for worker in self._idle]
 
-    def _take(self) -> _Worker:
+    async def _take(self, size: int) -> _Worker:
+        """One that idles, or a new one."""
+        if size < SMALL_BYTES and self._busy and not self._idle:
+            self._rested.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SPARE_S):
+                    await self._rested.wait()
         while self._idle:
             worker = self._idle.pop()
             worker.wake()
@@ -117,6 +127,7 @@ class Workers:
                 worker.dismiss()
 
         self._idle.append(worker)
+        self._rested.set()
         worker.sleep(self._idle_s, leave)
 
 
