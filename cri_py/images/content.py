@@ -122,6 +122,12 @@ class Content:
         except NotFound:
             return False
 
+    def verify(self, digest: Digest) -> None:
+        """Read all of a blob. Raises NotFound, or DataLoss if it is not what its name says."""
+        self.open(digest).close()
+        if not self.intact(digest):
+            raise DataLoss(f"the blob {self.path(digest)} is damaged", hint="pull the image again")
+
     # ------------------------------------------------------------------- change
 
     def put(self, digest: Digest, content: bytes) -> None:
@@ -204,6 +210,9 @@ class Content:
         finally:
             self._leases.subtract(digests)
             self._leases += Counter()  # drops what nobody leases any more
+
+    def leased(self, digest: Digest) -> bool:
+        return digest in self._leases
 
     def take_unneeded(self, needed: Collection[Digest], listed: Collection[Digest]) -> list[str]:
         """Take what of ``listed`` is neither needed nor leased from its place; returns the files, to be deleted.

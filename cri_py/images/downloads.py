@@ -248,6 +248,17 @@ class Downloads:
             if not fetching.cancelled():
                 fetching.exception()  # raised by whom it concerned
 
+    @asynccontextmanager
+    async def here(self, descriptor: Descriptor) -> AsyncIterator[Following]:
+        """A blob that must be here already. Raises NotFound, or DataLoss if it is damaged."""
+        path = self._content.path(descriptor.digest)
+        await on_thread(self._executor, self._content.verify, descriptor.digest)
+        fetched: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        fetched.set_result(None)
+        blob = _Blob((path, path))
+        blob.finish(descriptor.size)
+        yield Following(blob, fetched)
+
     async def _ensure(self, descriptor: Descriptor, repository: Repository, blob: _Blob) -> None:
         while not blob.whole:
             await self._flights.join(descriptor.digest, lambda: self._fetch(descriptor, repository, blob))
@@ -272,6 +283,7 @@ class Downloads:
             await repository.blob(descriptor, file)
         except (DataLoss, ResourceExhausted):
             file.close()  # of no use any more, or in the way of everything else
+            change(0)
             await on_thread(self._executor, self._content.drop_partial, descriptor.digest)
             raise
         finally:

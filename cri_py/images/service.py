@@ -19,11 +19,13 @@ from cri_py import telemetry
 from cri_py.config import ImagesConfig
 from cri_py.errors import CriError, DataLoss, NotFound, PermissionDenied, Unavailable
 from cri_py.images import records
+from cri_py.images.check import Kind, Recorded, Trouble, look
 from cri_py.images.content import Content, delete_files
 from cri_py.images.downloads import Downloads
 from cri_py.images.flights import Flights, on_thread
 from cri_py.images.manifest import (
     CONFIG_LIMIT,
+    MANIFEST_LIMIT,
     ConfigFile,
     Manifest,
     check_config,
@@ -41,7 +43,7 @@ from cri_py.images.snapshots import RECORD, Layer, Snapshots, remove_tree
 from cri_py.images.workers import Workers
 from cri_py.kernel import faults
 from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageId, Nanos, RegistryAuth
-from cri_py.state.store import Change, Delete, Store
+from cri_py.state.store import Change, Delete, Put, Store
 
 INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
 LAYERS_MAX: Final = 500  # what overlayfs stacks
@@ -100,19 +102,12 @@ class Images:
         await on_thread(self._disk, remove_tree, os.path.join(self._root, "ingest"))  # of versions that kept no blobs
         decoded = [(put, records.decode(put)) for put in stored[records.IMAGE]]
         await on_thread(self._disk, self._content.settle, self._needed_blobs(record for _, record in decoded))
-        for put, record in decoded:
-            if all(chain_id in self._snapshots for chain_id in record.image.chain_ids):
-                self._records[record.image.id] = self._pinned(record)
-            else:
-                log.warning("image has lost layers and is forgotten: pull it again", image_id=put.key)
-                changes.append(Delete(put.kind, put.key))
+        await on_thread(self._disk, self._snapshots.sweep)
+        self._records = {record.image.id: self._pinned(record) for _, record in decoded}
         for put in stored[records.RETIRED]:
             self._retired[ImageId(put.key)] = records.decode_retired(put)
-        self._index()
         telemetry.IMAGES.read_by(lambda: {"": len(self._records)})
-        if changes:
-            await self._store.commit(*changes)
-        await self._drop_unneeded()
+        await self._reconcile(changes)
 
     async def close(self) -> None:
         """Close connections and threads; pulls that run are cancelled by who asked for them, before."""
@@ -252,8 +247,17 @@ class Images:
 
     async def _known(self, ref: ImageRef, digest: Digest) -> Image | None:
         """The image of a manifest or index that is here, under the name ``ref`` from now on."""
-        here = [each.image for each in self._records.values() if digest in each.manifests]
-        return await self._retag(here[0].id, ref, digest) if here else None
+        here = next((each for each in self._records.values() if digest in each.manifests), None)
+        if here is None or not await on_thread(self._disk, self._complete, here):
+            return None
+        return await self._retag(here.image.id, ref, digest)
+
+    def _complete(self, record: ImageRecord) -> bool:
+        """Whether its blobs are here, too: if not, a pull fetches them again."""
+        layers = not self._config.discard_unpacked_layers
+        if layers and record.image.chain_ids and not record.layers:
+            return False
+        return all(self._content.size(each) is not None for each in record.blobs(layers=layers))
 
     async def _retag(self, image_id: ImageId, ref: ImageRef, digest: Digest) -> Image | None:
         """Let ``ref`` name an image that is here; None if it has been removed meanwhile."""
@@ -296,6 +300,8 @@ class Images:
         chain_ids = record.image.chain_ids if record is not None else self._retired.get(image_id)
         if chain_ids is None:
             raise NotFound(f"the image {image_id} is not here", hint="pull it first")
+        if not all(chain_id in self._snapshots for chain_id in chain_ids):
+            raise NotFound(f"layers of the image {image_id} are damaged and being mended", hint="try again")
         return tuple(self._snapshots.path(chain_id) for chain_id in reversed(chain_ids))
 
     def verbose(self, image: Image) -> dict[str, str]:
@@ -310,6 +316,97 @@ class Images:
     async def filesystem_usage(self) -> list[FilesystemUsage]:
         """What the layers take, from the sizes noted while they were unpacked."""
         return [FilesystemUsage(self._root, self._snapshots.used_bytes, self._snapshots.inodes, self._clock())]
+
+    # ------------------------------------------------------------- check and mend
+
+    async def check(self, *, deep: bool = False, repair: bool = False) -> list[Trouble]:
+        """What of the store is not as it should be, as it was before it was repaired. ``deep`` reads every byte."""
+        retired = tuple(itertools.chain(*self._retired.values()))
+        layers = not self._config.discard_unpacked_layers
+        recorded = Recorded(tuple(self._records.values()), self._snapshots.ready, retired, layers)
+        directory = os.path.join(self._root, "layers")
+        found = await on_thread(self._disk, functools.partial(look, recorded, self._content, directory, deep=deep))
+        found = [trouble for trouble in found if trouble.images or not self._wanted(trouble)]
+        if repair:
+            await self._repair(found)
+        return found
+
+    def _wanted(self, trouble: Trouble) -> bool:
+        """Whether what looked orphaned belongs to a pull that was under way or has ended meanwhile."""
+        if trouble.kind is Kind.BLOB:
+            digest = Digest(trouble.subject)
+            return digest in self._needed_blobs(self._records.values()) or self._content.leased(digest)
+        if trouble.kind is Kind.LAYER:
+            return self._snapshots.leased(ChainId(trouble.subject))
+        name = os.path.basename(trouble.subject)
+        return name in self._snapshots.making or name in {each.directory for each in self._snapshots.ready.values()}
+
+    async def _repair(self, found: Iterable[Trouble]) -> None:
+        """Delete what is damaged and what is orphaned, then make again what can be made."""
+        in_use, changes, blobless = self._in_use(), list[Change](), set[str]()
+        directories = []
+        for trouble in found:
+            if trouble.kind is Kind.BLOB and trouble.images:
+                await on_thread(self._disk, self._content.remove, Digest(trouble.subject))
+                blobless.update(trouble.images)
+            elif trouble.kind is Kind.LAYER and not any(each in in_use for each in trouble.images):
+                chain_id = ChainId(trouble.subject)
+                if chain_id in self._snapshots:
+                    directories.append(self._snapshots.path(chain_id))
+                    self._snapshots.forget(chain_id)
+                    changes.append(Delete(RECORD, chain_id))
+            elif trouble.kind is Kind.LAYER:
+                log.warning("a damaged layer is in use: remove the containers first", layer=trouble.subject)
+            elif not self._wanted(trouble):
+                directories.append(trouble.subject)
+        await self._reconcile(changes, blobless)
+        for directory in directories:
+            await on_thread(self._disk, remove_tree, directory)
+
+    async def _reconcile(self, changes: list[Change], blobless: Collection[str] = ()) -> None:
+        """Unpack lost layers again, from their blobs; forget images for which that can't be, and what nobody needs.
+
+        ``blobless`` images, some of whose blobs are lost, stay if they can be run.
+        """
+        for record in list(self._records.values()):
+            image_id = record.image.id
+            try:
+                if not all(chain_id in self._snapshots for chain_id in record.image.chain_ids):
+                    changes += await self._mend(record)
+            except CriError as error:
+                log.warning("image has lost layers and is forgotten: pull it again", image_id=image_id, why=str(error))
+                del self._records[image_id]
+                changes.append(Delete(records.IMAGE, image_id))
+                continue
+            if image_id in blobless:
+                log.warning("image has lost blobs: it runs, to export it pull it again", image_id=image_id)
+                self._records[image_id] = replace(record, layers=())
+                changes.append(records.encode(self._records[image_id]))
+        self._index()
+        if changes:
+            await self._store.commit(*changes)
+            self._snapshots.recorded([ChainId(each.key) for each in changes if isinstance(each, Put)])
+        await self._drop_unneeded()
+
+    async def _mend(self, record: ImageRecord) -> list[Change]:
+        """Unpack what is lost of an image; the records to be committed. Raises CriError if its blobs are gone, too."""
+        stack = await on_thread(self._disk, self._stack, record)
+        chain_ids, name = record.image.chain_ids, (*record.image.repo_tags, record.image.id)[0]
+        with self._snapshots.lease(chain_ids), self._content.lease(record.blobs(layers=True)):
+            await self._snapshots.prepare(stack, self._downloads.here, name, whole=False)
+            await on_thread(self._writer, self._content.sync)
+        log.info("layers unpacked again", image=name)
+        return self._snapshots.unrecorded(chain_ids)
+
+    def _stack(self, record: ImageRecord) -> list[Layer]:
+        """The image's layers, read from its manifest."""
+        config = parse_config(record.config_file, record.image.id)
+        for digest in record.manifests:
+            document = parse_manifest(self._content.read(digest, MANIFEST_LIMIT), "", record.image.id)
+            if isinstance(document, Manifest) and document.config.digest == Digest(record.image.id):
+                chain_ids = record.image.chain_ids
+                return [Layer(*each) for each in zip(document.layers, config.diff_ids, chain_ids, strict=True)]
+        raise NotFound(f"no manifest of {record.image.id} is here", hint="pull the image again")
 
     # ------------------------------------------------------------ look and remove
 

@@ -92,7 +92,7 @@ def _work(job: Job, fd: int, connection: socket.socket) -> Unpacked:
 
 
 def _finish(unpacked: Unpacked) -> list[Frame]:
-    return [*unpacking.implied_frames(unpacked.implied), Done(unpacked.used_bytes, unpacked.inodes)]
+    return [*unpacking.implied_frames(unpacked.implied), Done(*unpacked[:3])]
 
 
 def _gone() -> bytes:

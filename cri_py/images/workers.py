@@ -191,7 +191,7 @@ class _Worker:
             elif isinstance(frame, Implied):
                 implied += frame.paths
             elif isinstance(frame, Done):
-                return Unpacked(frame.used_bytes, frame.inodes, tuple(implied))
+                return Unpacked(*frame, tuple(implied))
             elif isinstance(frame, Failed):
                 raise _raised(frame)
 

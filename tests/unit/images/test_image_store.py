@@ -198,12 +198,14 @@ async def test_a_start_sweeps_what_an_earlier_life_left_unfinished(open_images: 
         assert not (root / "ingest").exists()
 
 
-async def test_an_image_whose_layer_is_gone_is_forgotten_and_can_be_pulled_again(
-    open_images: OpenImages, registry: RegistrySimulator
+async def test_an_image_whose_layer_and_blob_are_gone_is_forgotten_and_can_be_pulled_again(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path
 ) -> None:
     async with open_images() as images:
         image = await pulled(images, registry, "app", BASE, TOP)
         shutil.rmtree(images.lower_dirs(image.id)[0])
+    for blob in (root / "blobs/sha256").iterdir():
+        blob.unlink()
     async with open_images() as images:
         assert images.list() == []
         again = await images.pull(f"{registry.host}/app:1", None)
