@@ -55,6 +55,16 @@ examples:
   cri-py check --root /srv/second --state /run/second
 """
 
+_IMAGE_CHECK: Final = """\
+Finds blobs and unpacked layers that are missing, truncated or orphaned, with --deep also what is damaged inside, and
+mends by unpacking again. Repairing needs a daemon that is stopped. Exit status 1 if something is wrong and stays so.
+
+examples:
+  cri-py image check
+  cri-py image check --deep --repair --dry-run
+  cri-py image check --deep --repair
+"""
+
 _FLAGS: Final[Mapping[str, tuple[config.Path, str, str]]] = {
     "--listen": (("server", "listen"), "ADDRESS", "the CRI socket, unix:///path (default: STATE/cri.sock)"),
     "--root": (("server", "root"), "DIR", "images, records, what else outlives a reboot (default: /var/lib/cri_py)"),
@@ -109,6 +119,15 @@ def _check(parsed: argparse.Namespace, out: TextIO) -> int:
     return 1 if any(finding.verdict is cli_check.Verdict.MISSING for finding in findings) else 0
 
 
+def _image_check(parsed: argparse.Namespace, out: TextIO) -> int:
+    loaded = _load(parsed)
+    from cri_py import cli_image  # noqa: PLC0415
+
+    outcome = cli_image.check(loaded.config, deep=parsed.deep, repair=parsed.repair, dry_run=parsed.dry_run)
+    out.write(cli_image.as_text(outcome, repair=parsed.repair, dry_run=parsed.dry_run))
+    return 1 if outcome.left else 0
+
+
 def _config_default(_parsed: argparse.Namespace, out: TextIO) -> int:
     out.write(config.default_text())
     return 0
@@ -149,10 +168,20 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "serve", _serve, "run the daemon", _SERVE)
     check = _add(commands, "check", _check, "what this machine lacks, and the remedy", _CHECK)
     check.add_argument("--json", action="store_true", help="for programs: a list of findings")
+    _add_image_commands(commands)
     _add_config_commands(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(command=_version)
     return parser
+
+
+def _add_image_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parent = _described(commands.add_parser, name="image", help="look after the image store")
+    inner = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    check = _add(inner, "check", _image_check, "find what is damaged or left over in the image store", _IMAGE_CHECK)
+    check.add_argument("--deep", action="store_true", help="read every byte")
+    check.add_argument("--repair", action="store_true", help="mend what can be mended, forget what can't")
+    check.add_argument("--dry-run", action="store_true", help="with --repair: change nothing, tell what would be done")
 
 
 def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
