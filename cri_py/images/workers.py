@@ -49,7 +49,7 @@ class Workers:
 
     def __init__(self, most: int, *, idle_s: float = IDLE_S, silence_s: float = SILENCE_S) -> None:
         self._most = most
-        self._busy = 0
+        self._busy: set[_Worker] = set()
         self._turns = asyncio.Semaphore(most)
         self._idle_s = idle_s
         self._silence_s = silence_s
@@ -75,7 +75,7 @@ class Workers:
         await feed.beyond(0)  # no worker waits for a host that has not answered yet
         async with self._turns:
             worker = await self._take(size)
-            self._busy += 1
+            self._busy.add(worker)
             try:
                 state = await feed.beyond(0)
                 job = Job(target, diff_id, subject, size, state.available, state.whole, base)
@@ -84,14 +84,14 @@ class Workers:
                 await worker.kill()  # who failed once may hold what it should not: another is started in 30 ms
                 raise
             finally:
-                self._busy -= 1
+                self._busy.discard(worker)
             self._rest(worker)
             return unpacked
 
     def warm(self, sizes: Collection[int]) -> None:
         """Start what blobs of these sizes will need soon, so that it is up when the first bytes come."""
         wanted = max(sum(size >= SMALL_BYTES for size in sizes), 1 if sizes else 0)
-        missing = min(wanted, self._most) - self._busy - len(self._idle)
+        missing = min(wanted, self._most) - len(self._busy) - len(self._idle)
         for _ in range(missing):
             self._rest(_Worker(self._silence_s))
 
@@ -103,8 +103,8 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """Of those that idle."""
-        return [worker.pid for worker in self._idle]
+        """Of those that run."""
+        return [worker.pid for worker in (*self._busy, *self._idle)]
 
     async def _take(self, size: int) -> _Worker:
         """One that idles, or a new one."""
@@ -178,7 +178,7 @@ class _Worker:
         try:
             socket.send_fds(self._connection, [unpacking.encode(job)], [fd])
         except OSError as error:
-            raise self._died(job.subject) from error
+            raise await self._died(job.subject) from error
         finally:
             os.close(fd)
         implied: list[bytes] = []
@@ -203,20 +203,20 @@ class _Worker:
             said = f"the process {self.pid} that unpacks {subject} said nothing for {self._silence_s:g} s"
             raise Internal(said, hint="does the disk hang? it was killed; pull again") from error
         except OSError as error:
-            raise self._died(subject) from error
+            raise await self._died(subject) from error
         if not packet:
-            await asyncio.wait([self._ended], timeout=DEATH_S)
-            raise self._died(subject)
+            raise await self._died(subject)
         return packet
 
     async def _send(self, ready: Ready, subject: str) -> None:
         try:
             await self._loop.sock_sendall(self._connection, unpacking.encode(ready))
         except OSError as error:
-            raise self._died(subject) from error
+            raise await self._died(subject) from error
 
-    def _died(self, subject: str) -> Internal:
-        how = "ended"
+    async def _died(self, subject: str) -> Internal:
+        await asyncio.wait([self._ended], timeout=DEATH_S)
+        how = "has closed its connection"
         if self._ended.done():
             status = self._ended.result()
             how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
