@@ -6,8 +6,12 @@ A new target is a function here and a line in TARGETS; its seeds lie in corpus/N
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -16,8 +20,10 @@ from cri_py.errors import ConfigError, CriError, FailedPrecondition, InvalidArgu
 from cri_py.images import auth, manifest
 from cri_py.images.endpoints import SYSTEM_TRUST, by_default
 from cri_py.images.hosts import by_hosts_file, parse_hosts
+from cri_py.images.layers import unpack
 from cri_py.images.reference import parse_ref, short_name
 from cri_py.images.registries_conf import by_registry, parse_conf
+from cri_py.model import Digest
 
 NODE: Final = manifest.Platform("linux", "amd64")
 FILE: Final = "/f"
@@ -107,6 +113,26 @@ def auth_file(content: bytes) -> None:
         auth.token_from(content, "https://r")
 
 
+def tar_layer(content: bytes) -> None:
+    """Whatever a layer holds, it is placed inside its directory or refused in words."""
+    with tempfile.TemporaryDirectory() as outside:
+        canary, layer = Path(outside, "canary"), Path(outside, "layer")
+        canary.write_text("untouched")
+        layer.mkdir()
+        with contextlib.suppress(CriError):
+            unpack(
+                io.BytesIO(content),
+                str(layer),
+                size=len(content),
+                diff_id=Digest("sha256:" + "0" * 64),
+                base=False,
+                subject="the layer",
+                watch=lambda _: None,
+            )
+        assert sorted(os.listdir(outside)) == ["canary", "layer"]
+        assert canary.read_text() == "untouched"
+
+
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = MappingProxyType(
     {
         "reference": reference,
@@ -115,5 +141,6 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = MappingProxyType(
         "hosts_toml": hosts_toml,
         "registries_conf": registries_conf,
         "auth_file": auth_file,
+        "tar_layer": tar_layer,
     }
 )
