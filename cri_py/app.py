@@ -42,8 +42,9 @@ from cri_py.pods.trash import Trash
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.metrics import MetricsServer
+from cri_py.rpc.own_images import OwnImages
 from cri_py.rpc.runtime_service import RuntimeService
-from cri_py.rpc.server import Server
+from cri_py.rpc.server import IMAGE, OWN_IMAGES, RUNTIME, Server
 from cri_py.state.claim import claimed
 from cri_py.state.store import Store
 
@@ -207,7 +208,8 @@ class App:
         for part in (self.sandboxes, self.containers):
             stack.push_async_callback(part.settle, _SETTLE_S)
         runtime = RuntimeService(self.sandboxes, self.containers, self.events, self.node)
-        server = Server(self._config, {"RuntimeService": runtime, "ImageService": ImageService(self.images)})
+        services = {RUNTIME: runtime, IMAGE: ImageService(self.images), OWN_IMAGES: OwnImages(self.images)}
+        server = Server(self._config, services)
         await server.start()
         stack.push_async_callback(server.stop)
         await server.set_serving(True)

@@ -55,6 +55,14 @@ examples:
   cri-py check --root /srv/second --state /run/second
 """
 
+_IMAGE: Final = """\
+examples:
+  cri-py image pull docker.io/library/busybox:1.36
+  cri-py image ls
+  cri-py image tag busybox:1.36 example.org/tools/busybox:latest
+  cri-py image rm example.org/tools/busybox:latest
+"""
+
 _IMAGE_CHECK: Final = """\
 Finds blobs and unpacked layers that are missing, truncated or orphaned, with --deep also what is damaged inside, and
 mends by unpacking again. Repairing needs a daemon that is stopped. Exit status 1 if something is wrong and stays so.
@@ -119,13 +127,17 @@ def _check(parsed: argparse.Namespace, out: TextIO) -> int:
     return 1 if any(finding.verdict is cli_check.Verdict.MISSING for finding in findings) else 0
 
 
-def _image_check(parsed: argparse.Namespace, out: TextIO) -> int:
-    loaded = _load(parsed)
-    from cri_py import cli_image  # noqa: PLC0415
+def _image(name: str) -> Callable[[argparse.Namespace, TextIO], int]:
+    """A command of ``cri-py image``, imported when it runs: it brings grpc along."""
 
-    outcome = cli_image.check(loaded.config, deep=parsed.deep, repair=parsed.repair, dry_run=parsed.dry_run)
-    out.write(cli_image.as_text(outcome, repair=parsed.repair, dry_run=parsed.dry_run))
-    return 1 if outcome.left else 0
+    def command(parsed: argparse.Namespace, out: TextIO) -> int:
+        loaded = _load(parsed)
+        from cri_py import cli_image  # noqa: PLC0415
+
+        run_it: Callable[[config.Config, argparse.Namespace, TextIO], int] = getattr(cli_image, name)
+        return run_it(loaded.config, parsed, out)
+
+    return command
 
 
 def _config_default(_parsed: argparse.Namespace, out: TextIO) -> int:
@@ -176,9 +188,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_image_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parent = _described(commands.add_parser, name="image", help="look after the image store")
+    parent = _described(commands.add_parser, name="image", help="the images of the node", epilog=_IMAGE)
     inner = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    check = _add(inner, "check", _image_check, "find what is damaged or left over in the image store", _IMAGE_CHECK)
+    pull = _add(inner, "pull", _image("pull"), "make an image present", "")
+    pull.add_argument("ref", metavar="REF", help="such as registry.k8s.io/pause:3.10")
+    ls = _add(inner, "ls", _image("ls"), "list the images that are here", "")
+    ls.add_argument("--json", action="store_true", help="for programs")
+    inspect = _add(inner, "inspect", _image("inspect"), "names, layers and config of an image, as JSON", "")
+    inspect.add_argument("ref", metavar="REF", help="a tag, a digest, an id or its beginning")
+    tag = _add(inner, "tag", _image("tag"), "give an image a further tag", "")
+    tag.add_argument("ref", metavar="REF", help="a tag, a digest, an id or its beginning")
+    tag.add_argument("tag", metavar="TAG", help="the new one, NAME:TAG")
+    rm = _add(inner, "rm", _image("rm"), "remove a tag, or with an id or the last tag an image", "")
+    rm.add_argument("refs", metavar="REF", nargs="+", help="a tag, a digest, an id or its beginning")
+    check = _add(inner, "check", _image("check"), "find what is damaged or left over in the image store", _IMAGE_CHECK)
     check.add_argument("--deep", action="store_true", help="read every byte")
     check.add_argument("--repair", action="store_true", help="mend what can be mended, forget what can't")
     check.add_argument("--dry-run", action="store_true", help="with --repair: change nothing, tell what would be done")

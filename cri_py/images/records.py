@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
@@ -77,6 +77,21 @@ def attach(records: Iterable[ImageRecord], record: ImageRecord, ref: ImageRef, d
         *losers,
         _renamed(record, tags.union(record.image.repo_tags), digests.union(record.image.repo_digests)),
     ]
+
+
+def tag(records: Iterable[ImageRecord], record: ImageRecord, name: str) -> list[ImageRecord]:
+    """The records that change when the tag ``name`` now names ``record``'s image."""
+    losers = [
+        _renamed(other, set(other.image.repo_tags) - {name}, other.image.repo_digests)
+        for other in records
+        if other.image.id != record.image.id and name in other.image.repo_tags
+    ]
+    return [*losers, _renamed(record, {*record.image.repo_tags, name}, record.image.repo_digests)]
+
+
+def untag(record: ImageRecord, names: Collection[str]) -> ImageRecord:
+    """The record without these tags."""
+    return _renamed(record, set(record.image.repo_tags) - {*names}, record.image.repo_digests)
 
 
 def names_of(image: Image) -> tuple[str, ...]:

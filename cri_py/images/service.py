@@ -17,7 +17,7 @@ import structlog
 
 from cri_py import telemetry
 from cri_py.config import ImagesConfig
-from cri_py.errors import CriError, DataLoss, NotFound, PermissionDenied, Unavailable
+from cri_py.errors import CriError, DataLoss, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from cri_py.images import records
 from cri_py.images.check import Kind, Recorded, Trouble, look
 from cri_py.images.content import Content, delete_files
@@ -35,8 +35,9 @@ from cri_py.images.manifest import (
     parse_config,
     parse_manifest,
 )
+from cri_py.images.progress import LayerProgress, Progress
 from cri_py.images.records import ImageRecord
-from cri_py.images.reference import ImageRef
+from cri_py.images.reference import ImageRef, parse_ref
 from cri_py.images.registries import Registries
 from cri_py.images.registry import Repository
 from cri_py.images.snapshots import RECORD, Layer, Snapshots, remove_tree
@@ -85,8 +86,11 @@ class Images:
         self._registries = Registries(config)
         self._content = Content(os.path.join(self._root, "blobs"))
         self._workers = Workers(config.max_parallel_unpacks)
-        self._downloads = Downloads(self._content, config.max_parallel_downloads, self._disk)
-        self._snapshots = Snapshots(os.path.join(self._root, "layers"), self._workers, self._disk)
+        self.progress = Progress()
+        self._downloads = Downloads(self._content, config.max_parallel_downloads, self._disk, self.progress.fetched)
+        self._snapshots = Snapshots(
+            os.path.join(self._root, "layers"), self._workers, self._disk, self.progress.unpacked
+        )
         self._pulls: Flights[tuple[str, RegistryAuth | None], Image] = Flights()
         self._lock = asyncio.Lock()  # held while records change
         self._records: dict[ImageId, ImageRecord] = {}
@@ -136,6 +140,11 @@ class Images:
         telemetry.PULL_SECONDS.observe(seconds)
         log.info("image pulled", image=str(parsed), image_id=image.id, seconds=round(seconds, 3))
         return image
+
+    def progress_of(self, ref: str) -> tuple[LayerProgress, ...]:
+        """How far a pull of ``ref`` is; empty if none is under way, or its manifest is still awaited."""
+        names = [str(candidate) for candidate in self._registries.candidates(ref)]
+        return next((found for name in names if (found := self.progress.of(name))), ())
 
     async def _pull_first(self, candidates: Sequence[ImageRef], auth: RegistryAuth | None) -> tuple[ImageRef, Image]:
         """The first of what a short name may mean that is there."""
@@ -203,7 +212,11 @@ class Images:
         documents = dict(zip(resolved.manifests, resolved.documents, strict=True))
         documents[Digest(record.image.id)] = record.config_file
         try:
-            with self._snapshots.lease(chain_ids), self._content.lease(record.blobs(layers=True)):
+            with (
+                self._snapshots.lease(chain_ids),
+                self._content.lease(record.blobs(layers=True)),
+                self.progress.pull(str(ref), record.layers, self._present(stack)),
+            ):
                 async with self._writing_back():
                     await self._snapshots.prepare(
                         stack,
@@ -219,6 +232,10 @@ class Images:
         if self._config.discard_unpacked_layers:
             await self._drop_unneeded()
         return image
+
+    def _present(self, stack: Sequence[Layer]) -> set[Digest]:
+        """The blobs of layers that are unpacked already."""
+        return {layer.descriptor.digest for layer in stack if layer.chain_id in self._snapshots}
 
     @asynccontextmanager
     async def _writing_back(self) -> AsyncIterator[None]:
@@ -449,6 +466,37 @@ class Images:
                 self._retired[image.id] = image.chain_ids
             self._index()
         await self._drop_unneeded()
+
+    async def tag(self, ref_or_id: str, tag: str) -> str:
+        """Let a further tag name an image that is here; returns it in full. Raises NotFound, InvalidArgument."""
+        parsed = parse_ref(tag)
+        if not parsed.tagged:
+            raise InvalidArgument(f"{tag} is no tag", hint="give NAME:TAG, without a digest")
+        async with self._lock:
+            record = self._record_of(ref_or_id)
+            await self._change(records.tag(self._records.values(), record, parsed.tagged), record.image.id, [])
+        return parsed.tagged
+
+    async def untag(self, ref: str) -> None:
+        """Take a tag away; the last name takes the image along, and so does its id. Raises NotFound."""
+        async with self._lock:
+            record = self._record_of(ref)
+            named = [name for name in records.candidates(ref) if name in record.image.repo_tags]
+            others = {*record.image.repo_tags} - {*named}
+            if named and others:
+                await self._change([records.untag(record, named)], record.image.id, [])
+                return
+        await self.remove(record.image.id)
+
+    def _record_of(self, ref_or_id: str) -> ImageRecord:
+        image = self.find(ref_or_id)
+        if image is None:
+            raise NotFound(f"there is no image {ref_or_id!r}", hint="cri-py image ls lists those that are here")
+        return self._records[image.id]
+
+    def config_file(self, image: Image) -> bytes:
+        """The image's config, as its registry served it."""
+        return self._records[image.id].config_file
 
     async def collect(self) -> None:
         """Drop the layers of removed images that no container uses any more."""

@@ -51,6 +51,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         decoder, encoder = handler.request_deserializer, handler.response_serializer
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream(name, handler.unary_stream), decoder, encoder)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._unary(name, handler.stream_unary), decoder, encoder)
         return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary), decoder, encoder)
 
     def end_endless_calls(self) -> None:

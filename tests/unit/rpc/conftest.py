@@ -17,7 +17,7 @@ from cri_py.errors import NotFound
 from cri_py.rpc.gen import api_pb2_grpc
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.runtime_service import RuntimeService
-from cri_py.rpc.server import Server
+from cri_py.rpc.server import IMAGE, RUNTIME, Server
 
 IMAGE_ID = model.ImageId("sha256:" + "a" * 64)
 
@@ -265,8 +265,8 @@ async def world(config: Config) -> AsyncIterator[World]:
         SimulatedImages(),
     )
     services = {
-        "RuntimeService": RuntimeService(sandboxes, containers, events, node),
-        "ImageService": ImageService(images),
+        RUNTIME: RuntimeService(sandboxes, containers, events, node),
+        IMAGE: ImageService(images),
     }
     server = Server(config, services)
     await server.start()
