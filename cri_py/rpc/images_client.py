@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import Message
 
 from cri_py import errors
-from cri_py.errors import CriError, Internal, Unavailable
+from cri_py.errors import ConfigError, CriError, Internal, Unavailable
 from cri_py.images.progress import LayerProgress
 from cri_py.model import Digest
 from cri_py.rpc.gen import images_pb2 as pb
@@ -20,10 +20,10 @@ from cri_py.rpc.interceptor import STATUS_NAMES
 from cri_py.rpc.listen import UnixAddress, parse_address
 
 _CONNECT_S: Final = 5.0
-_BY_CODE: Final = {
+_BY_CODE: Final[Mapping[str, type[CriError]]] = {
     kind.code: kind
     for kind in vars(errors).values()
-    if isinstance(kind, type) and kind.__base__ is CriError and kind is not errors.ConfigError
+    if isinstance(kind, type) and issubclass(kind, CriError) and kind.__base__ is CriError and kind is not ConfigError
 }
 
 
