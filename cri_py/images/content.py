@@ -175,10 +175,12 @@ class Content:
                     os.unlink(entry.path)
 
     def sync(self) -> None:
-        """Bring all blobs to the disk, and whatever else its filesystem holds."""
+        """Bring all blobs to the disk, and whatever else its filesystem holds. Raises Internal if the disk fails."""
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             syncfs(fd)
+        except OSError as error:
+            raise Internal(f"{self._directory} can't be synced: {error.strerror}", hint="check the disk") from error
         finally:
             os.close(fd)
 

@@ -21,6 +21,7 @@ from cri_py.images.flights import Flights, on_thread
 from cri_py.images.manifest import Descriptor
 from cri_py.images.registry import Repository
 from cri_py.images.unpacking import Ready
+from cri_py.kernel import faults
 from cri_py.model import Digest
 
 BATCH_BYTES: Final = 1 << 20  # what is worth a hop to a thread
@@ -268,13 +269,17 @@ class Downloads:
         if not await on_thread(self._executor, content.has, digest, descriptor.size):
             async with self._turns:
                 await self._download(descriptor, repository, blob)
+            faults.trace("blob verified")
             await on_thread(self._executor, content.keep, digest, content.partial(digest))
+            faults.trace("blob kept")
         blob.finish(descriptor.size)
+        self._on_progress(digest, descriptor.size)
 
     async def _download(self, descriptor: Descriptor, repository: Repository, blob: _Blob) -> None:
         def change(available: int) -> None:
             blob.change(available)
             self._on_progress(descriptor.digest, available)
+            faults.trace("blob grown")
 
         algorithm = descriptor.digest.partition(":")[0]
         file = BlobFile(self._content.partial(descriptor.digest), algorithm, self._executor, change)

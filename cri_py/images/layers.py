@@ -204,6 +204,9 @@ class _Writer:
             self._place(path, entry, inflow)
         except OSError as error:
             raise self._failed(error, entry) from error
+        except (ValueError, OverflowError) as error:  # a NUL in a link or an attribute's name, a device's number
+            what = f"{entry.path!r} ({entry.kind.value}) of {self._subject}"
+            raise DataLoss(f"{what} holds what no filesystem takes: {error}") from error
 
     def finish(self) -> None:
         """Set modes and times of directories, the deepest first: placing a file would have changed them again."""
@@ -219,6 +222,8 @@ class _Writer:
                 self._style(fd, entry)
             except OSError as error:
                 raise self._failed(error, entry) from error
+            except ValueError as error:
+                raise DataLoss(f"{entry.path!r} of {self._subject} has an attribute's name with a NUL") from error
             finally:
                 os.close(fd)
 

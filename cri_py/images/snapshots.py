@@ -165,6 +165,7 @@ class Snapshots:
 
     def recorded(self, chain_ids: Collection[ChainId]) -> None:
         """Their records are committed."""
+        faults.trace("image recorded")
         self._recorded.update(chain_ids)
 
     def take_unneeded(self, needed: Collection[ChainId]) -> list[tuple[ChainId, str]]:
@@ -212,6 +213,7 @@ class Snapshots:
         digest, size = layer.descriptor.digest, layer.descriptor.size
         while True:
             await on_thread(self._executor, _make_directory, path)
+            faults.trace("layer begun")
             try:
                 unpacked = await self._workers.unpack(
                     blob,

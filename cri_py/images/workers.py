@@ -86,6 +86,7 @@ class Workers:
             finally:
                 self._busy.discard(worker)
             self._rest(worker)
+            watch(size)
             return unpacked
 
     def warm(self, sizes: Collection[int]) -> None:

@@ -207,3 +207,16 @@ def _mounted(lower: tuple[str, ...], tmp_path: Path) -> str:
     done = subprocess.run([*command, json.dumps(lower)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [File("d", kind=tarfile.CHRTYPE, device=(1 << 40, 1))],
+        [File("f", xattrs={"user.a\0b": "x"})],
+        [directory("d", xattrs={"user.a\0b": "x"})],
+    ],
+)
+def test_what_no_filesystem_takes_is_refused(target: Path, members: list[File]) -> None:
+    with pytest.raises(DataLoss, match="layer 1"):
+        place(tar_layer(*members, form=tarfile.GNU_FORMAT if members[0].device[0] else tarfile.PAX_FORMAT), target)
