@@ -80,7 +80,8 @@ def _blobs(recorded: Recorded, content: Content, *, deep: bool) -> Iterator[Trou
         if not record.layers:
             continue  # of a version that kept no blobs
         sizes.update((each.digest, each.size) for each in record.layers)
-        sizes[Digest(record.image.id)] = len(record.config_file)
+        if not record.image.artifact_type:  # whose id is its manifest's digest
+            sizes[Digest(record.image.id)] = len(record.config_file)
         for digest in dict.fromkeys(record.blobs(layers=recorded.keeps_layers)):
             needed.setdefault(digest, []).append(record.image.id)
     for digest, images in needed.items():

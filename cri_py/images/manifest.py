@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from cri_py.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from cri_py.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from cri_py.images.reference import parse_digest
 from cri_py.model import ChainId, Digest, ImageConfig
 
@@ -64,8 +64,12 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
+    """``artifact_type``: what it is if it is no container image (image-spec manifest.md, Guidelines for Artifact
+    Usage), else ""."""
+
     config: Descriptor
     layers: tuple[Descriptor, ...]  # the base first
+    artifact_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ class _DocumentJson(msgspec.Struct, rename="camel"):
     config: _DescriptorJson | None = None
     layers: list[_DescriptorJson] | None = None
     manifests: list[_DescriptorJson] | None = None
+    artifact_type: str = ""
 
 
 class _ContainerJson(msgspec.Struct, rename="pascal"):
@@ -143,7 +148,9 @@ def parse_manifest(content: bytes, content_type: str, subject: str) -> Index | M
         return Index(tuple(_descriptor(entry, subject) for entry in document.manifests))
     if document.config is not None and document.layers is not None and media_type not in INDEX_TYPES:
         layers = tuple(_descriptor(entry, subject) for entry in document.layers)
-        return Manifest(_descriptor(document.config, subject), layers)
+        config = _descriptor(document.config, subject)
+        is_image = config.media_type in CONFIG_TYPES
+        return Manifest(config, layers, "" if is_image else document.artifact_type or config.media_type or "unknown")
     raise DataLoss(f"{subject} is neither an image nor an index but {media_type or 'something without a media type'}")
 
 
@@ -166,15 +173,6 @@ def parse_config(content: bytes, subject: str) -> ConfigFile:
         platform=_platform(_PlatformJson(document.os, document.architecture, document.variant)),
         diff_ids=tuple(_digest(text, subject) for text in diff_ids),
     )
-
-
-def check_image(manifest: Manifest, subject: str) -> None:
-    """Refuse what is no container image with an Unimplemented that names its kind."""
-    if manifest.config.media_type not in CONFIG_TYPES:
-        raise Unimplemented(
-            f"{subject} is an artifact ({manifest.config.media_type}), not a container image",
-            hint="artifacts can't be run",
-        )
 
 
 def check_config(config: ConfigFile, manifest: Manifest, wanted: Platform, subject: str) -> None:

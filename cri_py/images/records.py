@@ -33,7 +33,8 @@ class ImageRecord:
 
     def blobs(self, *, layers: bool) -> tuple[Digest, ...]:
         """The content that belongs to it: manifests, config and, if kept, layers."""
-        return (*self.manifests, Digest(self.image.id), *(each.digest for each in self.layers if layers))
+        kept = layers or bool(self.image.artifact_type)  # an artifact is nothing but its blobs
+        return (*self.manifests, Digest(self.image.id), *(each.digest for each in self.layers if kept))
 
 
 class _Body(msgspec.Struct):

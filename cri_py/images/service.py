@@ -27,9 +27,9 @@ from cri_py.images.manifest import (
     CONFIG_LIMIT,
     MANIFEST_LIMIT,
     ConfigFile,
+    Descriptor,
     Manifest,
     check_config,
-    check_image,
     choose,
     node_platform,
     parse_config,
@@ -40,10 +40,10 @@ from cri_py.images.records import ImageRecord
 from cri_py.images.reference import ImageRef, parse_ref
 from cri_py.images.registries import Registries
 from cri_py.images.registry import Repository
-from cri_py.images.snapshots import RECORD, Layer, Snapshots, remove_tree
+from cri_py.images.snapshots import RECORD, Layer, Snapshots, first_of, remove_tree
 from cri_py.images.workers import Workers
 from cri_py.kernel import faults
-from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageId, Nanos, RegistryAuth
+from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageConfig, ImageId, Nanos, RegistryAuth
 from cri_py.state.store import Change, Delete, Put, Store
 
 INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
@@ -167,11 +167,15 @@ class Images:
         if (known := await self._known(ref, first.digest)) is not None:
             return known
         resolved = await self._resolve(repository, ref, first.digest, first.content, first.media_type)
+        if resolved.manifest.artifact_type:
+            return await self._fetch(ref, repository, resolved, self._artifact(resolved), [])
         content = await repository.small_blob(resolved.manifest.config, CONFIG_LIMIT)
         config = parse_config(content, str(ref))
         check_config(config, resolved.manifest, self._platform, str(ref))
         record = self._record(resolved, config, content)
-        return await self._fetch(ref, repository, resolved, config, record)
+        chain_ids = record.image.chain_ids
+        stack = [Layer(*each) for each in zip(resolved.manifest.layers, config.diff_ids, chain_ids, strict=True)]
+        return await self._fetch(ref, repository, resolved, record, stack)
 
     async def _resolve(
         self, repository: Repository, ref: ImageRef, digest: Digest, content: bytes, media_type: str
@@ -181,7 +185,6 @@ class Images:
         for _ in range(INDEX_DEPTH):
             document = parse_manifest(content, media_type, str(ref))
             if isinstance(document, Manifest):
-                check_image(document, str(ref))
                 if len(document.layers) > LAYERS_MAX:
                     raise DataLoss(f"{ref} has {len(document.layers)} layers; overlayfs stacks {LAYERS_MAX}")
                 return _Resolved(digest, tuple(path), document, tuple(documents))
@@ -204,13 +207,42 @@ class Images:
         )
         return ImageRecord(image, resolved.manifests, content, manifest.layers)
 
+    def _artifact(self, resolved: _Resolved) -> ImageRecord:
+        """Known by its manifest's digest: many artifacts have the same config, an empty one."""
+        manifest = resolved.manifest
+        blobs = (manifest.config, *manifest.layers)
+        image = Image(
+            id=ImageId(resolved.manifests[-1]),
+            repo_tags=(),
+            repo_digests=(),
+            size=sum(blob.size for blob in blobs) + len(resolved.documents[-1]),
+            config=ImageConfig(),
+            chain_ids=(),
+            artifact_type=manifest.artifact_type,
+        )
+        return ImageRecord(image, resolved.manifests, b"", blobs)
+
+    async def _fetch_blobs(self, blobs: Iterable[Descriptor], repository: Repository) -> None:
+        """Make an artifact's blobs present; they are kept as they come."""
+
+        async def fetch(descriptor: Descriptor) -> None:
+            async with self._downloads.blob(descriptor, repository) as blob:
+                await blob.whole()
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for descriptor in dict.fromkeys(blobs):
+                    tasks.create_task(fetch(descriptor))
+        except BaseExceptionGroup as failures:
+            raise first_of(failures) from failures
+
     async def _fetch(
-        self, ref: ImageRef, repository: Repository, resolved: _Resolved, config: ConfigFile, record: ImageRecord
+        self, ref: ImageRef, repository: Repository, resolved: _Resolved, record: ImageRecord, stack: Sequence[Layer]
     ) -> Image:
         chain_ids = record.image.chain_ids
-        stack = [Layer(*each) for each in zip(resolved.manifest.layers, config.diff_ids, chain_ids, strict=True)]
         documents = dict(zip(resolved.manifests, resolved.documents, strict=True))
-        documents[Digest(record.image.id)] = record.config_file
+        if not record.image.artifact_type:
+            documents[Digest(record.image.id)] = record.config_file
         try:
             with (
                 self._snapshots.lease(chain_ids),
@@ -218,6 +250,8 @@ class Images:
                 self.progress.pull(str(ref), record.layers, self._present(stack)),
             ):
                 async with self._writing_back():
+                    if record.image.artifact_type:
+                        await self._fetch_blobs(record.layers, repository)
                     await self._snapshots.prepare(
                         stack,
                         lambda descriptor: self._downloads.blob(descriptor, repository),
@@ -326,6 +360,9 @@ class Images:
         record = self._records.get(image.id)
         if record is None:
             return {}
+        if image.artifact_type:
+            blobs = [{"mediaType": each.media_type, "digest": each.digest, "size": each.size} for each in record.layers]
+            return {"info": msgspec.json.encode({"artifactType": image.artifact_type, "blobs": blobs}).decode()}
         top = image.chain_ids[-1] if image.chain_ids else ""
         answer = {"chainID": top, "imageSpec": msgspec.Raw(record.config_file)}
         return {"info": msgspec.json.encode(answer).decode()}
@@ -333,6 +370,23 @@ class Images:
     async def filesystem_usage(self) -> list[FilesystemUsage]:
         """What the layers take, from the sizes noted while they were unpacked."""
         return [FilesystemUsage(self._root, self._snapshots.used_bytes, self._snapshots.inodes, self._clock())]
+
+    async def container_filesystem_usage(self) -> list[FilesystemUsage]:
+        """What the containers' disk holds, if it is another than the images'; of all that is on it, as statvfs(3) tells
+        without a walk."""
+        return await on_thread(self._disk, self._containers_disk)
+
+    def _containers_disk(self) -> list[FilesystemUsage]:
+        directory = os.path.join(os.path.dirname(self._root), "containers")
+        try:
+            apart = os.stat(directory).st_dev != os.stat(self._root).st_dev
+            disk = os.statvfs(directory)
+        except FileNotFoundError:
+            return []
+        if not apart:
+            return []
+        used, inodes = (disk.f_blocks - disk.f_bfree) * disk.f_frsize, disk.f_files - disk.f_ffree
+        return [FilesystemUsage(directory, used, inodes, self._clock())]
 
     # ------------------------------------------------------------- check and mend
 

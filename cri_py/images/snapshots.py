@@ -156,7 +156,7 @@ class Snapshots:
                     if whole and stack[position].chain_id in self._ready:
                         group.create_task(_fetch(stack[position], follow_blob))
         except BaseExceptionGroup as failures:
-            raise _first(failures) from failures
+            raise first_of(failures) from failures
 
     def unrecorded(self, chain_ids: Sequence[ChainId]) -> list[Change]:
         """The records that make these snapshots last, to be committed once the disk has them."""
@@ -280,7 +280,7 @@ def remove_tree(path: str) -> None:
         raise Internal(f"{path} can't be removed: {error}") from error
 
 
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error to show of those that layers met side by side: one raised on purpose, if any."""
     expected, _ = failures.split(CriError)
     found: BaseException = expected or failures

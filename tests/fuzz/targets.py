@@ -63,9 +63,6 @@ def image_manifest(content: bytes) -> None:
     if isinstance(document, manifest.Index):
         with contextlib.suppress(NotFound):
             manifest.choose(document, NODE, "the image")
-    else:
-        with contextlib.suppress(CriError):
-            manifest.check_image(document, "the image")
 
 
 def understood(parse: Callable[[bytes, str], _T], content: bytes) -> _T | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cri_py.errors import CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from cri_py.errors import CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from cri_py.images import manifest as m
 from cri_py.model import Digest
 
@@ -110,8 +110,22 @@ def test_an_entry_without_a_platform_is_the_last_resort() -> None:
 def test_an_artifact_is_named_for_what_it_is() -> None:
     found = parsed({"config": described(mediaType="application/vnd.helm.config.v1+json"), "layers": []})
     assert isinstance(found, m.Manifest)
-    with pytest.raises(Unimplemented, match="helm"):
-        m.check_image(found, "r")
+    assert found.artifact_type == "application/vnd.helm.config.v1+json"
+    named = parsed(
+        {
+            "config": described(mediaType="application/vnd.oci.empty.v1+json"),
+            "layers": [],
+            "artifactType": "application/vnd.example",
+        }
+    )
+    assert isinstance(named, m.Manifest)
+    assert named.artifact_type == "application/vnd.example"
+
+
+def test_a_container_image_is_no_artifact() -> None:
+    found = parsed({"config": described(mediaType=m.OCI_CONFIG), "layers": []})
+    assert isinstance(found, m.Manifest)
+    assert found.artifact_type == ""
 
 
 def test_a_config_gives_what_a_container_is_made_from() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -30,7 +31,6 @@ from cri_py.model import ImageId, RegistryAuth
 from tests.simulators.registry import (
     OCI_CONFIG,
     OCI_INDEX,
-    OCI_LAYER,
     OCI_MANIFEST,
     TOKEN,
     Fault,
@@ -432,12 +432,29 @@ async def test_a_layer_that_is_no_tar_is_refused(
     assert leftovers(root) == []
 
 
-async def test_an_artifact_is_refused_by_its_kind(images: Images, registry: RegistrySimulator) -> None:
-    config = registry.describe(b"{}", "application/vnd.example+json")
-    document = {"schemaVersion": 2, "config": config, "layers": [registry.describe(b"x", OCI_LAYER)]}
-    registry.put_manifest("app", "1", json.dumps(document).encode(), OCI_MANIFEST)
-    with pytest.raises(CriError, match=r"artifact \(application/vnd\.example"):
-        await images.pull(f"{registry.host}/app:1", None)
+@pytest.mark.parametrize("discarded", [False, True])
+async def test_an_artifact_is_kept_as_it_is(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path, discarded: bool
+) -> None:
+    config = registry.describe(b"{}", "application/vnd.oci.empty.v1+json")
+    for name in ("one", "two"):
+        layer = registry.describe(name.encode(), "text/plain")
+        document = {"schemaVersion": 2, "artifactType": "text/plain", "config": config, "layers": [layer]}
+        registry.put_manifest("app", name, json.dumps(document).encode(), OCI_MANIFEST)
+    async with open_images(discard_unpacked_layers=discarded) as images:
+        one = await images.pull(f"{registry.host}/app:one", None)
+        two = await images.pull(f"{registry.host}/app:two", None)
+        assert one.id != two.id
+        assert one.artifact_type == "text/plain"
+        assert one.chain_ids == ()
+        assert json.loads(images.verbose(one)["info"])["artifactType"] == "text/plain"
+        assert await images.check(deep=True) == []
+        assert await images.pull(f"{registry.host}/app:one", None) == one
+        blob = root / "blobs" / "sha256" / hashlib.sha256(b"one").hexdigest()
+        assert blob.read_bytes() == b"one"
+        await images.remove(one.id)
+        assert not blob.exists()
+        assert await images.check(deep=True) == []
 
 
 async def test_an_index_that_holds_itself_ends(images: Images, registry: RegistrySimulator) -> None:

@@ -14,6 +14,7 @@ import pytest
 from cri_py import model
 from cri_py.config import Config, ServerConfig
 from cri_py.errors import NotFound
+from cri_py.images.progress import LayerProgress
 from cri_py.rpc.gen import api_pb2_grpc
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.runtime_service import RuntimeService
@@ -205,6 +206,7 @@ class SimulatedNode:
 class SimulatedImages:
     def __init__(self) -> None:
         self.here: dict[str, model.Image] = {}
+        self.containers_disk: list[model.FilesystemUsage] = []
         self.auth: model.RegistryAuth | None = None
 
     async def pull(self, ref: str, auth: model.RegistryAuth | None) -> model.Image:
@@ -223,6 +225,12 @@ class SimulatedImages:
 
     async def filesystem_usage(self) -> list[model.FilesystemUsage]:
         return [model.FilesystemUsage("/var/lib/cri_py", 10, 20, model.Nanos(30))]
+
+    async def container_filesystem_usage(self) -> list[model.FilesystemUsage]:
+        return self.containers_disk
+
+    def progress_of(self, ref: str) -> tuple[LayerProgress, ...]:
+        return (LayerProgress(model.Digest("sha256:1"), 10, 5, 2, False),) if ref == "under.way/a:1" else ()
 
     def verbose(self, image: model.Image) -> dict[str, str]:
         return {"info": image.id}
