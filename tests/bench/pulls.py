@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from critest import registry
-from critest.images.catalogue import HOSTS, Entry, big
+from critest.images.catalogue import HOSTS, Entry, big, light_image
 from critest.images.layers import Image, Layer
 from critest.images.make import push
 from critest.images.programs import cache
@@ -39,6 +39,7 @@ from tests.simulators.kubelet import Kubelet
 from tests.system.daemon import Daemon
 
 IMAGES: Final = {"big": "registry.k8s.io/bench/big:1", "deep": "registry.k8s.io/bench/deep:1"}
+_WARM_UP: Final = "registry.k8s.io/e2e-test-images/busybox:1.29-2"  # shares no layer with them
 NAMES: Final = ("cri_py", "runc")
 _CGROUP: Final = "/cribench-pulls"
 _DISK_GIB: Final = 40
@@ -76,7 +77,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
     names = [name for name in options.only or NAMES if not missing(name)]
     with registry.running(cache() / "registry") as address, workplace(options.work) as work:
-        push(address, [big(), deep()], quiet=True)
+        push(address, [big(), deep(), light_image()], quiet=True)
         for key in options.image or sorted(IMAGES):
             rounds: dict[str, list[Round]] = {name: [] for name in names}
             for number in range(options.rounds):
@@ -146,7 +147,9 @@ def serving(name: str, address: str, work: Path) -> Iterator[tuple[str, int]]:
 def measured(name: str, address: str, work: Path, image: str) -> Round:
     """One round. What is on the disk stays until the end: deleting it would slow the next down."""
     with serving(name, address, work) as (socket, pid), Kubelet(socket, work / "logs", _CGROUP) as kubelet:
-        kubelet.pull(PAUSE, deadline_s=_PULL_S)  # the peer needs it for pods, and both load at the first pull
+        for other in (PAUSE, _WARM_UP):  # what is made and loaded once is made
+            kubelet.pull(other, deadline_s=_PULL_S)
+        _start(kubelet, _WARM_UP)
         os.sync()
         time.sleep(1)
         used, began = cpu_s(pid), time.monotonic()
