@@ -6,9 +6,8 @@ import asyncio
 import functools
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -41,6 +40,7 @@ from cri_py.images.reference import ImageRef, parse_ref
 from cri_py.images.registries import Registries
 from cri_py.images.registry import Repository
 from cri_py.images.snapshots import RECORD, Layer, Snapshots, first_of, remove_tree
+from cri_py.images.syncs import Syncs
 from cri_py.images.workers import Workers
 from cri_py.kernel import faults
 from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageConfig, ImageId, Nanos, RegistryAuth
@@ -49,7 +49,6 @@ from cri_py.state.store import Change, Delete, Put, Store
 INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
 LAYERS_MAX: Final = 500  # what overlayfs stacks
 DISK_THREADS: Final = 2
-WRITE_BACK_S: Final = 0.25
 
 log = structlog.get_logger()
 
@@ -82,9 +81,9 @@ class Images:
         self._clock = clock
         self._platform = node_platform(os.uname().machine)
         self._disk = ThreadPoolExecutor(DISK_THREADS, "images-disk")
-        self._writer = ThreadPoolExecutor(1, "images-sync")
         self._registries = Registries(config)
         self._content = Content(os.path.join(self._root, "blobs"))
+        self._syncs = Syncs(self._content.sync)
         self._workers = Workers(config.max_parallel_unpacks)
         self.progress = Progress()
         self._downloads = Downloads(self._content, config.max_parallel_downloads, self._disk, self.progress.fetched)
@@ -118,7 +117,7 @@ class Images:
         await self._registries.close()
         await self._workers.close()
         self._disk.shutdown(wait=True)
-        self._writer.shutdown(wait=True)
+        self._syncs.close()
 
     # -------------------------------------------------------------------- pull
 
@@ -249,7 +248,7 @@ class Images:
                 self._content.lease(record.blobs(layers=True)),
                 self.progress.pull(str(ref), record.layers, self._present(stack)),
             ):
-                async with self._writing_back():
+                async with self._syncs.ahead():
                     if record.image.artifact_type:
                         await self._fetch_blobs(record.layers, repository)
                     await self._snapshots.prepare(
@@ -258,7 +257,9 @@ class Images:
                         str(ref),
                         whole=not self._config.discard_unpacked_layers,
                     )
-                await on_thread(self._writer, self._keep, documents)
+                await on_thread(self._disk, self._keep, documents)
+                await self._syncs.done()
+                faults.trace("image synced")
                 image = await self._commit(record, ref, resolved.digest)
         except BaseException:
             await self._drop_unneeded()
@@ -271,30 +272,10 @@ class Images:
         """The blobs of layers that are unpacked already."""
         return {layer.descriptor.digest for layer in stack if layer.chain_id in self._snapshots}
 
-    @asynccontextmanager
-    async def _writing_back(self) -> AsyncIterator[None]:
-        """Within the block, let the disk write what has come so far: it would idle, and be waited for afterwards."""
-
-        async def write_back() -> None:
-            while True:
-                await asyncio.sleep(WRITE_BACK_S)
-                await on_thread(self._writer, self._content.sync)
-
-        task = asyncio.create_task(write_back())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # the sync that counts is still to come, and meets the same
-
     def _keep(self, documents: Mapping[Digest, bytes]) -> None:
-        """Keep manifests and config beside the layers, and bring all of the image to the disk."""
+        """Keep manifests and config beside the layers."""
         for digest, content in documents.items():
             self._content.put(digest, content)
-        self._content.sync()
-        faults.trace("image synced")
 
     async def _known(self, ref: ImageRef, digest: Digest) -> Image | None:
         """The image of a manifest or index that is here, under the name ``ref`` from now on."""
@@ -465,7 +446,7 @@ class Images:
         chain_ids, name = record.image.chain_ids, (*record.image.repo_tags, record.image.id)[0]
         with self._snapshots.lease(chain_ids), self._content.lease(record.blobs(layers=True)):
             await self._snapshots.prepare(stack, self._downloads.here, name, whole=False)
-            await on_thread(self._writer, self._content.sync)
+            await self._syncs.done()
         log.info("layers unpacked again", image=name)
         return self._snapshots.unrecorded(chain_ids)
 
