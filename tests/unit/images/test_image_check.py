@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from cri_py.images.content import Content
 from cri_py.images.service import Images
 from cri_py.model import Image, ImageId
 from cri_py.state.store import Store
-from tests.simulators.registry import File, RegistrySimulator, directory, hard_link, symlink, tar_layer
+from tests.simulators.registry import OCI_MANIFEST, File, RegistrySimulator, directory, hard_link, symlink, tar_layer
 from tests.unit.images.conftest import OpenImages
 
 BASE = tar_layer(
@@ -104,6 +105,17 @@ async def test_a_damaged_blob_costs_nothing_that_runs_and_the_next_pull_fetches_
     assert await images.pull(f"{registry.host}/app:1", None) == image
     assert path.read_bytes() == content
     assert await images.check(deep=True) == []
+
+
+async def test_an_artifact_is_checked_by_its_blobs(images: Images, registry: RegistrySimulator, root: Path) -> None:
+    config = registry.describe(b"{}", "application/vnd.oci.empty.v1+json")
+    layer = registry.describe(b"policy", "text/plain")
+    document = {"schemaVersion": 2, "artifactType": "text/plain", "config": config, "layers": [layer]}
+    registry.put_manifest("policy", "1", json.dumps(document).encode(), OCI_MANIFEST)
+    await images.pull(f"{registry.host}/policy:1", None)
+    assert await images.check(deep=True) == []
+    blob(root, layer["digest"]).write_bytes(b"POLICY")
+    assert kinds(await images.check(deep=True)) == [("blob", "damaged")]
 
 
 async def test_what_can_t_be_mended_is_forgotten(
