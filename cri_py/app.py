@@ -219,6 +219,8 @@ class App:
         telemetry.PODS.read_by(self._count_pods)
         telemetry.CONTAINERS.read_by(self._count_containers)
         telemetry.IMAGES.read_by(lambda: {"": float(len(self.images.list()))})
+        telemetry.PULLS.read_by(lambda: {"": float(len(self.images.progress.under_way()))})
+        telemetry.PULL_PROGRESS.read_by(self.images.progress.totals)
         telemetry.EVENT_QUEUE_DEPTH.read_by(lambda: {"": float(self.events.depth())})
         telemetry.MONITOR_MEMORY.read_by(self._monitor_memory)
 

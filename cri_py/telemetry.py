@@ -87,6 +87,10 @@ PULL_SECONDS: Final = Histogram(
 )
 PULL_ERRORS: Final = Counter("cri_py_pull_errors", "Pulls that failed, by gRPC status", ["code"], registry=REGISTRY)
 IMAGES: Final = Reading("cri_py_images", "Images in the store")
+PULLS: Final = Reading("cri_py_pulls", "Pulls under way whose manifest is here")
+PULL_PROGRESS: Final = Reading(
+    "cri_py_pull_progress_bytes", "Layers of the pulls under way: compressed bytes wanted, fetched, unpacked", "step"
+)
 MONITOR_MEMORY: Final = Reading("cri_py_monitor_memory_bytes", "PSS of all monitors and the spawner")
 MONITORS_LOST: Final = Counter(
     "cri_py_monitors_lost", "Monitors that died before their pod was stopped", registry=REGISTRY

@@ -74,6 +74,15 @@ class Progress:
         """The refs that are being pulled."""
         return tuple(self._pulls)
 
+    def totals(self) -> dict[str, float]:
+        """Compressed bytes of the layers that pulls under way need, each layer once: wanted, fetched, unpacked."""
+        layers = {layer.digest: layer for ref in self._pulls for layer in self.of(ref)}.values()
+        return {
+            "wanted": sum(layer.size for layer in layers),
+            "fetched": sum(layer.fetched for layer in layers),
+            "unpacked": sum(layer.unpacked for layer in layers),
+        }
+
     async def change(self) -> None:
         """Wait until something is further than it was."""
         await self._changed.wait()
