@@ -47,6 +47,11 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
+# 64-bit processors run the 32-bit programs of their family, but for some arm64 servers; peers try these last, too.
+_ALSO_RUN: Final = {"amd64": Platform("linux", "386"), "arm64": Platform("linux", "arm", "v8")}
+_LAST_RANKS: Final = 50
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """Content by digest and size in bytes; ``platform`` only in an index."""
@@ -221,8 +226,12 @@ def node_platform(machine: str) -> Platform:
 
 def _rank(offered: Platform, wanted: Platform) -> int | None:
     """0 for a perfect fit, more for an older variant that still runs here, None for what doesn't run."""
-    if offered.os != wanted.os or offered.architecture != wanted.architecture:
+    if offered.os != wanted.os:
         return None
+    if offered.architecture != wanted.architecture:
+        also = _ALSO_RUN.get(wanted.architecture)
+        rank = _rank(offered, also) if also is not None else None
+        return None if rank is None else _LAST_RANKS + rank
     have = _variant_number(wanted)
     need = _variant_number(offered)
     return have - need if have >= need else None

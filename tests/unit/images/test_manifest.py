@@ -88,6 +88,9 @@ def test_any_bytes_give_a_manifest_or_a_plain_refusal(content: bytes) -> None:
         ("linux/arm/v7", ["linux/arm/v5", "linux/arm/v6", "linux/arm/v8"], 1),
         ("linux/arm/v6", ["linux/arm/v7", "linux/arm/v6"], 1),
         ("linux/amd64", ["linux/amd64", "linux/amd64"], 0),
+        ("linux/amd64", ["linux/arm", "linux/386"], 1),
+        ("linux/amd64", ["linux/386", "linux/amd64"], 1),
+        ("linux/arm64/v8", ["linux/arm/v6", "linux/arm/v7"], 1),
     ],
 )
 def test_the_nearest_platform_that_runs_here_is_chosen(wanted: str, offered: list[str], chosen: int) -> None:
