@@ -45,7 +45,9 @@ class ImageService:
         if image is None:
             return pb.ImageStatusResponse(info=self._pull_info(ref) if request.verbose else {})
         info = self._images.verbose(image) if request.verbose else {}
-        return pb.ImageStatusResponse(image=answers.image(image), info=info)
+        answer = answers.image(image)
+        answer.spec.CopyFrom(request.image)  # user_specified_image is known in the context of a call only (api.proto)
+        return pb.ImageStatusResponse(image=answer, info=info)
 
     def _pull_info(self, ref: str) -> dict[str, str]:
         """How far a pull of the image is, if one is under way: JSON in ``pull``."""
