@@ -46,7 +46,11 @@ class ImageService:
             return pb.ImageStatusResponse(info=self._pull_info(ref) if request.verbose else {})
         info = self._images.verbose(image) if request.verbose else {}
         answer = answers.image(image)
-        answer.spec.CopyFrom(request.image)  # user_specified_image is known in the context of a call only (api.proto)
+        asked = request.image
+        if asked.user_specified_image or asked.annotations:  # known in the context of a call only (api.proto)
+            # Without spec.image: whatever names an image, its status is the same (critest compares).
+            spec = pb.ImageSpec(user_specified_image=asked.user_specified_image, annotations=asked.annotations)
+            answer.spec.CopyFrom(spec)
         return pb.ImageStatusResponse(image=answer, info=info)
 
     def _pull_info(self, ref: str) -> dict[str, str]:

@@ -218,7 +218,7 @@ class SimulatedImages:
         return [image for name, image in self.here.items() if ref in {"", name}]
 
     def find(self, ref_or_id: str) -> model.Image | None:
-        return self.here.get(ref_or_id)
+        return self.here.get(ref_or_id) or next((each for each in self.here.values() if each.id == ref_or_id), None)
 
     async def remove(self, ref_or_id: str) -> None:
         self.here.pop(ref_or_id, None)
