@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, Final
 
 from cri_py.errors import DataLoss, Internal, NotFound, ResourceExhausted
+from cri_py.images.compression import Source
 from cri_py.kernel.syscalls import syncfs
 from cri_py.model import Digest
 
@@ -134,7 +135,7 @@ class Content:
         """Keep a blob that was verified by the caller."""
         self._write(digest, iter((content,)))
 
-    def put_file(self, digest: Digest, source: BinaryIO) -> int:
+    def put_file(self, digest: Digest, source: Source) -> int:
         """Keep what ``source`` holds from where it stands to its end; returns the size in bytes.
 
         Raises DataLoss if it is not ``digest``, ResourceExhausted if the disk is full.

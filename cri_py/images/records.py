@@ -80,6 +80,19 @@ def attach(records: Iterable[ImageRecord], record: ImageRecord, ref: ImageRef, d
     ]
 
 
+def attach_all(
+    records: Iterable[ImageRecord], record: ImageRecord, refs: Iterable[ImageRef], digest: Digest
+) -> list[ImageRecord]:
+    """The same for several refs, or for none: then the image is known by its id alone."""
+    known = {each.image.id: each for each in records}
+    known[record.image.id] = record
+    changed = {record.image.id: record}
+    for ref in refs:
+        for each in attach(known.values(), known[record.image.id], ref, digest):
+            known[each.image.id] = changed[each.image.id] = each
+    return list(changed.values())
+
+
 def tag(records: Iterable[ImageRecord], record: ImageRecord, name: str) -> list[ImageRecord]:
     """The records that change when the tag ``name`` now names ``record``'s image."""
     losers = [

@@ -8,7 +8,7 @@ import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -16,20 +16,16 @@ import structlog
 
 from cri_py import telemetry
 from cri_py.config import ImagesConfig
-from cri_py.errors import CriError, DataLoss, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from cri_py.errors import CriError, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from cri_py.images import records
 from cri_py.images.check import Kind, Recorded, Trouble, look
 from cri_py.images.content import Content, delete_files
 from cri_py.images.downloads import Downloads
 from cri_py.images.flights import Flights, on_thread
 from cri_py.images.manifest import (
-    CONFIG_LIMIT,
     MANIFEST_LIMIT,
-    ConfigFile,
     Descriptor,
     Manifest,
-    check_config,
-    choose,
     node_platform,
     parse_config,
     parse_manifest,
@@ -38,12 +34,12 @@ from cri_py.images.progress import LayerProgress, Progress
 from cri_py.images.records import ImageRecord
 from cri_py.images.reference import ImageRef, parse_ref
 from cri_py.images.registries import Registries
-from cri_py.images.registry import Repository
-from cri_py.images.snapshots import RECORD, Layer, Snapshots, first_of, remove_tree
+from cri_py.images.resolving import Resolved, resolve
+from cri_py.images.snapshots import RECORD, FollowBlob, Layer, Snapshots, first_of, remove_tree
 from cri_py.images.syncs import Syncs
 from cri_py.images.workers import Workers
 from cri_py.kernel import faults
-from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageConfig, ImageId, Nanos, RegistryAuth
+from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageId, Nanos, RegistryAuth
 from cri_py.state.store import Change, Delete, Put, Store
 
 INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
@@ -51,16 +47,6 @@ LAYERS_MAX: Final = 500  # what overlayfs stacks
 DISK_THREADS: Final = 2
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Resolved:
-    """What a ref led to: the digest that it names, and all digests on the way to the image's manifest."""
-
-    digest: Digest
-    manifests: tuple[Digest, ...]
-    manifest: Manifest
-    documents: tuple[bytes, ...]  # of manifests, as they came
 
 
 class Images:
@@ -82,11 +68,11 @@ class Images:
         self._platform = node_platform(os.uname().machine)
         self._disk = ThreadPoolExecutor(DISK_THREADS, "images-disk")
         self._registries = Registries(config)
-        self._content = Content(os.path.join(self._root, "blobs"))
-        self._syncs = Syncs(self._content.sync)
+        self.content = Content(os.path.join(self._root, "blobs"))
+        self._syncs = Syncs(self.content.sync)
         self._workers = Workers(config.max_parallel_unpacks)
         self.progress = Progress()
-        self._downloads = Downloads(self._content, config.max_parallel_downloads, self._disk, self.progress.fetched)
+        self._downloads = Downloads(self.content, config.max_parallel_downloads, self._disk, self.progress.fetched)
         self._snapshots = Snapshots(
             os.path.join(self._root, "layers"), self._workers, self._disk, self.progress.unpacked
         )
@@ -104,7 +90,7 @@ class Images:
         changes = await on_thread(self._disk, self._snapshots.load, stored[RECORD])
         await on_thread(self._disk, remove_tree, os.path.join(self._root, "ingest"))  # of versions that kept no blobs
         decoded = [(put, records.decode(put)) for put in stored[records.IMAGE]]
-        await on_thread(self._disk, self._content.settle, self._needed_blobs(record for _, record in decoded))
+        await on_thread(self._disk, self.content.settle, self._needed_blobs(record for _, record in decoded))
         await on_thread(self._disk, self._snapshots.sweep)
         self._records = {record.image.id: self._pinned(record) for _, record in decoded}
         for put in stored[records.RETIRED]:
@@ -165,102 +151,32 @@ class Images:
         first = await repository.manifest(ref.digest or ref.tag, ref.digest)
         if (known := await self._known(ref, first.digest)) is not None:
             return known
-        resolved = await self._resolve(repository, ref, first.digest, first.content, first.media_type)
-        if resolved.manifest.artifact_type:
-            return await self._fetch(ref, repository, resolved, self._artifact(resolved), [])
-        content = await repository.small_blob(resolved.manifest.config, CONFIG_LIMIT)
-        config = parse_config(content, str(ref))
-        check_config(config, resolved.manifest, self._platform, str(ref))
-        record = self._record(resolved, config, content)
+        found = await resolve(first, repository, self._platform, str(ref))
+        return await self.keep([ref], found, lambda descriptor: self._downloads.blob(descriptor, repository), str(ref))
+
+    async def keep(self, refs: Sequence[ImageRef], found: Resolved, follow_blob: FollowBlob, subject: str) -> Image:
+        """Make an image present whose manifest and config are known; ``follow_blob`` has or fetches its layers.
+
+        It goes by all of ``refs``, or without one by its id alone. Nothing is left of it if that fails.
+        """
+        record = found.record()
         chain_ids = record.image.chain_ids
-        stack = [Layer(*each) for each in zip(resolved.manifest.layers, config.diff_ids, chain_ids, strict=True)]
-        return await self._fetch(ref, repository, resolved, record, stack)
-
-    async def _resolve(
-        self, repository: Repository, ref: ImageRef, digest: Digest, content: bytes, media_type: str
-    ) -> _Resolved:
-        """From what the ref names, down through indexes, to the manifest for this platform."""
-        path, documents = [digest], [content]
-        for _ in range(INDEX_DEPTH):
-            document = parse_manifest(content, media_type, str(ref))
-            if isinstance(document, Manifest):
-                if len(document.layers) > LAYERS_MAX:
-                    raise DataLoss(f"{ref} has {len(document.layers)} layers; overlayfs stacks {LAYERS_MAX}")
-                return _Resolved(digest, tuple(path), document, tuple(documents))
-            chosen = choose(document, self._platform, str(ref))
-            fetched = await repository.manifest(chosen.digest, chosen.digest)
-            content, media_type = fetched.content, fetched.media_type
-            path.append(chosen.digest)
-            documents.append(content)
-        raise DataLoss(f"{ref} nests indexes more than {INDEX_DEPTH} deep")
-
-    def _record(self, resolved: _Resolved, config: ConfigFile, content: bytes) -> ImageRecord:
-        manifest = resolved.manifest
-        image = Image(
-            id=ImageId(manifest.config.digest),
-            repo_tags=(),
-            repo_digests=(),
-            size=sum(layer.size for layer in manifest.layers) + manifest.config.size + len(resolved.documents[-1]),
-            config=config.config,
-            chain_ids=config.chain_ids,
-        )
-        return ImageRecord(image, resolved.manifests, content, manifest.layers)
-
-    def _artifact(self, resolved: _Resolved) -> ImageRecord:
-        """Known by its manifest's digest: many artifacts have the same config, an empty one."""
-        manifest = resolved.manifest
-        blobs = (manifest.config, *manifest.layers)
-        image = Image(
-            id=ImageId(resolved.manifests[-1]),
-            repo_tags=(),
-            repo_digests=(),
-            size=sum(blob.size for blob in blobs) + len(resolved.documents[-1]),
-            config=ImageConfig(),
-            chain_ids=(),
-            artifact_type=manifest.artifact_type,
-        )
-        return ImageRecord(image, resolved.manifests, b"", blobs)
-
-    async def _fetch_blobs(self, blobs: Iterable[Descriptor], repository: Repository) -> None:
-        """Make an artifact's blobs present; they are kept as they come."""
-
-        async def fetch(descriptor: Descriptor) -> None:
-            async with self._downloads.blob(descriptor, repository) as blob:
-                await blob.whole()
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for descriptor in dict.fromkeys(blobs):
-                    tasks.create_task(fetch(descriptor))
-        except BaseExceptionGroup as failures:
-            raise first_of(failures) from failures
-
-    async def _fetch(
-        self, ref: ImageRef, repository: Repository, resolved: _Resolved, record: ImageRecord, stack: Sequence[Layer]
-    ) -> Image:
-        chain_ids = record.image.chain_ids
-        documents = dict(zip(resolved.manifests, resolved.documents, strict=True))
-        if not record.image.artifact_type:
-            documents[Digest(record.image.id)] = record.config_file
         try:
             with (
                 self._snapshots.lease(chain_ids),
-                self._content.lease(record.blobs(layers=True)),
-                self.progress.pull(str(ref), record.layers, self._present(stack)),
+                self.content.lease(record.blobs(layers=True)),
+                self.progress.pull(subject, record.layers, self._present(found.stack())),
             ):
                 async with self._syncs.ahead():
                     if record.image.artifact_type:
-                        await self._fetch_blobs(record.layers, repository)
+                        await _take_all(record.layers, follow_blob)
                     await self._snapshots.prepare(
-                        stack,
-                        lambda descriptor: self._downloads.blob(descriptor, repository),
-                        str(ref),
-                        whole=not self._config.discard_unpacked_layers,
+                        found.stack(), follow_blob, subject, whole=not self._config.discard_unpacked_layers
                     )
-                await on_thread(self._disk, self._keep, documents)
+                await on_thread(self._disk, self._keep, found.documents)
                 await self._syncs.done()
                 faults.trace("image synced")
-                image = await self._commit(record, ref, resolved.digest)
+                image = await self._commit(record, refs, found.digest)
         except BaseException:
             await self._drop_unneeded()
             raise
@@ -275,7 +191,7 @@ class Images:
     def _keep(self, documents: Mapping[Digest, bytes]) -> None:
         """Keep manifests and config beside the layers."""
         for digest, content in documents.items():
-            self._content.put(digest, content)
+            self.content.put(digest, content)
 
     async def _known(self, ref: ImageRef, digest: Digest) -> Image | None:
         """The image of a manifest or index that is here, under the name ``ref`` from now on."""
@@ -289,7 +205,7 @@ class Images:
         layers = not self._config.discard_unpacked_layers
         if layers and record.image.chain_ids and not record.layers:
             return False
-        return all(self._content.size(each) is not None for each in record.blobs(layers=layers))
+        return all(self.content.size(each) is not None for each in record.blobs(layers=layers))
 
     async def _retag(self, image_id: ImageId, ref: ImageRef, digest: Digest) -> Image | None:
         """Let ``ref`` name an image that is here; None if it has been removed meanwhile."""
@@ -299,7 +215,7 @@ class Images:
                 return None
             return await self._change(records.attach(self._records.values(), record, ref, digest), image_id, [])
 
-    async def _commit(self, record: ImageRecord, ref: ImageRef, digest: Digest) -> Image:
+    async def _commit(self, record: ImageRecord, refs: Sequence[ImageRef], digest: Digest) -> Image:
         image_id, chain_ids = record.image.id, record.image.chain_ids
         async with self._lock:
             here = self._records.get(image_id)
@@ -309,7 +225,7 @@ class Images:
             changes = self._snapshots.unrecorded(chain_ids)
             if image_id in self._retired:
                 changes.append(Delete(records.RETIRED, image_id))
-            changed = records.attach(self._records.values(), record, ref, digest)
+            changed = records.attach_all(self._records.values(), record, refs, digest)
             image = await self._change(changed, image_id, changes)
             self._snapshots.recorded(chain_ids)
             self._retired.pop(image_id, None)
@@ -377,7 +293,7 @@ class Images:
         layers = not self._config.discard_unpacked_layers
         recorded = Recorded(tuple(self._records.values()), self._snapshots.ready, retired, layers)
         directory = os.path.join(self._root, "layers")
-        found = await on_thread(self._disk, functools.partial(look, recorded, self._content, directory, deep=deep))
+        found = await on_thread(self._disk, functools.partial(look, recorded, self.content, directory, deep=deep))
         found = [trouble for trouble in found if trouble.images or not self._wanted(trouble)]
         if repair:
             await self._repair(found)
@@ -387,7 +303,7 @@ class Images:
         """Whether what looked orphaned belongs to a pull that was under way or has ended meanwhile."""
         if trouble.kind is Kind.BLOB:
             digest = Digest(trouble.subject)
-            return digest in self._needed_blobs(self._records.values()) or self._content.leased(digest)
+            return digest in self._needed_blobs(self._records.values()) or self.content.leased(digest)
         if trouble.kind is Kind.LAYER:
             return self._snapshots.leased(ChainId(trouble.subject))
         name = os.path.basename(trouble.subject)
@@ -399,7 +315,7 @@ class Images:
         directories = []
         for trouble in found:
             if trouble.kind is Kind.BLOB and trouble.images:
-                await on_thread(self._disk, self._content.remove, Digest(trouble.subject))
+                await on_thread(self._disk, self.content.remove, Digest(trouble.subject))
                 blobless.update(trouble.images)
             elif trouble.kind is Kind.LAYER and not any(each in in_use for each in trouble.images):
                 chain_id = ChainId(trouble.subject)
@@ -444,7 +360,7 @@ class Images:
         """Unpack what is lost of an image; the records to be committed. Raises CriError if its blobs are gone, too."""
         stack = await on_thread(self._disk, self._stack, record)
         chain_ids, name = record.image.chain_ids, (*record.image.repo_tags, record.image.id)[0]
-        with self._snapshots.lease(chain_ids), self._content.lease(record.blobs(layers=True)):
+        with self._snapshots.lease(chain_ids), self.content.lease(record.blobs(layers=True)):
             await self._snapshots.prepare(stack, self._downloads.here, name, whole=False)
             await self._syncs.done()
         log.info("layers unpacked again", image=name)
@@ -452,12 +368,20 @@ class Images:
 
     def _stack(self, record: ImageRecord) -> list[Layer]:
         """The image's layers, read from its manifest."""
-        config = parse_config(record.config_file, record.image.id)
+        return self.kept(record).stack()
+
+    def kept(self, record: ImageRecord) -> Resolved:
+        """An image's manifest and config, from the blobs that are kept. Blocks. Raises NotFound, DataLoss."""
         for digest in record.manifests:
-            document = parse_manifest(self._content.read(digest, MANIFEST_LIMIT), "", record.image.id)
-            if isinstance(document, Manifest) and document.config.digest == Digest(record.image.id):
-                chain_ids = record.image.chain_ids
-                return [Layer(*each) for each in zip(document.layers, config.diff_ids, chain_ids, strict=True)]
+            content = self.content.read(digest, MANIFEST_LIMIT)
+            document = parse_manifest(content, "", record.image.id)
+            if not isinstance(document, Manifest):
+                continue
+            if record.image.artifact_type and digest == Digest(record.image.id):
+                return Resolved(digest, {digest: content}, document)
+            if document.config.digest == Digest(record.image.id):
+                documents = {digest: content, document.config.digest: record.config_file}
+                return Resolved(digest, documents, document, parse_config(record.config_file, record.image.id))
         raise NotFound(f"no manifest of {record.image.id} is here", hint="pull the image again")
 
     # ------------------------------------------------------------ look and remove
@@ -552,14 +476,14 @@ class Images:
 
         Blobs go with the image, or with the pull that wanted them: those of retired images are of no use any more.
         """
-        listed = await on_thread(self._disk, self._content.digests)
+        listed = await on_thread(self._disk, self.content.digests)
         async with self._lock:
             stacks = [record.image.chain_ids for record in self._records.values()]
             needed = set(itertools.chain(*stacks, *self._retired.values()))
             gone = self._snapshots.take_unneeded(needed)
             if gone:
                 await self._store.commit(*(Delete(RECORD, chain_id) for chain_id, _ in gone))
-            blobs = self._content.take_unneeded(self._needed_blobs(self._records.values()), listed)
+            blobs = self.content.take_unneeded(self._needed_blobs(self._records.values()), listed)
         await on_thread(self._disk, delete_files, blobs)
         for _, directory in gone:
             await on_thread(self._disk, remove_tree, directory)
@@ -576,3 +500,18 @@ class Images:
     def _pinned(self, record: ImageRecord) -> ImageRecord:
         pinned = records.pinned(record.image, self._config.pinned)
         return replace(record, image=replace(record.image, pinned=pinned))
+
+
+async def _take_all(blobs: Iterable[Descriptor], follow_blob: FollowBlob) -> None:
+    """Make an artifact's blobs present; they are kept as they come."""
+
+    async def take(descriptor: Descriptor) -> None:
+        async with follow_blob(descriptor) as blob:
+            await blob.whole()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for descriptor in dict.fromkeys(blobs):
+                tasks.create_task(take(descriptor))
+    except BaseExceptionGroup as failures:
+        raise first_of(failures) from failures
