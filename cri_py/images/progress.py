@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,33 +28,30 @@ class Progress:
     def __init__(self) -> None:
         self._fetched: dict[Digest, int] = {}
         self._unpacked: dict[Digest, int] = {}
-        self._pulls: dict[str, tuple[tuple[Descriptor, bool], ...]] = {}
-        self._changed = asyncio.Event()
+        # A ref is there twice while it is pulled with different credentials.
+        self._pulls: list[tuple[str, tuple[tuple[Descriptor, bool], ...]]] = []
 
     @contextmanager
     def pull(self, ref: str, layers: Sequence[Descriptor], present: Collection[Digest]) -> Iterator[None]:
         """For as long as the block runs, ``ref`` is being pulled; layers in ``present`` need nothing."""
-        self._pulls[ref] = tuple((layer, layer.digest in present) for layer in layers)
-        self._tell()
+        pull = (ref, tuple((layer, layer.digest in present) for layer in layers))
+        self._pulls.append(pull)
         try:
             yield
         finally:
-            del self._pulls[ref]
-            needed = {layer.digest for pull in self._pulls.values() for layer, _ in pull}
+            self._pulls.remove(pull)
+            needed = {layer.digest for _, others in self._pulls for layer, _ in others}
             for counts in (self._fetched, self._unpacked):
                 for digest in counts.keys() - needed:
                     del counts[digest]
-            self._tell()
 
     def fetched(self, digest: Digest, count: int) -> None:
         """So many bytes of a blob have come; fewer than before once it was begun again."""
         self._fetched[digest] = count
-        self._tell()
 
     def unpacked(self, digest: Digest, count: int) -> None:
         """So many bytes of a blob are unpacked."""
         self._unpacked[digest] = count
-        self._tell()
 
     def of(self, ref: str) -> tuple[LayerProgress, ...]:
         """The layers of a pull under way, the base first; empty while its manifest is not known, or without one."""
@@ -67,26 +63,18 @@ class Progress:
                 layer.size if present else min(self._unpacked.get(layer.digest, 0), layer.size),
                 present,
             )
-            for layer, present in self._pulls.get(ref, ())
+            for layer, present in next((layers for name, layers in self._pulls if name == ref), ())
         )
 
     def under_way(self) -> tuple[str, ...]:
         """The refs that are being pulled."""
-        return tuple(self._pulls)
+        return tuple(dict.fromkeys(ref for ref, _ in self._pulls))
 
     def totals(self) -> dict[str, float]:
         """Compressed bytes of the layers that pulls under way need, each layer once: wanted, fetched, unpacked."""
-        layers = {layer.digest: layer for ref in self._pulls for layer in self.of(ref)}.values()
+        layers = {layer.digest: layer for ref in self.under_way() for layer in self.of(ref)}.values()
         return {
             "wanted": sum(layer.size for layer in layers),
             "fetched": sum(layer.fetched for layer in layers),
             "unpacked": sum(layer.unpacked for layer in layers),
         }
-
-    async def change(self) -> None:
-        """Wait until something is further than it was."""
-        await self._changed.wait()
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import Message
 
 from cri_py import errors
-from cri_py.errors import ConfigError, CriError, Internal, Unavailable
+from cri_py.errors import ConfigError, CriError, Unavailable
 from cri_py.images.progress import LayerProgress
 from cri_py.model import Digest
 from cri_py.rpc.gen import images_pb2 as pb
@@ -24,6 +24,7 @@ _BY_CODE: Final[Mapping[str, type[CriError]]] = {
     kind.code: kind
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, CriError) and kind.__base__ is CriError and kind is not ConfigError
+    if kind.code != CriError.code  # of those with UNKNOWN only the words tell which it was
 }
 
 
@@ -122,4 +123,4 @@ def _listed(image: pb.Image) -> Listed:
 def _raised(error: Any) -> CriError:
     """A status as the error that it was; ``error`` is a grpc.RpcError, which has no types."""
     name = STATUS_NAMES.get(error.code().value[0], "UNKNOWN")
-    return _BY_CODE.get(name, Internal)(error.details() or name)
+    return _BY_CODE.get(name, CriError)(error.details() or name)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from cri_py import model
 from cri_py.errors import InvalidArgument
 from cri_py.images.check import Trouble
-from cri_py.images.progress import LayerProgress, Progress
+from cri_py.images.progress import LayerProgress
 from cri_py.rpc.gen import images_pb2 as pb
 
-_PACE_S = 0.1  # a person's eye wants no more
+PACE_S: Final = 0.1  # between two looks at a pull: a person's eye wants no more
 
 
 class Images(Protocol):
-    progress: Progress
-
     async def pull(self, ref: str, auth: model.RegistryAuth | None) -> model.Image: ...
     def list(self, ref: str = "") -> Sequence[model.Image]: ...
     def find(self, ref_or_id: str) -> model.Image | None: ...
@@ -31,20 +29,19 @@ class Images(Protocol):
 class OwnImages:
     """The methods bear the names of the RPCs."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, pace_s: float = PACE_S) -> None:
         self._images = images
+        self._pace_s = pace_s
 
     async def Pull(self, request: pb.PullRequest) -> AsyncIterator[pb.PullProgress]:
-        ref = _named(request.ref)
+        ref, told = _named(request.ref), list[pb.LayerProgress]()
         pull = asyncio.ensure_future(self._images.pull(ref, None))
         try:
             while not pull.done():
-                changed = asyncio.ensure_future(self._images.progress.change())
-                await asyncio.wait({pull, changed}, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                if layers := self._layers(ref):
+                if (layers := self._layers(ref)) and layers != told:
                     yield pb.PullProgress(layers=layers)
-                await asyncio.wait({pull}, timeout=_PACE_S)
+                    told = layers
+                await asyncio.wait({pull}, timeout=self._pace_s)
             yield pb.PullProgress(image_id=(await pull).id)
         finally:
             pull.cancel()  # whoever asked has left; done long since otherwise

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.simulators.registry import RegistrySimulator
 from tests.system.daemon import Daemon
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _no_kept_connection(registry: RegistrySimulator) -> Iterator[None]:
+    """The daemon keeps connections to a registry for the next pull; here that would look like a leak of the test."""
+    yield
+    registry.hang_up()
 
 
 @pytest.fixture
