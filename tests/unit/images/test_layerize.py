@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cri_py.images.layerize import write_layer
+from cri_py.errors import Aborted, FailedPrecondition
+from cri_py.images.layerize import layer_pieces
 
 
 def layer(root: Path) -> bytes:
-    out = io.BytesIO()
-    write_layer(str(root), out)
-    return out.getvalue()
+    return b"".join(layer_pieces(str(root)))
 
 
 def members(root: Path) -> dict[str, tarfile.TarInfo]:
@@ -87,3 +86,49 @@ def test_a_link_out_of_the_tree_is_told_and_not_followed(tmp_path: Path) -> None
     (tmp_path / "tree/up").symlink_to("..")
     assert b"secret\0" not in layer(tmp_path / "tree").replace(b"../secret\0", b"")
     assert all(member.issym() for member in members(tmp_path / "tree").values())
+
+
+def test_a_name_that_would_hide_another_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".wh.passwd").write_text("")
+    with pytest.raises(FailedPrecondition, match=r"\.wh\.passwd"):
+        layer(tmp_path)
+
+
+def test_what_is_swapped_for_a_link_while_it_is_read_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key").write_text("secret")
+    root = tmp_path / "tree"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        (root / name / "key").write_text("own")
+    pieces = layer_pieces(str(root))
+    read = [next(pieces)]  # the header of a
+    (root / "b/key").unlink()
+    (root / "b").rmdir()
+    (root / "b").symlink_to(tmp_path / "secret")
+    (root / "a/key").unlink()
+    (root / "a/key").symlink_to(tmp_path / "secret/key")
+    content = b"".join([*read, *pieces])
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        assert all(not member.isreg() for member in tar)
+
+
+def test_a_file_that_grows_is_told_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"one\n")
+    pieces = layer_pieces(str(tmp_path))
+    read = [next(pieces)]
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"two\n")
+    with tarfile.open(fileobj=io.BytesIO(b"".join([*read, *pieces]))) as tar:
+        file = tar.extractfile("log")
+        assert file is not None
+        assert file.read() == b"one\n"
+
+
+def test_a_file_that_is_cut_meanwhile_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"one\n")
+    pieces = layer_pieces(str(tmp_path))
+    next(pieces)
+    (tmp_path / "log").write_bytes(b"")
+    with pytest.raises(Aborted, match="log"):
+        list(pieces)
