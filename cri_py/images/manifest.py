@@ -50,6 +50,7 @@ class Platform:
 # 64-bit processors run the 32-bit programs of their family, but for some arm64 servers; peers try these last, too.
 _ALSO_RUN: Final = {"amd64": Platform("linux", "386"), "arm64": Platform("linux", "arm", "v8")}
 _LAST_RANKS: Final = 50
+_UNKNOWN_RANK: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,18 +193,19 @@ def check_config(config: ConfigFile, manifest: Manifest, wanted: Platform, subje
         )
 
 
-def choose(index: Index, wanted: Platform, subject: str) -> Descriptor:
-    """The entry of an index that fits ``wanted`` best: the nearest variant, then the earlier entry.
+def fitting(index: Index, wanted: Platform, subject: str) -> tuple[Descriptor, ...]:
+    """The entries of an index that may hold what ``wanted`` runs: the nearest variant first, then the earlier entry.
 
-    Entries without a platform (a nested index often has none) come last. Raises NotFound that lists what is there.
+    Entries without a platform (a nested index often has none) come last: only a look inside tells. Raises NotFound that
+    lists what is there.
     """
-    best: tuple[int, Descriptor] | None = None
-    for entry in index.manifests:
-        rank = 100 if entry.platform is None else _rank(entry.platform, wanted)
-        if rank is not None and (best is None or rank < best[0]):
-            best = (rank, entry)
-    if best is not None:
-        return best[1]
+    ranked = [
+        (_UNKNOWN_RANK if entry.platform is None else _rank(entry.platform, wanted), position)
+        for position, entry in enumerate(index.manifests)
+    ]
+    fits = sorted((rank, position) for rank, position in ranked if rank is not None)
+    if fits:
+        return tuple(index.manifests[position] for _, position in fits)
     there = ", ".join(str(entry.platform) for entry in index.manifests) or "nothing"
     raise NotFound(f"{subject} has no image for {wanted}", hint=f"it holds: {there}")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from cri_py.errors import DataLoss
+from cri_py.errors import DataLoss, FailedPrecondition, NotFound
 from cri_py.images.manifest import (
     CONFIG_LIMIT,
     ConfigFile,
@@ -14,7 +14,7 @@ from cri_py.images.manifest import (
     Manifest,
     Platform,
     check_config,
-    choose,
+    fitting,
     parse_config,
     parse_manifest,
 )
@@ -24,6 +24,7 @@ from cri_py.images.snapshots import Layer
 from cri_py.model import Digest, Image, ImageConfig, ImageId
 
 INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
+LOOKS_MAX: Final = 32  # manifests that are fetched to find one; an index of 4 MiB has room for 30,000
 LAYERS_MAX: Final = 500  # what overlayfs stacks
 
 
@@ -69,16 +70,42 @@ class Resolved:
 
 async def resolve(first: FetchedManifest, source: Documents, platform: Platform, subject: str) -> Resolved:
     """Go down from ``first``, choosing by platform. Raises NotFound, DataLoss, InvalidArgument, FailedPrecondition."""
-    documents = {first.digest: first.content}
-    fetched = first
-    for _ in range(INDEX_DEPTH):
-        document = parse_manifest(fetched.content, fetched.media_type, subject)
+    return await _Search(first.digest, source, platform, subject).below(first, {}, INDEX_DEPTH)
+
+
+@dataclass(slots=True)
+class _Search:
+    digest: Digest
+    source: Documents
+    platform: Platform
+    subject: str
+    looks: int = LOOKS_MAX
+
+    async def below(self, fetched: FetchedManifest, above: Mapping[Digest, bytes], depth: int) -> Resolved:
+        """The image of a manifest, or the first in an index that fits."""
+        documents = {**above, fetched.digest: fetched.content}
+        document = parse_manifest(fetched.content, fetched.media_type, self.subject)
         if isinstance(document, Manifest):
-            return await _with_config(Resolved(first.digest, documents, document), source, platform, subject)
-        chosen = choose(document, platform, subject)
-        fetched = await source.manifest(chosen.digest, chosen.digest)
-        documents[chosen.digest] = fetched.content
-    raise DataLoss(f"{subject} nests indexes more than {INDEX_DEPTH} deep")
+            found = Resolved(self.digest, documents, document)
+            return await _with_config(found, self.source, self.platform, self.subject)
+        if depth == 1:
+            raise DataLoss(f"{self.subject} nests indexes more than {INDEX_DEPTH} deep")
+        *others, last = fitting(document, self.platform, self.subject)
+        for entry in others:
+            try:
+                return await self.below(await self._fetch(entry), documents, depth - 1)
+            except (NotFound, FailedPrecondition):
+                if entry.platform is not None:
+                    raise
+        return await self.below(await self._fetch(last), documents, depth - 1)
+
+    async def _fetch(self, entry: Descriptor) -> FetchedManifest:
+        if not self.looks:
+            raise DataLoss(
+                f"{self.subject} has no image for {self.platform} among the first {LOOKS_MAX} that tell no platform"
+            )
+        self.looks -= 1
+        return await self.source.manifest(entry.digest, entry.digest)
 
 
 async def _with_config(found: Resolved, source: Documents, platform: Platform, subject: str) -> Resolved:

@@ -62,7 +62,7 @@ def image_manifest(content: bytes) -> None:
         return
     if isinstance(document, manifest.Index):
         with contextlib.suppress(NotFound):
-            manifest.choose(document, NODE, "the image")
+            manifest.fitting(document, NODE, "the image")
 
 
 def understood(parse: Callable[[bytes, str], _T], content: bytes) -> _T | None:

@@ -96,18 +96,18 @@ def test_any_bytes_give_a_manifest_or_a_plain_refusal(content: bytes) -> None:
 def test_the_nearest_platform_that_runs_here_is_chosen(wanted: str, offered: list[str], chosen: int) -> None:
     entries = [entry(platform, "0123456789"[position]) for position, platform in enumerate(offered)]
     platform = m.Platform(*wanted.split("/"))
-    assert m.choose(index(*entries), platform, "r").digest == entries[chosen]["digest"]
+    assert m.fitting(index(*entries), platform, "r")[0].digest == entries[chosen]["digest"]
 
 
 def test_a_missing_platform_is_an_error_that_lists_what_is_there() -> None:
     with pytest.raises(NotFound, match=r"linux/amd64.*linux/arm64/v8, windows/amd64"):
-        m.choose(index(entry("linux/arm64/v8"), entry("windows/amd64")), AMD64, "r")
+        m.fitting(index(entry("linux/arm64/v8"), entry("windows/amd64")), AMD64, "r")
 
 
 def test_an_entry_without_a_platform_is_the_last_resort() -> None:
     bare = {"mediaType": m.OCI_INDEX, "digest": DIGEST, "size": 1}
-    assert m.choose(index(bare, entry("linux/amd64")), AMD64, "r").digest != DIGEST
-    assert m.choose(index(bare, entry("linux/s390x")), AMD64, "r").digest == DIGEST
+    assert m.fitting(index(bare, entry("linux/amd64")), AMD64, "r")[0].digest != DIGEST
+    assert m.fitting(index(bare, entry("linux/s390x")), AMD64, "r")[0].digest == DIGEST
 
 
 def test_an_artifact_is_named_for_what_it_is() -> None:

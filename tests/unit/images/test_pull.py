@@ -29,6 +29,7 @@ from cri_py.errors import (
 from cri_py.images.service import Images
 from cri_py.model import ImageId, RegistryAuth
 from tests.simulators.registry import (
+    ARCHITECTURE,
     OCI_CONFIG,
     OCI_INDEX,
     OCI_MANIFEST,
@@ -464,6 +465,32 @@ async def test_an_index_that_holds_itself_ends(images: Images, registry: Registr
         document = json.dumps({"schemaVersion": 2, "manifests": [described]}).encode()
     with pytest.raises(DataLoss, match="deep"):
         await images.pull(f"{registry.host}/app:1", None)
+
+
+async def test_the_index_that_fits_is_found_among_those_that_tell_no_platform(
+    images: Images, registry: RegistrySimulator
+) -> None:
+    entries = []
+    for architecture in ("s390x", "riscv64", ARCHITECTURE):
+        pushed = registry.push("app", architecture, [TOP], architecture=architecture)
+        content, media_type = registry.manifests["app", architecture]
+        entries.append(registry.put_manifest("app", architecture, content, media_type))
+    registry.put_manifest("app", "1", json.dumps({"schemaVersion": 2, "manifests": entries}).encode(), OCI_INDEX)
+    assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+    few = json.dumps({"schemaVersion": 2, "manifests": entries[:2]}).encode()
+    registry.put_manifest("app", "few", few, OCI_INDEX)
+    with pytest.raises(NotFound, match="holds: linux/riscv64"):
+        await images.pull(f"{registry.host}/app:few", None)
+
+
+async def test_a_wide_index_is_not_searched_for_ever(images: Images, registry: RegistrySimulator) -> None:
+    empty = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
+    entry = registry.put_manifest("app", "none", empty, OCI_INDEX)
+    document = {"schemaVersion": 2, "manifests": [entry] * 1000}
+    registry.put_manifest("app", "1", json.dumps(document).encode(), OCI_INDEX)
+    with pytest.raises(DataLoss, match="among the first 32"):
+        await images.pull(f"{registry.host}/app:1", None)
+    assert registry.count(entry["digest"]) <= 32
 
 
 async def test_a_config_over_the_limit_is_not_read(images: Images, registry: RegistrySimulator) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class StoredImages:
     def config_file(self, image: model.Image) -> bytes:
         return b'{"os":"linux"}'
 
-    async def check(self, *, deep: bool = False, repair: bool = False) -> list[Trouble]:
+    async def check(self, *, deep: bool = False, repair: bool = False) -> Sequence[Trouble]:
         self.repaired = repair
         return [Trouble(Kind.BLOB, LAYER, "truncated", (IMAGE_ID,))] if deep else []
 
