@@ -251,11 +251,24 @@ def write_archive(images: Sequence[Exported], read: Callable[[Digest], BinaryIO]
         yield from _member("manifest.json", json.dumps(docker).encode())
     for digest, size in dict.fromkeys(blob for image in images for blob in image.blobs):
         yield _header(_place(digest), size)
-        with read(digest) as file:
-            while piece := file.read(_PIECE):
-                yield piece
+        yield from _verified(digest, size, read)
         yield bytes(-size % tarfile.BLOCKSIZE)
     yield bytes(tarfile.BLOCKSIZE * 2)
+
+
+def _verified(digest: Digest, size: int, read: Callable[[Digest], BinaryIO]) -> Iterator[bytes]:
+    """A blob's bytes. Raises DataLoss in the end if they were others: better no archive than a damaged one."""
+    algorithm, _, expected = digest.partition(":")
+    hasher, left = hashlib.new(algorithm), size
+    with read(digest) as file:
+        while piece := file.read(min(_PIECE, left)):
+            hasher.update(piece)
+            left -= len(piece)
+            yield piece
+    if left or hasher.hexdigest() != expected:
+        raise DataLoss(
+            f"the blob {digest} is damaged", hint="stop the daemon and run cri-py image check --deep --repair"
+        )
 
 
 def _entries(image: Exported) -> Iterator[dict[str, object]]:

@@ -6,8 +6,9 @@ import asyncio
 import functools
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -65,7 +66,7 @@ class Images:
         self._store = store
         self._in_use = in_use
         self._clock = clock
-        self._platform = node_platform(os.uname().machine)
+        self.platform = node_platform(os.uname().machine)
         self._disk = ThreadPoolExecutor(DISK_THREADS, "images-disk")
         self._registries = Registries(config)
         self.content = Content(os.path.join(self._root, "blobs"))
@@ -151,7 +152,7 @@ class Images:
         first = await repository.manifest(ref.digest or ref.tag, ref.digest)
         if (known := await self._known(ref, first.digest)) is not None:
             return known
-        found = await resolve(first, repository, self._platform, str(ref))
+        found = await resolve(first, repository, self.platform, str(ref))
         return await self.keep([ref], found, lambda descriptor: self._downloads.blob(descriptor, repository), str(ref))
 
     async def keep(self, refs: Sequence[ImageRef], found: Resolved, follow_blob: FollowBlob, subject: str) -> Image:
@@ -183,6 +184,20 @@ class Images:
         if self._config.discard_unpacked_layers:
             await self._drop_unneeded()
         return image
+
+    @property
+    def here(self) -> FollowBlob:
+        """For ``keep``: gives blobs that were put into ``content``, and verifies them."""
+        return self._downloads.here
+
+    @asynccontextmanager
+    async def holding(self, blobs: Collection[Digest]) -> AsyncIterator[None]:
+        """Within the block these blobs may be put into ``content``, and stay; afterwards only what an image needs."""
+        try:
+            with self.content.lease(blobs):
+                yield
+        finally:
+            await self._drop_unneeded()
 
     def _present(self, stack: Sequence[Layer]) -> set[Digest]:
         """The blobs of layers that are unpacked already."""
@@ -432,14 +447,14 @@ class Images:
         if not parsed.tagged:
             raise InvalidArgument(f"{tag} is no tag", hint="give NAME:TAG, without a digest")
         async with self._lock:
-            record = self._record_of(ref_or_id)
+            record = self.record(ref_or_id)
             await self._change(records.tag(self._records.values(), record, parsed.tagged), record.image.id, [])
         return parsed.tagged
 
     async def untag(self, ref: str) -> None:
         """Take a tag away; the last name takes the image along, and so does its id. Raises NotFound."""
         async with self._lock:
-            record = self._record_of(ref)
+            record = self.record(ref)
             named = [name for name in records.candidates(ref) if name in record.image.repo_tags]
             others = {*record.image.repo_tags} - {*named}
             if named and others:
@@ -447,7 +462,8 @@ class Images:
                 return
         await self.remove(record.image.id)
 
-    def _record_of(self, ref_or_id: str) -> ImageRecord:
+    def record(self, ref_or_id: str) -> ImageRecord:
+        """What ``find`` finds, with all that is remembered of it. Raises NotFound."""
         image = self.find(ref_or_id)
         if image is None:
             raise NotFound(f"there is no image {ref_or_id!r}", hint="cri-py image ls lists those that are here")
