@@ -65,7 +65,7 @@ examples:
 
 _IMAGE_CHECK: Final = """\
 Finds blobs and unpacked layers that are missing, truncated or orphaned, with --deep also what is damaged inside, and
-mends by unpacking again. Repairing needs a daemon that is stopped. Exit status 1 if something is wrong and stays so.
+mends by unpacking again, through the daemon if one runs. Exit status 1 if something is wrong and stays so.
 
 examples:
   cri-py image check

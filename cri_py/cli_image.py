@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, TextIO
 
 from cri_py.config import Config
-from cri_py.errors import NotFound
+from cri_py.errors import FailedPrecondition, NotFound
 from cri_py.images import offline
 from cri_py.images.offline import Outcome
 from cri_py.images.progress import LayerProgress
@@ -74,7 +74,13 @@ def rm(config: Config, parsed: argparse.Namespace, out: TextIO) -> int:
 
 def check(config: Config, parsed: argparse.Namespace, out: TextIO) -> int:
     """``cri-py image check``: exit status 1 if something is wrong, and still is."""
-    outcome = offline.check(config, deep=parsed.deep, repair=parsed.repair and not parsed.dry_run)
+    repair = parsed.repair and not parsed.dry_run
+    try:
+        outcome = offline.check(config, deep=parsed.deep, repair=repair)
+    except FailedPrecondition:  # the store belongs to a running daemon, which mends it around its pulls
+        with ImagesClient(config.listen) as client:
+            found = client.check(deep=parsed.deep, repair=True)
+            outcome = Outcome(found, client.check(deep=parsed.deep, repair=False))
     out.write(as_text(outcome, repair=parsed.repair, dry_run=parsed.dry_run))
     return 1 if outcome.left else 0
 

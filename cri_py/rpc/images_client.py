@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,6 +13,7 @@ from google.protobuf.message import Message
 
 from cri_py import errors
 from cri_py.errors import ConfigError, CriError, Unavailable
+from cri_py.images.check import Kind, Trouble
 from cri_py.images.progress import LayerProgress
 from cri_py.model import Digest
 from cri_py.rpc.gen import images_pb2 as pb
@@ -58,22 +60,28 @@ class ImagesClient:
     """Each method is an RPC of ``cri_py.v1.Images``; what the daemon refuses is raised as the same CriError."""
 
     def __init__(self, listen: str) -> None:
-        address = parse_address(listen, "server.listen")
+        self._address = address = parse_address(listen, "server.listen")
         target = f"unix:{address.path}" if isinstance(address, UnixAddress) else str(address)
-        self._address = str(address)
         self._channel = grpc.insecure_channel(target, options=[("grpc.max_receive_message_length", -1)])
         self._stub = services.ImagesStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=_CONNECT_S)
-        except grpc.FutureTimeoutError:
+        if not self._answers():
             self._channel.close()
             raise Unavailable(
                 f"no daemon answers at {self._address}",
                 hint="start one by cri-py serve, or name its --state or --listen",
-            ) from None
+            )
         return self
+
+    def _answers(self) -> bool:
+        if isinstance(self._address, UnixAddress) and not os.path.exists(self._address.path):
+            return False  # and none is waited for
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=_CONNECT_S)
+        except grpc.FutureTimeoutError:
+            return False
+        return True
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
@@ -102,6 +110,11 @@ class ImagesClient:
 
     def remove(self, ref: str) -> None:
         self._call("Remove", pb.RemoveRequest(ref=ref))
+
+    def check(self, *, deep: bool, repair: bool) -> list[Trouble]:
+        """What was wrong before it was repaired, if that is wished."""
+        answer = self._call("Check", pb.CheckRequest(deep=deep, repair=repair))
+        return [Trouble(Kind(each.kind), each.subject, each.found, tuple(each.images)) for each in answer.findings]
 
     def _call(self, method: str, request: Message) -> Any:
         try:

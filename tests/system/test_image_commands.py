@@ -94,3 +94,16 @@ def test_nothing_is_wrong_with_the_store_after_all_this(command: Command) -> Non
     checked = command("check", "--deep")
     assert checked.stdout == "nothing is wrong\n"
     assert checked.returncode == 0
+
+
+def test_the_running_daemon_repairs_its_store(command: Command, daemon: Daemon) -> None:
+    command("pull", "registry.test/busybox:1")
+    orphan = daemon.root / "images/layers/orphan"
+    orphan.mkdir()
+    blobs = daemon.root / "images/blobs/sha256"
+    (blobs / ("0" * 64)).write_bytes(b"of nobody")
+    repaired = command("check", "--repair")
+    assert repaired.stdout.splitlines()[-1] == "2 found, 2 repaired", repaired.stderr
+    assert repaired.returncode == 0
+    assert not orphan.exists()
+    assert command("check").stdout == "nothing is wrong\n"
