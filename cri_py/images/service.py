@@ -129,8 +129,7 @@ class Images:
 
     def progress_of(self, ref: str) -> tuple[LayerProgress, ...]:
         """How far a pull of ``ref`` is; empty if none is under way, or its manifest is still awaited."""
-        names = [str(candidate) for candidate in self._registries.candidates(ref)]
-        return next((found for name in names if (found := self.progress.of(name))), ())
+        return next((found for name in self._candidates(ref) if (found := self.progress.of(name))), ())
 
     async def _pull_first(self, candidates: Sequence[ImageRef], auth: RegistryAuth | None) -> tuple[ImageRef, Image]:
         """The first of what a short name may mean that is there."""

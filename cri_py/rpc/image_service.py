@@ -42,9 +42,11 @@ class ImageService:
     async def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
         ref = _named(request.image)
         image = self._images.find(ref)
+        info = self._pull_info(ref) if request.verbose else {}
         if image is None:
-            return pb.ImageStatusResponse(info=self._pull_info(ref) if request.verbose else {})
-        info = self._images.verbose(image) if request.verbose else {}
+            return pb.ImageStatusResponse(info=info)
+        if request.verbose:
+            info |= self._images.verbose(image)
         answer = answers.image(image)
         asked = request.image
         if asked.user_specified_image or asked.annotations:  # known in the context of a call only (api.proto)

@@ -139,7 +139,7 @@ def subjects(request: Any) -> dict[str, str]:
         metadata = config.metadata
         namespace = getattr(metadata, "namespace", "")
         found["name"] = f"{namespace}/{metadata.name}" if namespace else metadata.name
-    if value := getattr(getattr(request, "image", None), "image", ""):
+    if value := getattr(getattr(request, "image", None), "image", "") or getattr(request, "ref", ""):
         found["image"] = value
     return found
 

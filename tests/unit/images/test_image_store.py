@@ -62,6 +62,11 @@ async def test_unknown_names_find_nothing_and_may_be_removed(
     assert len(images.list()) == 1
 
 
+@pytest.mark.parametrize("name", ["a b", "sha256:" + "0" * 64, "UPPER"])
+async def test_of_what_is_no_ref_no_pull_is_under_way(images: Images, name: str) -> None:
+    assert images.progress_of(name) == ()
+
+
 async def test_one_image_under_several_names_is_one_image(images: Images, registry: RegistrySimulator) -> None:
     await pulled(images, registry, "one", BASE)
     image = await pulled(images, registry, "two", BASE)

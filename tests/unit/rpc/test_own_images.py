@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from cri_py import model
 from cri_py.config import Config, ServerConfig
@@ -181,3 +182,13 @@ async def test_a_check_tells_what_it_finds_and_repairs_on_demand(images: StoredI
     assert not images.repaired
     assert not (await service.Check(pb.CheckRequest(repair=True))).findings
     assert images.repaired
+
+
+async def test_the_log_names_the_image(images: StoredImages, listen: str) -> None:
+    def ask() -> None:
+        with ImagesClient(listen) as client:
+            client.tag("a.test/app:1", "mine:2")
+
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        await asyncio.to_thread(ask)
+    assert [line["image"] for line in lines if line["event"] == "rpc"] == ["a.test/app:1"]

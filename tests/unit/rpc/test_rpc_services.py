@@ -305,6 +305,9 @@ async def test_the_status_of_an_image_that_is_being_pulled_tells_how_far_it_is(w
     (layer,) = json.loads(answer.info["pull"])["layers"]
     assert (layer["size"], layer["fetched"], layer["unpacked"]) == (10, 5, 2)
     assert not (await world.image.ImageStatus(pb.ImageStatusRequest(image=wanted))).info
+    await world.image.PullImage(pb.PullImageRequest(image=wanted))  # the tag has moved, and is pulled again
+    answer = await world.image.ImageStatus(pb.ImageStatusRequest(image=wanted, verbose=True))
+    assert set(answer.info) == {"info", "pull"}
 
 
 @pytest.mark.parametrize(
