@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cri_py import telemetry
-from cri_py.errors import NotFound
+from cri_py.errors import InvalidArgument, NotFound
 from cri_py.images.service import Images
 from cri_py.model import Image, ImageId
 from tests.simulators.registry import File, RegistrySimulator, tar_layer
@@ -86,6 +86,40 @@ async def test_removal_by_one_name_removes_all_of_them(
     assert layers_on_disk(root) == 0
     with pytest.raises(NotFound):
         images.lower_dirs(image.id)
+
+
+async def test_a_tag_is_given_moves_and_is_taken_alone(open_images: OpenImages, registry: RegistrySimulator) -> None:
+    async with open_images() as images:
+        one, two = await pulled(images, registry, "one", BASE), await pulled(images, registry, "two", TOP)
+        assert await images.tag(one.id, "mine") == "docker.io/library/mine:latest"
+        await images.tag(two.repo_tags[0], "mine:latest")
+    async with open_images() as images:
+        assert images.list("mine") == [images.find(two.id)]
+        await images.untag("mine")
+        assert images.find("mine") is None
+        assert (images.find(one.id), images.find(two.id)) == (one, two)
+
+
+@pytest.mark.parametrize("by", ["tag", "digest", "id"])
+async def test_the_last_tag_a_digest_or_the_id_takes_the_image_along(
+    images: Images, registry: RegistrySimulator, by: str
+) -> None:
+    image = await pulled(images, registry, "app", BASE)
+    if by != "tag":
+        await images.tag(image.id, "mine")
+    await images.untag({"tag": image.repo_tags[0], "digest": image.repo_digests[0], "id": image.id}[by])
+    assert images.list() == []
+
+
+async def test_no_digest_can_be_given_as_a_tag_and_nothing_to_what_is_not_here(
+    images: Images, registry: RegistrySimulator
+) -> None:
+    image = await pulled(images, registry, "app", BASE)
+    with pytest.raises(InvalidArgument, match="no tag"):
+        await images.tag(image.id, image.repo_digests[0])
+    for missing in (images.tag("other", "mine"), images.untag("other")):
+        with pytest.raises(NotFound, match="cri-py image ls"):
+            await missing
 
 
 async def test_removals_at_the_same_time_succeed(images: Images, registry: RegistrySimulator, root: Path) -> None:
