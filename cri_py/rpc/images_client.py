@@ -97,13 +97,13 @@ class ImagesClient:
             yield Step(tuple(layers), step.image_id)
 
     def images(self) -> list[Listed]:
-        return [_listed(each) for each in self._call("List", pb.ListRequest()).images]
+        return [listed(each) for each in self._call("List", pb.ListRequest()).images]
 
     def inspect(self, ref: str) -> Inspected | None:
         answer = self._call("Inspect", pb.InspectRequest(ref=ref))
         if not answer.HasField("image"):
             return None
-        return Inspected(_listed(answer.image), answer.config, tuple(answer.chain_ids))
+        return Inspected(listed(answer.image), answer.config, tuple(answer.chain_ids))
 
     def tag(self, ref: str, tag: str) -> str:
         return str(self._call("Tag", pb.TagRequest(ref=ref, tag=tag)).tag)
@@ -120,20 +120,20 @@ class ImagesClient:
         try:
             return getattr(self._stub, method)(request)
         except grpc.RpcError as error:
-            raise _raised(error) from None
+            raise as_error(error) from None
 
     def _stream(self, method: str, request: Message) -> Iterator[Any]:
         try:
             yield from getattr(self._stub, method)(request)
         except grpc.RpcError as error:
-            raise _raised(error) from None
+            raise as_error(error) from None
 
 
-def _listed(image: pb.Image) -> Listed:
+def listed(image: pb.Image) -> Listed:
     return Listed(image.id, tuple(image.tags), tuple(image.digests), image.size, image.pinned)
 
 
-def _raised(error: Any) -> CriError:
+def as_error(error: Any) -> CriError:
     """A status as the error that it was; ``error`` is a grpc.RpcError, which has no types."""
     name = STATUS_NAMES.get(error.code().value[0], "UNKNOWN")
     return _BY_CODE.get(name, CriError)(error.details() or name)

@@ -23,6 +23,7 @@ SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 RUNTIME: Final = "runtime.v1.RuntimeService"
 IMAGE: Final = "runtime.v1.ImageService"
 OWN_IMAGES: Final = "cri_py.v1.Images"
+OWN_EXCHANGE: Final = "cri_py.v1.ImageExchange"
 SERVICES: Final = {
     service.full_name: service
     for file in (api_pb2.DESCRIPTOR, images_pb2.DESCRIPTOR)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from types import SimpleNamespace
 from typing import Self
 
 import pytest
 
-from cri_py import cli_image
+from cri_py import cli, cli_image
 from cri_py.config import Config
 from cri_py.errors import NotFound
 from cri_py.images.progress import LayerProgress
@@ -105,3 +106,11 @@ def test_inspect_shows_names_layers_and_config_or_the_way_out() -> None:
     assert (found["id"], found["chainIDs"], found["config"]) == (IDS[0], [IDS[1]], {"os": "linux"})
     with pytest.raises(NotFound, match="cri-py image ls"):
         run("inspect", io.StringIO(), ref="no-such")
+
+
+def test_an_interrupted_command_ends_as_a_shell_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "pull", interrupted)
+    assert cli.run(["image", "pull", "--config", os.devnull, "b.test/app:1"], io.StringIO()) == 130

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ri_py/v1/images.proto\x12\tcri_py.v1\"\x1a\n\x0bPullRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"J\n\x0cPullProgress\x12(\n\x06layers\x18\x01 \x03(\x0b\x32\x18.cri_py.v1.LayerProgress\x12\x10\n\x08image_id\x18\x02 \x01(\t\"a\n\rLayerProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0f\n\x07\x66\x65tched\x18\x03 \x01(\x03\x12\x10\n\x08unpacked\x18\x04 \x01(\x03\x12\x0f\n\x07present\x18\x05 \x01(\x08\"\r\n\x0bListRequest\"0\n\x0cListResponse\x12 \n\x06images\x18\x01 \x03(\x0b\x32\x10.cri_py.v1.Image\"P\n\x05Image\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\t\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\"\x1d\n\x0eInspectRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"U\n\x0fInspectResponse\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.cri_py.v1.Image\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12\x11\n\tchain_ids\x18\x03 \x03(\t\"&\n\nTagRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\"\x1a\n\x0bTagResponse\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x1c\n\rRemoveRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"\x10\n\x0eRemoveResponse\",\n\x0c\x43heckRequest\x12\x0c\n\x04\x64\x65\x65p\x18\x01 \x01(\x08\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"5\n\rCheckResponse\x12$\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x12.cri_py.v1.Finding\"W\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\r\n\x05\x66ound\x18\x03 \x01(\t\x12\x0e\n\x06images\x18\x04 \x03(\t\x12\x0e\n\x06mended\x18\x05 \x01(\t\"+\n\rImportRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\r\n\x05piece\x18\x02 \x01(\x0c\"2\n\x0eImportResponse\x12 \n\x06images\x18\x01 \x03(\x0b\x32\x10.cri_py.v1.Image\"-\n\rExportRequest\x12\x0c\n\x04refs\x18\x01 \x03(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\"\x1f\n\x0e\x45xportResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"E\n\x0c\x42uildRequest\x12&\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x16.cri_py.v1.BuildConfig\x12\r\n\x05piece\x18\x02 \x01(\x0c\"\x9d\x02\n\x0b\x42uildConfig\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\x12\n\nentrypoint\x18\x03 \x03(\t\x12\x0b\n\x03\x63md\x18\x04 \x03(\t\x12\x0b\n\x03\x65nv\x18\x05 \x03(\t\x12\x13\n\x0bworking_dir\x18\x06 \x01(\t\x12\x0c\n\x04user\x18\x07 \x01(\t\x12\x32\n\x06labels\x18\x08 \x03(\x0b\x32\".cri_py.v1.BuildConfig.LabelsEntry\x12\x15\n\rexposed_ports\x18\t \x03(\t\x12\x0f\n\x07volumes\x18\n \x03(\t\x12\x13\n\x0bstop_signal\x18\x0b \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"0\n\rBuildResponse\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.cri_py.v1.Image\"2\n\rCommitRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\"1\n\x0e\x43ommitResponse\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.cri_py.v1.Image2\xee\x04\n\x06Images\x12\x39\n\x04Pull\x12\x16.cri_py.v1.PullRequest\x1a\x17.cri_py.v1.PullProgress0\x01\x12\x37\n\x04List\x12\x16.cri_py.v1.ListRequest\x1a\x17.cri_py.v1.ListResponse\x12@\n\x07Inspect\x12\x19.cri_py.v1.InspectRequest\x1a\x1a.cri_py.v1.InspectResponse\x12\x34\n\x03Tag\x12\x15.cri_py.v1.TagRequest\x1a\x16.cri_py.v1.TagResponse\x12=\n\x06Remove\x12\x18.cri_py.v1.RemoveRequest\x1a\x19.cri_py.v1.RemoveResponse\x12:\n\x05\x43heck\x12\x17.cri_py.v1.CheckRequest\x1a\x18.cri_py.v1.CheckResponse\x12?\n\x06Import\x12\x18.cri_py.v1.ImportRequest\x1a\x19.cri_py.v1.ImportResponse(\x01\x12?\n\x06\x45xport\x12\x18.cri_py.v1.ExportRequest\x1a\x19.cri_py.v1.ExportResponse0\x01\x12<\n\x05\x42uild\x12\x17.cri_py.v1.BuildRequest\x1a\x18.cri_py.v1.BuildResponse(\x01\x12=\n\x06\x43ommit\x12\x18.cri_py.v1.CommitRequest\x1a\x19.cri_py.v1.CommitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ri_py/v1/images.proto\x12\tcri_py.v1\"\x1a\n\x0bPullRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"J\n\x0cPullProgress\x12(\n\x06layers\x18\x01 \x03(\x0b\x32\x18.cri_py.v1.LayerProgress\x12\x10\n\x08image_id\x18\x02 \x01(\t\"a\n\rLayerProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0f\n\x07\x66\x65tched\x18\x03 \x01(\x03\x12\x10\n\x08unpacked\x18\x04 \x01(\x03\x12\x0f\n\x07present\x18\x05 \x01(\x08\"\r\n\x0bListRequest\"0\n\x0cListResponse\x12 \n\x06images\x18\x01 \x03(\x0b\x32\x10.cri_py.v1.Image\"P\n\x05Image\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\t\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\"\x1d\n\x0eInspectRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"U\n\x0fInspectResponse\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.cri_py.v1.Image\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12\x11\n\tchain_ids\x18\x03 \x03(\t\"&\n\nTagRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\"\x1a\n\x0bTagResponse\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x1c\n\rRemoveRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"\x10\n\x0eRemoveResponse\",\n\x0c\x43heckRequest\x12\x0c\n\x04\x64\x65\x65p\x18\x01 \x01(\x08\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"5\n\rCheckResponse\x12$\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x12.cri_py.v1.Finding\"W\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\r\n\x05\x66ound\x18\x03 \x01(\t\x12\x0e\n\x06images\x18\x04 \x03(\t\x12\x0e\n\x06mended\x18\x05 \x01(\t\"+\n\rImportRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\r\n\x05piece\x18\x02 \x01(\x0c\"2\n\x0eImportResponse\x12 \n\x06images\x18\x01 \x03(\x0b\x32\x10.cri_py.v1.Image\"\x1d\n\rExportRequest\x12\x0c\n\x04refs\x18\x01 \x03(\t\"\x1f\n\x0e\x45xportResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"E\n\x0c\x42uildRequest\x12&\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x16.cri_py.v1.BuildConfig\x12\r\n\x05piece\x18\x02 \x01(\x0c\"\x9d\x02\n\x0b\x42uildConfig\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\x12\n\nentrypoint\x18\x03 \x03(\t\x12\x0b\n\x03\x63md\x18\x04 \x03(\t\x12\x0b\n\x03\x65nv\x18\x05 \x03(\t\x12\x13\n\x0bworking_dir\x18\x06 \x01(\t\x12\x0c\n\x04user\x18\x07 \x01(\t\x12\x32\n\x06labels\x18\x08 \x03(\x0b\x32\".cri_py.v1.BuildConfig.LabelsEntry\x12\x15\n\rexposed_ports\x18\t \x03(\t\x12\x0f\n\x07volumes\x18\n \x03(\t\x12\x13\n\x0bstop_signal\x18\x0b \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"0\n\rBuildResponse\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.cri_py.v1.Image\"2\n\rCommitRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\"1\n\x0e\x43ommitResponse\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.cri_py.v1.Image2\xef\x02\n\x06Images\x12\x39\n\x04Pull\x12\x16.cri_py.v1.PullRequest\x1a\x17.cri_py.v1.PullProgress0\x01\x12\x37\n\x04List\x12\x16.cri_py.v1.ListRequest\x1a\x17.cri_py.v1.ListResponse\x12@\n\x07Inspect\x12\x19.cri_py.v1.InspectRequest\x1a\x1a.cri_py.v1.InspectResponse\x12\x34\n\x03Tag\x12\x15.cri_py.v1.TagRequest\x1a\x16.cri_py.v1.TagResponse\x12=\n\x06Remove\x12\x18.cri_py.v1.RemoveRequest\x1a\x19.cri_py.v1.RemoveResponse\x12:\n\x05\x43heck\x12\x17.cri_py.v1.CheckRequest\x1a\x18.cri_py.v1.CheckResponse2\x8e\x02\n\rImageExchange\x12?\n\x06Import\x12\x18.cri_py.v1.ImportRequest\x1a\x19.cri_py.v1.ImportResponse(\x01\x12?\n\x06\x45xport\x12\x18.cri_py.v1.ExportRequest\x1a\x19.cri_py.v1.ExportResponse0\x01\x12<\n\x05\x42uild\x12\x17.cri_py.v1.BuildRequest\x1a\x18.cri_py.v1.BuildResponse(\x01\x12=\n\x06\x43ommit\x12\x18.cri_py.v1.CommitRequest\x1a\x19.cri_py.v1.CommitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -68,21 +68,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTRESPONSE']._serialized_start=856
   _globals['_IMPORTRESPONSE']._serialized_end=906
   _globals['_EXPORTREQUEST']._serialized_start=908
-  _globals['_EXPORTREQUEST']._serialized_end=953
-  _globals['_EXPORTRESPONSE']._serialized_start=955
-  _globals['_EXPORTRESPONSE']._serialized_end=986
-  _globals['_BUILDREQUEST']._serialized_start=988
-  _globals['_BUILDREQUEST']._serialized_end=1057
-  _globals['_BUILDCONFIG']._serialized_start=1060
-  _globals['_BUILDCONFIG']._serialized_end=1345
-  _globals['_BUILDCONFIG_LABELSENTRY']._serialized_start=1300
-  _globals['_BUILDCONFIG_LABELSENTRY']._serialized_end=1345
-  _globals['_BUILDRESPONSE']._serialized_start=1347
-  _globals['_BUILDRESPONSE']._serialized_end=1395
-  _globals['_COMMITREQUEST']._serialized_start=1397
-  _globals['_COMMITREQUEST']._serialized_end=1447
-  _globals['_COMMITRESPONSE']._serialized_start=1449
-  _globals['_COMMITRESPONSE']._serialized_end=1498
-  _globals['_IMAGES']._serialized_start=1501
-  _globals['_IMAGES']._serialized_end=2123
+  _globals['_EXPORTREQUEST']._serialized_end=937
+  _globals['_EXPORTRESPONSE']._serialized_start=939
+  _globals['_EXPORTRESPONSE']._serialized_end=970
+  _globals['_BUILDREQUEST']._serialized_start=972
+  _globals['_BUILDREQUEST']._serialized_end=1041
+  _globals['_BUILDCONFIG']._serialized_start=1044
+  _globals['_BUILDCONFIG']._serialized_end=1329
+  _globals['_BUILDCONFIG_LABELSENTRY']._serialized_start=1284
+  _globals['_BUILDCONFIG_LABELSENTRY']._serialized_end=1329
+  _globals['_BUILDRESPONSE']._serialized_start=1331
+  _globals['_BUILDRESPONSE']._serialized_end=1379
+  _globals['_COMMITREQUEST']._serialized_start=1381
+  _globals['_COMMITREQUEST']._serialized_end=1431
+  _globals['_COMMITRESPONSE']._serialized_start=1433
+  _globals['_COMMITRESPONSE']._serialized_end=1482
+  _globals['_IMAGES']._serialized_start=1485
+  _globals['_IMAGES']._serialized_end=1852
+  _globals['_IMAGEEXCHANGE']._serialized_start=1855
+  _globals['_IMAGEEXCHANGE']._serialized_end=2125
 # @@protoc_insertion_point(module_scope)

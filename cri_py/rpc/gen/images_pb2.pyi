@@ -141,12 +141,10 @@ class ImportResponse(_message.Message):
     def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
 
 class ExportRequest(_message.Message):
-    __slots__ = ("refs", "format")
+    __slots__ = ("refs",)
     REFS_FIELD_NUMBER: _ClassVar[int]
-    FORMAT_FIELD_NUMBER: _ClassVar[int]
     refs: _containers.RepeatedScalarFieldContainer[str]
-    format: str
-    def __init__(self, refs: _Optional[_Iterable[str]] = ..., format: _Optional[str] = ...) -> None: ...
+    def __init__(self, refs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExportResponse(_message.Message):
     __slots__ = ("piece",)

@@ -64,26 +64,6 @@ class ImagesStub:
                 request_serializer=cri__py_dot_v1_dot_images__pb2.CheckRequest.SerializeToString,
                 response_deserializer=cri__py_dot_v1_dot_images__pb2.CheckResponse.FromString,
                 _registered_method=True)
-        self.Import = channel.stream_unary(
-                '/cri_py.v1.Images/Import',
-                request_serializer=cri__py_dot_v1_dot_images__pb2.ImportRequest.SerializeToString,
-                response_deserializer=cri__py_dot_v1_dot_images__pb2.ImportResponse.FromString,
-                _registered_method=True)
-        self.Export = channel.unary_stream(
-                '/cri_py.v1.Images/Export',
-                request_serializer=cri__py_dot_v1_dot_images__pb2.ExportRequest.SerializeToString,
-                response_deserializer=cri__py_dot_v1_dot_images__pb2.ExportResponse.FromString,
-                _registered_method=True)
-        self.Build = channel.stream_unary(
-                '/cri_py.v1.Images/Build',
-                request_serializer=cri__py_dot_v1_dot_images__pb2.BuildRequest.SerializeToString,
-                response_deserializer=cri__py_dot_v1_dot_images__pb2.BuildResponse.FromString,
-                _registered_method=True)
-        self.Commit = channel.unary_unary(
-                '/cri_py.v1.Images/Commit',
-                request_serializer=cri__py_dot_v1_dot_images__pb2.CommitRequest.SerializeToString,
-                response_deserializer=cri__py_dot_v1_dot_images__pb2.CommitResponse.FromString,
-                _registered_method=True)
 
 
 class ImagesServicer:
@@ -129,34 +109,6 @@ class ImagesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Import(self, request_iterator, context):
-        """Take images from an archive that is sent in pieces.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Export(self, request, context):
-        """Write images into an archive that comes in pieces.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Build(self, request_iterator, context):
-        """An image from a tree of files that is sent as a tar.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Commit(self, request, context):
-        """What a container has changed, as a further layer on its image.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_ImagesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -189,26 +141,6 @@ def add_ImagesServicer_to_server(servicer, server):
                     servicer.Check,
                     request_deserializer=cri__py_dot_v1_dot_images__pb2.CheckRequest.FromString,
                     response_serializer=cri__py_dot_v1_dot_images__pb2.CheckResponse.SerializeToString,
-            ),
-            'Import': grpc.stream_unary_rpc_method_handler(
-                    servicer.Import,
-                    request_deserializer=cri__py_dot_v1_dot_images__pb2.ImportRequest.FromString,
-                    response_serializer=cri__py_dot_v1_dot_images__pb2.ImportResponse.SerializeToString,
-            ),
-            'Export': grpc.unary_stream_rpc_method_handler(
-                    servicer.Export,
-                    request_deserializer=cri__py_dot_v1_dot_images__pb2.ExportRequest.FromString,
-                    response_serializer=cri__py_dot_v1_dot_images__pb2.ExportResponse.SerializeToString,
-            ),
-            'Build': grpc.stream_unary_rpc_method_handler(
-                    servicer.Build,
-                    request_deserializer=cri__py_dot_v1_dot_images__pb2.BuildRequest.FromString,
-                    response_serializer=cri__py_dot_v1_dot_images__pb2.BuildResponse.SerializeToString,
-            ),
-            'Commit': grpc.unary_unary_rpc_method_handler(
-                    servicer.Commit,
-                    request_deserializer=cri__py_dot_v1_dot_images__pb2.CommitRequest.FromString,
-                    response_serializer=cri__py_dot_v1_dot_images__pb2.CommitResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -383,6 +315,106 @@ class Images:
             metadata,
             _registered_method=True)
 
+
+class ImageExchangeStub:
+    """Images without a registry.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Import = channel.stream_unary(
+                '/cri_py.v1.ImageExchange/Import',
+                request_serializer=cri__py_dot_v1_dot_images__pb2.ImportRequest.SerializeToString,
+                response_deserializer=cri__py_dot_v1_dot_images__pb2.ImportResponse.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/cri_py.v1.ImageExchange/Export',
+                request_serializer=cri__py_dot_v1_dot_images__pb2.ExportRequest.SerializeToString,
+                response_deserializer=cri__py_dot_v1_dot_images__pb2.ExportResponse.FromString,
+                _registered_method=True)
+        self.Build = channel.stream_unary(
+                '/cri_py.v1.ImageExchange/Build',
+                request_serializer=cri__py_dot_v1_dot_images__pb2.BuildRequest.SerializeToString,
+                response_deserializer=cri__py_dot_v1_dot_images__pb2.BuildResponse.FromString,
+                _registered_method=True)
+        self.Commit = channel.unary_unary(
+                '/cri_py.v1.ImageExchange/Commit',
+                request_serializer=cri__py_dot_v1_dot_images__pb2.CommitRequest.SerializeToString,
+                response_deserializer=cri__py_dot_v1_dot_images__pb2.CommitResponse.FromString,
+                _registered_method=True)
+
+
+class ImageExchangeServicer:
+    """Images without a registry.
+    """
+
+    def Import(self, request_iterator, context):
+        """Take images from an archive that is sent in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """Write images into an archive that comes in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Build(self, request_iterator, context):
+        """An image from a tree of files that is sent as a tar.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Commit(self, request, context):
+        """What a container has changed, as a further layer on its image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ImageExchangeServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Import': grpc.stream_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=cri__py_dot_v1_dot_images__pb2.ImportRequest.FromString,
+                    response_serializer=cri__py_dot_v1_dot_images__pb2.ImportResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=cri__py_dot_v1_dot_images__pb2.ExportRequest.FromString,
+                    response_serializer=cri__py_dot_v1_dot_images__pb2.ExportResponse.SerializeToString,
+            ),
+            'Build': grpc.stream_unary_rpc_method_handler(
+                    servicer.Build,
+                    request_deserializer=cri__py_dot_v1_dot_images__pb2.BuildRequest.FromString,
+                    response_serializer=cri__py_dot_v1_dot_images__pb2.BuildResponse.SerializeToString,
+            ),
+            'Commit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Commit,
+                    request_deserializer=cri__py_dot_v1_dot_images__pb2.CommitRequest.FromString,
+                    response_serializer=cri__py_dot_v1_dot_images__pb2.CommitResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'cri_py.v1.ImageExchange', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('cri_py.v1.ImageExchange', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ImageExchange:
+    """Images without a registry.
+    """
+
     @staticmethod
     def Import(request_iterator,
             target,
@@ -397,7 +429,7 @@ class Images:
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/cri_py.v1.Images/Import',
+            '/cri_py.v1.ImageExchange/Import',
             cri__py_dot_v1_dot_images__pb2.ImportRequest.SerializeToString,
             cri__py_dot_v1_dot_images__pb2.ImportResponse.FromString,
             options,
@@ -424,7 +456,7 @@ class Images:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/cri_py.v1.Images/Export',
+            '/cri_py.v1.ImageExchange/Export',
             cri__py_dot_v1_dot_images__pb2.ExportRequest.SerializeToString,
             cri__py_dot_v1_dot_images__pb2.ExportResponse.FromString,
             options,
@@ -451,7 +483,7 @@ class Images:
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/cri_py.v1.Images/Build',
+            '/cri_py.v1.ImageExchange/Build',
             cri__py_dot_v1_dot_images__pb2.BuildRequest.SerializeToString,
             cri__py_dot_v1_dot_images__pb2.BuildResponse.FromString,
             options,
@@ -478,7 +510,7 @@ class Images:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/cri_py.v1.Images/Commit',
+            '/cri_py.v1.ImageExchange/Commit',
             cri__py_dot_v1_dot_images__pb2.CommitRequest.SerializeToString,
             cri__py_dot_v1_dot_images__pb2.CommitResponse.FromString,
             options,
