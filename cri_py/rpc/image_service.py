@@ -42,7 +42,7 @@ class ImageService:
     async def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
         ref = _named(request.image)
         image = self._images.find(ref)
-        info = self._pull_info(ref) if request.verbose else {}
+        info = self._under_way(ref) if request.verbose else {}
         if image is None:
             return pb.ImageStatusResponse(info=info)
         if request.verbose:
@@ -55,7 +55,7 @@ class ImageService:
             answer.spec.CopyFrom(spec)
         return pb.ImageStatusResponse(image=answer, info=info)
 
-    def _pull_info(self, ref: str) -> dict[str, str]:
+    def _under_way(self, ref: str) -> dict[str, str]:
         """How far a pull of the image is, if one is under way: JSON in ``pull``."""
         layers = self._images.progress_of(ref)
         if not layers:
