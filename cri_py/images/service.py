@@ -319,7 +319,9 @@ class Images:
             digest = Digest(trouble.subject)
             return digest in self._needed_blobs(self._records.values()) or self.content.leased(digest)
         if trouble.kind is Kind.LAYER:
-            return self._snapshots.leased(ChainId(trouble.subject))
+            chain_id = ChainId(trouble.subject)
+            needed = itertools.chain(*(record.image.chain_ids for record in self._records.values()))
+            return self._snapshots.leased(chain_id) or chain_id in needed
         name = os.path.basename(trouble.subject)
         return name in self._snapshots.making or name in {each.directory for each in self._snapshots.ready.values()}
 
@@ -328,19 +330,20 @@ class Images:
         in_use, changes, blobless = self._in_use(), list[Change](), set[str]()
         directories = []
         for trouble in found:
-            if trouble.kind is Kind.BLOB and trouble.images:
-                await on_thread(self._disk, self.content.remove, Digest(trouble.subject))
-                blobless.update(trouble.images)
-            elif trouble.kind is Kind.LAYER and not any(each in in_use for each in trouble.images):
-                chain_id = ChainId(trouble.subject)
-                if chain_id in self._snapshots:
-                    directories.append(self._snapshots.path(chain_id))
-                    self._snapshots.forget(chain_id)
-                    changes.append(Delete(RECORD, chain_id))
-            elif trouble.kind is Kind.LAYER:
+            if trouble.kind is Kind.DIRECTORY:
+                directories += [] if self._wanted(trouble) else [trouble.subject]
+            elif not trouble.images:
+                continue  # it goes with all that nobody needs
+            elif trouble.kind is Kind.BLOB:
+                if not self.content.leased(Digest(trouble.subject)):
+                    await on_thread(self._disk, self.content.remove, Digest(trouble.subject))
+                    blobless.update(trouble.images)
+            elif any(each in in_use for each in trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
                 log.warning("a damaged layer is in use: remove the containers first", layer=trouble.subject)
-            elif not self._wanted(trouble):
-                directories.append(trouble.subject)
+            elif (chain_id := ChainId(trouble.subject)) in self._snapshots:
+                directories.append(self._snapshots.path(chain_id))
+                self._snapshots.forget(chain_id)
+                changes.append(Delete(RECORD, chain_id))
         await self._reconcile(changes, blobless)
         for directory in directories:
             await on_thread(self._disk, remove_tree, directory)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cri_py.images.check import Trouble, look, stored
+from cri_py.images import service
+from cri_py.images.check import Kind, Trouble, look, stored
 from cri_py.images.content import Content
 from cri_py.images.service import Images
 from cri_py.model import Image, ImageId
@@ -146,6 +147,18 @@ async def test_a_pull_under_way_is_no_trouble(images: Images, registry: Registry
     while not pull.done():
         assert await images.check(repair=True) == []
     await pull
+    assert await images.check(deep=True) == []
+
+
+async def test_what_became_an_image_while_the_disk_was_looked_at_is_no_orphan(
+    images: Images, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = [Trouble(Kind.LAYER, chain_id, "orphaned: no image needs it") for chain_id in image.chain_ids]
+    stale.append(Trouble(Kind.BLOB, image.id, "orphaned: no image needs it"))
+    stale.append(Trouble(Kind.DIRECTORY, images.lower_dirs(image.id)[0], "orphaned: no record names it"))
+    monkeypatch.setattr(service, "look", lambda *_, **__: stale)
+    assert await images.check(repair=True) == []
+    monkeypatch.undo()
     assert await images.check(deep=True) == []
 
 
