@@ -9,6 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final, TextIO
 
 from cri_py.config import Config
@@ -108,18 +109,19 @@ class _Bars:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._drawn = 0
+        self._drawn: Sequence[LayerProgress] = ()
 
     def layers(self, layers: Sequence[LayerProgress]) -> None:
         lines = [_bar(layer) for layer in layers]
-        back = f"\x1b[{self._drawn}A" if self._drawn else ""
+        back = f"\x1b[{len(self._drawn)}A" if self._drawn else ""
         self._out.write(back + "".join(f"\r\x1b[K{line}\n" for line in lines))
         self._out.flush()
-        self._drawn = len(lines)
+        self._drawn = layers
 
     def end(self) -> None:
-        """Nothing is redrawn any more."""
-        self._drawn = 0
+        """The image is here: so is all of every layer, whatever was seen last."""
+        if self._drawn:
+            self.layers([replace(layer, fetched=layer.size, unpacked=layer.size) for layer in self._drawn])
 
 
 class _Lines:

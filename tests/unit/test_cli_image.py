@@ -41,7 +41,6 @@ class Client:
         layers = [
             (layer(IDS[0], SIZE, SIZE, present=True), layer(IDS[1], 0, 0)),
             (layer(IDS[0], SIZE, SIZE, present=True), layer(IDS[1], SIZE // 2, SIZE // 4)),
-            (layer(IDS[0], SIZE, SIZE, present=True), layer(IDS[1], SIZE, SIZE)),
         ]
         return [*(Step(each, "") for each in layers), Step((), IDS[2])]
 
