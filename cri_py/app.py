@@ -22,6 +22,7 @@ from cri_py import __version__, telemetry
 from cri_py.cgroups import Cgroups, detect
 from cri_py.config import Config
 from cri_py.errors import CriError, FailedPrecondition
+from cri_py.images.exchange import Exchange
 from cri_py.images.service import Images
 from cri_py.kernel import faults, procfs
 from cri_py.kernel.holder import write_program
@@ -45,8 +46,10 @@ from cri_py.pods.trash import Trash
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.metrics import MetricsServer
+from cri_py.rpc.own_exchange import Changed, OwnExchange
+from cri_py.rpc.own_images import OwnImages
 from cri_py.rpc.runtime_service import RuntimeService
-from cri_py.rpc.server import Server
+from cri_py.rpc.server import IMAGE, OWN_EXCHANGE, OWN_IMAGES, RUNTIME, Server
 from cri_py.state.claim import claimed
 from cri_py.state.store import Store
 from cri_py.streaming.front import Front, Head
@@ -203,6 +206,10 @@ class App:
     def _in_use(self) -> set[ImageId]:
         return self.containers.image_ids_in_use()
 
+    def _changes_of(self, container_id: str) -> Changed:
+        container = self.containers.find(container_id)
+        return Changed(container.id, container.image_id, f"{self.places.writable(container.id)}/upper")
+
     async def start(self, stack: AsyncExitStack) -> None:
         """Start everything in order; each part's end goes onto ``stack``."""
         stack.callback(self.pod_store.close)
@@ -227,7 +234,15 @@ class App:
         await self.front.start()
         stack.push_async_callback(self.front.stop)
         runtime = RuntimeService(self.sandboxes, self.containers, self.streams, self.events, self.node)
-        server = Server(self._config, {"RuntimeService": runtime, "ImageService": ImageService(self.images)})
+        exchange = Exchange(self.images, f"{self._config.server.root}/images")
+        stack.callback(exchange.close)
+        services = {
+            RUNTIME: runtime,
+            IMAGE: ImageService(self.images),
+            OWN_IMAGES: OwnImages(self.images),
+            OWN_EXCHANGE: OwnExchange(exchange, self._changes_of),
+        }
+        server = Server(self._config, services)
         await server.start()
         stack.push_async_callback(server.stop)
         await server.set_serving(True)
@@ -237,6 +252,8 @@ class App:
         telemetry.PODS.read_by(self._count_pods)
         telemetry.CONTAINERS.read_by(self._count_containers)
         telemetry.IMAGES.read_by(lambda: {"": float(len(self.images.list()))})
+        telemetry.PULLS.read_by(lambda: {"": float(len(self.images.progress.under_way()))})
+        telemetry.PULL_PROGRESS.read_by(self.images.progress.totals)
         telemetry.EVENT_QUEUE_DEPTH.read_by(lambda: {"": float(self.events.depth())})
         telemetry.MONITOR_MEMORY.read_by(self._monitor_memory)
 

@@ -6,7 +6,11 @@ Imports are lazy: ``serve`` starts the spawner before grpc is in the process, an
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TextIO
@@ -55,6 +59,70 @@ examples:
   cri-py check --root /srv/second --state /run/second
 """
 
+_IMAGE: Final = """\
+examples:
+  cri-py image pull docker.io/library/busybox:1.36
+  cri-py image ls
+  cri-py image tag busybox:1.36 example.org/tools/busybox:latest
+  cri-py image rm example.org/tools/busybox:latest
+  cri-py image export busybox:1.36 -o busybox.tar
+  cri-py image import busybox.tar
+"""
+
+_IMAGE_CHECK: Final = """\
+Finds blobs and unpacked layers that are missing, truncated or orphaned, with --deep also what is damaged inside, and
+mends by unpacking again, through the daemon if one runs. Exit status 1 if something is wrong and stays so.
+
+examples:
+  cri-py image check
+  cri-py image check --deep --repair --dry-run
+  cri-py image check --deep --repair
+"""
+
+_IMAGE_IMPORT: Final = """\
+Takes an OCI layout (a directory or its tar) or what docker save writes, with one image or several, plain or compressed
+by gzip or zstd: all of its images, or none. It goes to the running daemon; where none runs, into its store.
+
+examples:
+  cri-py image import images.tar
+  cri-py image import ./layout --tag example.org/tools/app:1
+  docker save app:1 | cri-py image import -
+"""
+
+_IMAGE_EXPORT: Final = """\
+The archive is an OCI layout and a docker-archive at once: docker load, podman load, skopeo and cri-py read it.
+
+examples:
+  cri-py image export busybox:1.36 registry.k8s.io/pause:3.10 -o images.tar
+  cri-py image export busybox:1.36 --layout -o ./layout
+  cri-py image export busybox:1.36 | ssh other cri-py image import -
+"""
+
+_IMAGE_BUILD: Final = """\
+One layer, with the owners, modes and times of the files. Equal trees and flags are the same image.
+
+examples:
+  cri-py image build ./root --tag example.org/tools/app:1 --entrypoint /bin/app --env LANG=C.UTF-8 --expose 80
+  cri-py image build ./root --tag app:2 --entrypoint '["/bin/sh", "-c"]' --cmd '["exec app"]' --user 1000:1000
+"""
+
+_WORDS: Final = (
+    ("--entrypoint", "WORDS", "the program and its first arguments"),
+    ("--cmd", "WORDS", "arguments, or the program if there is no entrypoint"),
+)
+_REPEATED: Final = (
+    ("--env", "NAME=VALUE", "a variable"),
+    ("--label", "KEY=VALUE", "a label"),
+    ("--expose", "PORT[/PROTOCOL]", "a port that the program listens on"),
+    ("--volume", "PATH", "a directory that is to be a volume"),
+)
+_ONCE: Final = (
+    ("--workdir", "PATH", "where the program starts"),
+    ("--user", "USER[:GROUP]", "names or numbers"),
+    ("--stop-signal", "SIGNAL", "what asks the program to end"),
+    ("--platform", "OS/ARCH[/VARIANT]", "what the files are for (default: the node's)"),
+)
+
 _FLAGS: Final[Mapping[str, tuple[config.Path, str, str]]] = {
     "--listen": (("server", "listen"), "ADDRESS", "the CRI socket, unix:///path (default: STATE/cri.sock)"),
     "--root": (("server", "root"), "DIR", "images, records, what else outlives a reboot (default: /var/lib/cri_py)"),
@@ -80,6 +148,8 @@ def run(arguments: Sequence[str], out: TextIO | None = None) -> int:
     except CriError as error:
         print(f"cri-py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # as a shell would tell it
     except BrokenPipeError:
         # The reader (head, less) has had enough; what is still buffered must not raise once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,6 +177,18 @@ def _check(parsed: argparse.Namespace, out: TextIO) -> int:
     findings = cli_check.findings(loaded.config)
     out.write(cli_check.as_json(findings) if parsed.json else cli_check.as_text(findings))
     return 1 if any(finding.verdict is cli_check.Verdict.MISSING for finding in findings) else 0
+
+
+def _image(name: str, module: str = "cli_image") -> Callable[[argparse.Namespace, TextIO], int]:
+    """A command of ``cri-py image``, imported when it runs: it brings grpc along."""
+
+    def command(parsed: argparse.Namespace, out: TextIO) -> int:
+        loaded = _load(parsed)
+        run_it: Callable[[config.Config, argparse.Namespace, TextIO], int]
+        run_it = getattr(importlib.import_module(f"cri_py.{module}"), name)
+        return run_it(loaded.config, parsed, out)
+
+    return command
 
 
 def _config_default(_parsed: argparse.Namespace, out: TextIO) -> int:
@@ -149,10 +231,67 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "serve", _serve, "run the daemon", _SERVE)
     check = _add(commands, "check", _check, "what this machine lacks, and the remedy", _CHECK)
     check.add_argument("--json", action="store_true", help="for programs: a list of findings")
+    _add_image_commands(commands)
     _add_config_commands(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(command=_version)
     return parser
+
+
+def _add_image_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parent = _described(commands.add_parser, name="image", help="the images of the node", epilog=_IMAGE)
+    inner = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    pull = _add(inner, "pull", _image("pull"), "make an image present", "")
+    pull.add_argument("ref", metavar="REF", help="such as registry.k8s.io/pause:3.10")
+    ls = _add(inner, "ls", _image("ls"), "list the images that are here", "")
+    ls.add_argument("--json", action="store_true", help="for programs")
+    inspect = _add(inner, "inspect", _image("inspect"), "names, layers and config of an image, as JSON", "")
+    inspect.add_argument("ref", metavar="REF", help="a tag, a digest, an id or its beginning")
+    tag = _add(inner, "tag", _image("tag"), "give an image a further tag", "")
+    tag.add_argument("ref", metavar="REF", help="a tag, a digest, an id or its beginning")
+    tag.add_argument("tag", metavar="TAG", help="the new one, NAME:TAG")
+    rm = _add(inner, "rm", _image("rm"), "remove a tag, or with an id or the last tag an image", "")
+    rm.add_argument("refs", metavar="REF", nargs="+", help="a tag, a digest, an id or its beginning")
+    _add_exchange_commands(inner)
+    check = _add(inner, "check", _image("check"), "find what is damaged or left over in the image store", _IMAGE_CHECK)
+    check.add_argument("--deep", action="store_true", help="read every byte")
+    check.add_argument("--repair", action="store_true", help="mend what can be mended, forget what can't")
+    check.add_argument("--dry-run", action="store_true", help="with --repair: change nothing, tell what would be done")
+
+
+def _add_exchange_commands(inner: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Images without a registry."""
+    take = _add(inner, "import", _image("take", "cli_exchange"), "take images from an archive", _IMAGE_IMPORT)
+    take.add_argument(
+        "path", metavar="PATH", help="an archive, a directory with an OCI layout, or - for standard input"
+    )
+    take.add_argument("--tag", metavar="NAME:TAG", default="", help="for an image that brings no name")
+    give = _add(inner, "export", _image("give", "cli_exchange"), "write images into an archive", _IMAGE_EXPORT)
+    give.add_argument("refs", metavar="REF", nargs="+", help="a tag, a digest, an id or its beginning")
+    give.add_argument("--output", "-o", metavar="PATH", default="-", help="the archive (default: standard output)")
+    give.add_argument("--layout", action="store_true", help="make PATH a directory with an OCI layout, no archive")
+    build = _add(inner, "build", _image("build", "cli_exchange"), "make an image of a directory", _IMAGE_BUILD)
+    build.add_argument("directory", metavar="DIR", help="its tree becomes the image's root")
+    build.add_argument("--tag", metavar="NAME:TAG", required=True, help="the image's name")
+    for flag, metavar, purpose in _WORDS:
+        build.add_argument(flag, metavar=metavar, default=(), type=_words, help=f"{purpose}: a JSON array, or words")
+    for flag, metavar, purpose in _REPEATED:
+        build.add_argument(flag, metavar=metavar, action="append", default=[], help=f"{purpose}; may come often")
+    for flag, metavar, purpose in _ONCE:
+        build.add_argument(flag, metavar=metavar, default="", help=purpose)
+    commit = _add(inner, "commit", _image("commit", "cli_exchange"), "make an image of a container's changes", "")
+    commit.add_argument("container", metavar="CONTAINER", help="its id or the beginning of it")
+    commit.add_argument("--tag", metavar="NAME:TAG", required=True, help="the image's name")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """``["/bin/sh", "-c"]``, or as a shell would split it: ``/bin/sh -c``."""
+    if not text.startswith("["):
+        return tuple(shlex.split(text))
+    words = json.loads(text)
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError(text)  # argparse says which flag had it
+    return tuple(words)
 
 
 def _add_config_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -390,6 +390,7 @@ class Image:
     config: ImageConfig
     chain_ids: tuple[ChainId, ...]  # one per layer, the base first
     pinned: bool = False
+    artifact_type: str = ""  # media type of what is kept as it came and can't be run; "" for a container image
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,7 +467,7 @@ class StreamRequest:
     sandbox_id: SandboxId
     container_id: ContainerId | None = None
     command: tuple[str, ...] = ()
-    stdio: Stdio = Stdio()  # noqa: RUF009 - frozen
+    stdio: Stdio = Stdio()
 
 
 @dataclass(frozen=True, slots=True)

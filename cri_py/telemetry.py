@@ -100,6 +100,10 @@ STREAM_ERRORS: Final = Counter(
     "cri_py_stream_errors", "Streaming sessions that ended by an error, by kind", ["kind"], registry=REGISTRY
 )
 IMAGES: Final = Reading("cri_py_images", "Images in the store")
+PULLS: Final = Reading("cri_py_pulls", "Pulls under way whose manifest is here")
+PULL_PROGRESS: Final = Reading(
+    "cri_py_pull_progress_bytes", "Layers of the pulls under way: compressed bytes wanted, fetched, unpacked", "step"
+)
 MONITOR_MEMORY: Final = Reading("cri_py_monitor_memory_bytes", "PSS of all monitors and the spawner")
 MONITORS_LOST: Final = Counter(
     "cri_py_monitors_lost", "Monitors that died before their pod was stopped", registry=REGISTRY

@@ -1,6 +1,6 @@
-"""Make ``cri_py/rpc/gen/`` from ``runtime/v1/api.proto``: messages, their types for mypy, and the service stubs.
+"""Make ``cri_py/rpc/gen/`` from the .proto files: messages, their types for mypy, and the service stubs.
 
-Run it after a change of the .proto: ``python proto/generate.py``. It needs the grpcio-tools that pyproject.toml pins
+Run it after a change of one: ``python proto/generate.py``. It needs the grpcio-tools that pyproject.toml pins
 under ``dev``: another version writes other bytes, and a house test compares them.
 """
 
@@ -13,14 +13,13 @@ from typing import Final
 
 PROTO_ROOT: Final = Path(__file__).resolve().parent
 TARGET: Final = PROTO_ROOT.parent / "cri_py" / "rpc" / "gen"
-SOURCE: Final = "runtime/v1/api.proto"
+SOURCES: Final = ("runtime/v1/api.proto", "cri_py/v1/images.proto")
 
 # protoc names a Python module by the path of its .proto, so the stubs import runtime.v1; in our package the messages
 # are a sibling. The descriptor keeps the full path: it identifies the file in protobuf's one pool per process.
-IMPORT_WRITTEN: Final = "from runtime.v1 import api_pb2 as "
-IMPORT_WANTED: Final = "from cri_py.rpc.gen import api_pb2 as "
+IMPORT_WANTED: Final = "from cri_py.rpc.gen import "
 
-PACKAGE_DOC: Final = '"""Written by proto/generate.py from proto/runtime/v1/api.proto. Don\'t edit."""\n'
+PACKAGE_DOC: Final = '"""Written by proto/generate.py from proto/*/v1/*.proto. Don\'t edit."""\n'
 
 
 def generate(target: Path) -> None:
@@ -34,12 +33,15 @@ def generate(target: Path) -> None:
             f"--python_out={scratch}",
             f"--pyi_out={scratch}",
             f"--grpc_python_out={scratch}",
-            SOURCE,
+            *SOURCES,
         ]
         if protoc.main(arguments) != 0:
-            raise RuntimeError(f"protoc could not compile {PROTO_ROOT / SOURCE}")
-        for made in sorted((Path(scratch) / SOURCE).parent.iterdir()):
-            (target / made.name).write_text(made.read_text().replace(IMPORT_WRITTEN, IMPORT_WANTED))
+            raise RuntimeError(f"protoc could not compile {', '.join(SOURCES)} in {PROTO_ROOT}")
+        for source in SOURCES:
+            directory = (Path(scratch) / source).parent
+            written = f"from {directory.relative_to(scratch).as_posix().replace('/', '.')} import "
+            for made in sorted(directory.iterdir()):
+                (target / made.name).write_text(made.read_text().replace(written, IMPORT_WANTED))
     (target / "__init__.py").write_text(PACKAGE_DOC)
 
 

@@ -13,10 +13,8 @@ from typing import Any, Final, Protocol
 
 from cri_py.errors import DataLoss, ResourceExhausted, Unimplemented
 
-READ_BYTES: Final = (
-    1 << 16
-)  # what is left of it is copied at each end of a gzip member: many tiny ones shall cost little
-PIECE_BYTES: Final = 1 << 20  # at most this much comes out at once, whatever the ratio
+READ_BYTES: Final = 1 << 16  # what is left is copied at each end of a gzip member: tiny ones shall cost little
+PIECE_BYTES: Final = 1 << 18  # at most this much comes out at once, whatever the ratio
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 

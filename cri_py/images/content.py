@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, Final
 
 from cri_py.errors import DataLoss, Internal, NotFound, ResourceExhausted
+from cri_py.images.compression import Source
 from cri_py.kernel.syscalls import syncfs
 from cri_py.model import Digest
 
@@ -122,13 +123,19 @@ class Content:
         except NotFound:
             return False
 
+    def verify(self, digest: Digest) -> None:
+        """Read all of a blob. Raises NotFound, or DataLoss if it is not what its name says."""
+        self.open(digest).close()
+        if not self.intact(digest):
+            raise DataLoss(f"the blob {self.path(digest)} is damaged", hint="pull the image again")
+
     # ------------------------------------------------------------------- change
 
     def put(self, digest: Digest, content: bytes) -> None:
         """Keep a blob that was verified by the caller."""
         self._write(digest, iter((content,)))
 
-    def put_file(self, digest: Digest, source: BinaryIO) -> int:
+    def put_file(self, digest: Digest, source: Source) -> int:
         """Keep what ``source`` holds from where it stands to its end; returns the size in bytes.
 
         Raises DataLoss if it is not ``digest``, ResourceExhausted if the disk is full.
@@ -169,10 +176,12 @@ class Content:
                     os.unlink(entry.path)
 
     def sync(self) -> None:
-        """Bring all blobs to the disk, and whatever else its filesystem holds."""
+        """Bring all blobs to the disk, and whatever else its filesystem holds. Raises Internal if the disk fails."""
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             syncfs(fd)
+        except OSError as error:
+            raise Internal(f"{self._directory} can't be synced: {error.strerror}", hint="check the disk") from error
         finally:
             os.close(fd)
 
@@ -204,6 +213,9 @@ class Content:
         finally:
             self._leases.subtract(digests)
             self._leases += Counter()  # drops what nobody leases any more
+
+    def leased(self, digest: Digest) -> bool:
+        return digest in self._leases
 
     def take_unneeded(self, needed: Collection[Digest], listed: Collection[Digest]) -> list[str]:
         """Take what of ``listed`` is neither needed nor leased from its place; returns the files, to be deleted.

@@ -21,6 +21,7 @@ from cri_py.images.flights import Flights, on_thread
 from cri_py.images.manifest import Descriptor
 from cri_py.images.registry import Repository
 from cri_py.images.unpacking import Ready
+from cri_py.kernel import faults
 from cri_py.model import Digest
 
 BATCH_BYTES: Final = 1 << 20  # what is worth a hop to a thread
@@ -248,6 +249,17 @@ class Downloads:
             if not fetching.cancelled():
                 fetching.exception()  # raised by whom it concerned
 
+    @asynccontextmanager
+    async def here(self, descriptor: Descriptor) -> AsyncIterator[Following]:
+        """A blob that must be here already. Raises NotFound, or DataLoss if it is damaged."""
+        path = self._content.path(descriptor.digest)
+        await on_thread(self._executor, self._content.verify, descriptor.digest)
+        fetched: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        fetched.set_result(None)
+        blob = _Blob((path, path))
+        blob.finish(descriptor.size)
+        yield Following(blob, fetched)
+
     async def _ensure(self, descriptor: Descriptor, repository: Repository, blob: _Blob) -> None:
         while not blob.whole:
             await self._flights.join(descriptor.digest, lambda: self._fetch(descriptor, repository, blob))
@@ -257,13 +269,17 @@ class Downloads:
         if not await on_thread(self._executor, content.has, digest, descriptor.size):
             async with self._turns:
                 await self._download(descriptor, repository, blob)
+            faults.trace("blob verified")
             await on_thread(self._executor, content.keep, digest, content.partial(digest))
+            faults.trace("blob kept")
         blob.finish(descriptor.size)
+        self._on_progress(digest, descriptor.size)
 
     async def _download(self, descriptor: Descriptor, repository: Repository, blob: _Blob) -> None:
         def change(available: int) -> None:
             blob.change(available)
             self._on_progress(descriptor.digest, available)
+            faults.trace("blob grown")
 
         algorithm = descriptor.digest.partition(":")[0]
         file = BlobFile(self._content.partial(descriptor.digest), algorithm, self._executor, change)
@@ -272,6 +288,7 @@ class Downloads:
             await repository.blob(descriptor, file)
         except (DataLoss, ResourceExhausted):
             file.close()  # of no use any more, or in the way of everything else
+            change(0)
             await on_thread(self._executor, self._content.drop_partial, descriptor.digest)
             raise
         finally:

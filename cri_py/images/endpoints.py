@@ -48,6 +48,11 @@ class Endpoint:
         return urlsplit(self.url).netloc.rpartition("@")[2].lower()
 
     @property
+    def name(self) -> str:
+        """The host as refs and directories name it: Docker Hub's server is docker.io."""
+        return HUB if self.host == _HUB_SERVER else self.host
+
+    @property
     def image(self) -> str:
         """What is pulled, for messages: as the ref names it unless a mirror has it elsewhere."""
         return f"{self.registry}/{self.repository}"

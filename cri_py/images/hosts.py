@@ -165,11 +165,13 @@ class CertsDirectories:
         for directory in [*self._directories(host), *(os.path.join(root, DEFAULT) for root in self._roots)]:
             try:
                 names = sorted(os.listdir(directory))
+                # An empty hosts.toml is as good as none, also for containerd.
+                routed = FILE in names and os.path.getsize(os.path.join(directory, FILE)) > 0
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
                 raise ConfigError(f"{directory} can't be read: {error.strerror}") from error
-            return SYSTEM_TRUST if FILE in names else _docker_style(directory, names)
+            return SYSTEM_TRUST if routed else _docker_style(directory, names)
         return SYSTEM_TRUST
 
     def _read(self, directory: str) -> HostsFile | None:

@@ -48,6 +48,7 @@ class Unpacked(NamedTuple):
 
     used_bytes: int
     inodes: int
+    file_bytes: int  # the lengths of all files, holes too: what ``measure`` finds again as long as nothing is lost
     implied: tuple[bytes, ...] = ()  # parents before children
 
 
@@ -96,6 +97,20 @@ def adopt(target: str, implied: Sequence[bytes], lowers: Sequence[str]) -> None:
                 _restyle(root, path, found)
     finally:
         os.close(root)
+
+
+def measure(directory: str) -> tuple[int, int]:
+    """Inodes and bytes of files below an unpacked layer, as ``Unpacked`` counts them, whatever its names are."""
+    seen: set[int] = set()
+    file_bytes = 0
+    for _, directories, files, fd in os.fwalk(os.fsencode(directory)):
+        seen.add(os.fstat(fd).st_ino)
+        for name in (*directories, *files):
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if found.st_ino not in seen:
+                seen.add(found.st_ino)
+                file_bytes += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return len(seen), file_bytes
 
 
 def _find_below(lowers: Sequence[str], path: bytes) -> os.stat_result | None:
@@ -175,6 +190,7 @@ class _Writer:
         self._implied: dict[bytes, None] = {}
         self._bytes = _ALLOCATION
         self._inodes = 1
+        self._file_bytes = 0
         self._entries = 0
         self._identity = (os.geteuid(), os.getegid())
 
@@ -188,6 +204,9 @@ class _Writer:
             self._place(path, entry, inflow)
         except OSError as error:
             raise self._failed(error, entry) from error
+        except (ValueError, OverflowError) as error:  # a NUL in a link or an attribute's name, a device's number
+            what = f"{entry.path!r} ({entry.kind.value}) of {self._subject}"
+            raise DataLoss(f"{what} holds what no filesystem takes: {error}") from error
 
     def finish(self) -> None:
         """Set modes and times of directories, the deepest first: placing a file would have changed them again."""
@@ -203,6 +222,8 @@ class _Writer:
                 self._style(fd, entry)
             except OSError as error:
                 raise self._failed(error, entry) from error
+            except ValueError as error:
+                raise DataLoss(f"{entry.path!r} of {self._subject} has an attribute's name with a NUL") from error
             finally:
                 os.close(fd)
 
@@ -212,7 +233,8 @@ class _Writer:
         self._open.clear()
 
     def unpacked(self) -> Unpacked:
-        return Unpacked(self._bytes, self._inodes, tuple(path for path in self._implied if path not in self._described))
+        implied = tuple(path for path in self._implied if path not in self._described)
+        return Unpacked(self._bytes, self._inodes, self._file_bytes, implied)
 
     # ---------------------------------------------------------------- placing
 
@@ -249,6 +271,7 @@ class _Writer:
         finally:
             os.close(fd)
         self._count(entry.stored)
+        self._file_bytes += entry.size
 
     def _hard_link(self, path: bytes, entry: Entry) -> None:
         source = self._inside(entry.link)
@@ -387,18 +410,32 @@ class _Writer:
         name = path.rpartition(b"/")[2]
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
-            import shutil  # noqa: PLC0415 (imports much, and few layers say a name twice)
-
-            shutil.rmtree(name, dir_fd=parent)
+            self._clear_directory(parent, name)
             for known in (self._described, self._implied):
                 for gone in [each for each in known if each == path or each.startswith(path + b"/")]:
                     del known[gone]
         else:
+            self._uncount(found)
             os.unlink(name, dir_fd=parent)
         if stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode):
             # Open directories may lie below it, or their names may have led through it.
             for cached in [each for each in self._open if self._open[each] != parent]:
                 os.close(self._open.pop(cached))
+
+    def _clear_directory(self, parent: int, name: bytes) -> None:
+        for _, directories, files, fd in os.fwalk(name, topdown=False, dir_fd=parent):
+            for each in files:
+                self._uncount(os.stat(each, dir_fd=fd, follow_symlinks=False))
+                os.unlink(each, dir_fd=fd)
+            for each in directories:
+                found = os.stat(each, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode):
+                    os.rmdir(each, dir_fd=fd)
+                else:  # a link to a directory
+                    os.unlink(each, dir_fd=fd)
+                self._uncount(found)
+        self._uncount(os.stat(name, dir_fd=parent, follow_symlinks=False))
+        os.rmdir(name, dir_fd=parent)
 
     # -------------------------------------------------------------- attributes
 
@@ -429,6 +466,18 @@ class _Writer:
     def _count(self, size: int) -> None:
         self._bytes += -(-size // _ALLOCATION) * _ALLOCATION
         self._inodes += 1
+
+    def _uncount(self, found: os.stat_result) -> None:
+        """What is removed counts no more; a file with other names stays."""
+        if stat.S_ISDIR(found.st_mode):
+            size = _ALLOCATION
+        elif found.st_nlink > 1:
+            return
+        else:
+            size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+            self._file_bytes -= size
+        self._bytes -= -(-size // _ALLOCATION) * _ALLOCATION
+        self._inodes -= 1
 
     def _inside(self, path: bytes) -> bytes:
         """The path without empty parts, ``.`` and ``..``; DataLoss if it leaves the layer."""

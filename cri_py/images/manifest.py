@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from cri_py.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from cri_py.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from cri_py.images.reference import parse_digest
 from cri_py.model import ChainId, Digest, ImageConfig
 
@@ -47,6 +47,12 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
+# 64-bit processors run the 32-bit programs of their family, but for some arm64 servers; peers try these last, too.
+_ALSO_RUN: Final = {"amd64": Platform("linux", "386"), "arm64": Platform("linux", "arm", "v8")}
+_LAST_RANKS: Final = 50
+_UNKNOWN_RANK: Final = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """Content by digest and size in bytes; ``platform`` only in an index."""
@@ -64,8 +70,12 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
+    """``artifact_type``: what it is if it is no container image (image-spec manifest.md, Guidelines for Artifact
+    Usage), else ""."""
+
     config: Descriptor
     layers: tuple[Descriptor, ...]  # the base first
+    artifact_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,7 @@ class _DocumentJson(msgspec.Struct, rename="camel"):
     config: _DescriptorJson | None = None
     layers: list[_DescriptorJson] | None = None
     manifests: list[_DescriptorJson] | None = None
+    artifact_type: str = ""
 
 
 class _ContainerJson(msgspec.Struct, rename="pascal"):
@@ -143,7 +154,9 @@ def parse_manifest(content: bytes, content_type: str, subject: str) -> Index | M
         return Index(tuple(_descriptor(entry, subject) for entry in document.manifests))
     if document.config is not None and document.layers is not None and media_type not in INDEX_TYPES:
         layers = tuple(_descriptor(entry, subject) for entry in document.layers)
-        return Manifest(_descriptor(document.config, subject), layers)
+        config = _descriptor(document.config, subject)
+        is_image = config.media_type in CONFIG_TYPES
+        return Manifest(config, layers, "" if is_image else document.artifact_type or config.media_type or "unknown")
     raise DataLoss(f"{subject} is neither an image nor an index but {media_type or 'something without a media type'}")
 
 
@@ -168,15 +181,6 @@ def parse_config(content: bytes, subject: str) -> ConfigFile:
     )
 
 
-def check_image(manifest: Manifest, subject: str) -> None:
-    """Refuse what is no container image with an Unimplemented that names its kind."""
-    if manifest.config.media_type not in CONFIG_TYPES:
-        raise Unimplemented(
-            f"{subject} is an artifact ({manifest.config.media_type}), not a container image",
-            hint="artifacts can't be run",
-        )
-
-
 def check_config(config: ConfigFile, manifest: Manifest, wanted: Platform, subject: str) -> None:
     """Raise DataLoss if config and manifest disagree, FailedPrecondition if the image is for another platform."""
     if len(config.diff_ids) != len(manifest.layers):
@@ -189,18 +193,19 @@ def check_config(config: ConfigFile, manifest: Manifest, wanted: Platform, subje
         )
 
 
-def choose(index: Index, wanted: Platform, subject: str) -> Descriptor:
-    """The entry of an index that fits ``wanted`` best: the nearest variant, then the earlier entry.
+def fitting(index: Index, wanted: Platform, subject: str) -> tuple[Descriptor, ...]:
+    """The entries of an index that may hold what ``wanted`` runs: the nearest variant first, then the earlier entry.
 
-    Entries without a platform (a nested index often has none) come last. Raises NotFound that lists what is there.
+    Entries without a platform (a nested index often has none) come last: only a look inside tells. Raises NotFound that
+    lists what is there.
     """
-    best: tuple[int, Descriptor] | None = None
-    for entry in index.manifests:
-        rank = 100 if entry.platform is None else _rank(entry.platform, wanted)
-        if rank is not None and (best is None or rank < best[0]):
-            best = (rank, entry)
-    if best is not None:
-        return best[1]
+    ranked = [
+        (_UNKNOWN_RANK if entry.platform is None else _rank(entry.platform, wanted), position)
+        for position, entry in enumerate(index.manifests)
+    ]
+    fits = sorted((rank, position) for rank, position in ranked if rank is not None)
+    if fits:
+        return tuple(index.manifests[position] for _, position in fits)
     there = ", ".join(str(entry.platform) for entry in index.manifests) or "nothing"
     raise NotFound(f"{subject} has no image for {wanted}", hint=f"it holds: {there}")
 
@@ -223,8 +228,12 @@ def node_platform(machine: str) -> Platform:
 
 def _rank(offered: Platform, wanted: Platform) -> int | None:
     """0 for a perfect fit, more for an older variant that still runs here, None for what doesn't run."""
-    if offered.os != wanted.os or offered.architecture != wanted.architecture:
+    if offered.os != wanted.os:
         return None
+    if offered.architecture != wanted.architecture:
+        also = _ALSO_RUN.get(wanted.architecture)
+        rank = _rank(offered, also) if also is not None else None
+        return None if rank is None else _LAST_RANKS + rank
     have = _variant_number(wanted)
     need = _variant_number(offered)
     return have - need if have >= need else None

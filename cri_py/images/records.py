@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
@@ -33,7 +33,8 @@ class ImageRecord:
 
     def blobs(self, *, layers: bool) -> tuple[Digest, ...]:
         """The content that belongs to it: manifests, config and, if kept, layers."""
-        return (*self.manifests, Digest(self.image.id), *(each.digest for each in self.layers if layers))
+        kept = layers or bool(self.image.artifact_type)  # an artifact is nothing but its blobs
+        return (*self.manifests, Digest(self.image.id), *(each.digest for each in self.layers if kept))
 
 
 class _Body(msgspec.Struct):
@@ -77,6 +78,34 @@ def attach(records: Iterable[ImageRecord], record: ImageRecord, ref: ImageRef, d
         *losers,
         _renamed(record, tags.union(record.image.repo_tags), digests.union(record.image.repo_digests)),
     ]
+
+
+def attach_all(
+    records: Iterable[ImageRecord], record: ImageRecord, refs: Iterable[ImageRef], digest: Digest
+) -> list[ImageRecord]:
+    """The same for several refs, or for none: then the image is known by its id alone."""
+    known = {each.image.id: each for each in records}
+    known[record.image.id] = record
+    changed = {record.image.id: record}
+    for ref in refs:
+        for each in attach(known.values(), known[record.image.id], ref, digest):
+            known[each.image.id] = changed[each.image.id] = each
+    return list(changed.values())
+
+
+def tag(records: Iterable[ImageRecord], record: ImageRecord, name: str) -> list[ImageRecord]:
+    """The records that change when the tag ``name`` now names ``record``'s image."""
+    losers = [
+        _renamed(other, set(other.image.repo_tags) - {name}, other.image.repo_digests)
+        for other in records
+        if other.image.id != record.image.id and name in other.image.repo_tags
+    ]
+    return [*losers, _renamed(record, {*record.image.repo_tags, name}, record.image.repo_digests)]
+
+
+def untag(record: ImageRecord, names: Collection[str]) -> ImageRecord:
+    """The record without these tags."""
+    return _renamed(record, set(record.image.repo_tags) - {*names}, record.image.repo_digests)
 
 
 def names_of(image: Image) -> tuple[str, ...]:

@@ -92,6 +92,8 @@ class Registries:
             hosts_file = self._certs.default_file()
         if unknown := [*conf.unknown, *(hosts_file.unknown if hosts_file is not None else ())]:
             log.warning("the configuration of registries has keys that mean nothing", keys=unknown)
+        if registry is not None and registry.blocked:  # whoever else knows the way
+            return by_registry(ref, registry)
         if ours is not None:
             return routes.by_our_config(ref, ours)
         if hosts_file is not None:
@@ -104,8 +106,7 @@ class Registries:
         """With the certificates that lie in the directory of the endpoint's host, where its route names none."""
         if endpoint.trust != SYSTEM_TRUST or not endpoint.secured:
             return endpoint
-        host = endpoint.registry if endpoint.own else endpoint.host
-        return replace(endpoint, trust=self._certs.certificates(host))
+        return replace(endpoint, trust=self._certs.certificates(endpoint.name))
 
     async def _credentials(self, endpoint: Endpoint) -> Credentials | None:
         """The node's own for an endpoint."""

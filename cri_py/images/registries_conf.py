@@ -141,7 +141,7 @@ def _places(top: Table, tables: Sequence[Table]) -> list[str]:
 
 
 def _registry(table: Table, place: str) -> Registry:
-    prefix, location = table.string("prefix"), table.string("location")
+    prefix, location = table.string("prefix").rstrip("/"), table.string("location").rstrip("/")
     if not prefix and not location:
         raise ConfigError(f"{table.place()}: [[registry]] has neither prefix nor location", hint="it needs one of them")
     prefix = prefix or location
@@ -161,7 +161,7 @@ def _registry(table: Table, place: str) -> Registry:
 
 
 def _mirror(table: Table, by_digest: bool) -> Mirror:
-    location, pull_from = table.string("location"), table.string("pull-from-mirror")
+    location, pull_from = table.string("location").rstrip("/"), table.string("pull-from-mirror")
     if not _is_location(location):
         raise table.wrong("location", "HOST[:PORT][/PATH]")
     if pull_from not in {"", "all", "digest-only", "tag-only"}:
@@ -173,7 +173,7 @@ def _mirror(table: Table, by_digest: bool) -> Mirror:
 
 
 def _search(top: Table) -> tuple[str, ...]:
-    registries = top.strings("unqualified-search-registries")
+    registries = tuple(each.rstrip("/") for each in top.strings("unqualified-search-registries"))
     if not all(_is_location(each) for each in registries):
         raise top.wrong("unqualified-search-registries", "an array of HOST[:PORT][/PATH]")
     return registries
@@ -205,6 +205,8 @@ def _matched(ref: ImageRef, prefix: str) -> int:
     """How many characters of ``ref`` the prefix takes, 0 if it doesn't fit."""
     if prefix.startswith("*."):
         return len(ref.host) if ref.host.endswith(prefix[1:]) else 0
+    if "/" not in prefix:  # a host, which is another with another port
+        return len(prefix) if ref.host == prefix else 0
     whole = str(ref)
     fits = whole.startswith(prefix) and (len(whole) == len(prefix) or whole[len(prefix)] in ":/@")
     return len(prefix) if fits else 0

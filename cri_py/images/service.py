@@ -6,9 +6,10 @@ import asyncio
 import functools
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -16,47 +17,37 @@ import structlog
 
 from cri_py import telemetry
 from cri_py.config import ImagesConfig
-from cri_py.errors import CriError, DataLoss, NotFound, PermissionDenied, Unavailable
+from cri_py.errors import CriError, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from cri_py.images import records
+from cri_py.images.check import Kind, Recorded, Trouble, look
 from cri_py.images.content import Content, delete_files
 from cri_py.images.downloads import Downloads
 from cri_py.images.flights import Flights, on_thread
 from cri_py.images.manifest import (
-    CONFIG_LIMIT,
-    ConfigFile,
+    MANIFEST_LIMIT,
+    Descriptor,
     Manifest,
-    check_config,
-    check_image,
-    choose,
     node_platform,
     parse_config,
     parse_manifest,
 )
+from cri_py.images.progress import LayerProgress, Progress
 from cri_py.images.records import ImageRecord
-from cri_py.images.reference import ImageRef
+from cri_py.images.reference import ImageRef, parse_ref
 from cri_py.images.registries import Registries
-from cri_py.images.registry import Repository
-from cri_py.images.snapshots import RECORD, Layer, Snapshots, remove_tree
+from cri_py.images.resolving import Resolved, resolve
+from cri_py.images.snapshots import RECORD, FollowBlob, Layer, Snapshots, first_of, remove_tree
+from cri_py.images.syncs import Syncs
 from cri_py.images.workers import Workers
 from cri_py.kernel import faults
 from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageId, Nanos, RegistryAuth
-from cri_py.state.store import Change, Delete, Store
+from cri_py.state.store import Change, Delete, Put, Store
 
 INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
 LAYERS_MAX: Final = 500  # what overlayfs stacks
 DISK_THREADS: Final = 2
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Resolved:
-    """What a ref led to: the digest that it names, and all digests on the way to the image's manifest."""
-
-    digest: Digest
-    manifests: tuple[Digest, ...]
-    manifest: Manifest
-    documents: tuple[bytes, ...]  # of manifests, as they came
 
 
 class Images:
@@ -75,13 +66,17 @@ class Images:
         self._store = store
         self._in_use = in_use
         self._clock = clock
-        self._platform = node_platform(os.uname().machine)
+        self.platform = node_platform(os.uname().machine)
         self._disk = ThreadPoolExecutor(DISK_THREADS, "images-disk")
         self._registries = Registries(config)
-        self._content = Content(os.path.join(self._root, "blobs"))
+        self.content = Content(os.path.join(self._root, "blobs"))
+        self._syncs = Syncs(self.content.sync)
         self._workers = Workers(config.max_parallel_unpacks)
-        self._downloads = Downloads(self._content, config.max_parallel_downloads, self._disk)
-        self._snapshots = Snapshots(os.path.join(self._root, "layers"), self._workers, self._disk)
+        self.progress = Progress()
+        self._downloads = Downloads(self.content, config.max_parallel_downloads, self._disk, self.progress.fetched)
+        self._snapshots = Snapshots(
+            os.path.join(self._root, "layers"), self._workers, self._disk, self.progress.unpacked
+        )
         self._pulls: Flights[tuple[str, RegistryAuth | None], Image] = Flights()
         self._lock = asyncio.Lock()  # held while records change
         self._records: dict[ImageId, ImageRecord] = {}
@@ -96,26 +91,20 @@ class Images:
         changes = await on_thread(self._disk, self._snapshots.load, stored[RECORD])
         await on_thread(self._disk, remove_tree, os.path.join(self._root, "ingest"))  # of versions that kept no blobs
         decoded = [(put, records.decode(put)) for put in stored[records.IMAGE]]
-        await on_thread(self._disk, self._content.settle, self._needed_blobs(record for _, record in decoded))
-        for put, record in decoded:
-            if all(chain_id in self._snapshots for chain_id in record.image.chain_ids):
-                self._records[record.image.id] = self._pinned(record)
-            else:
-                log.warning("image has lost layers and is forgotten: pull it again", image_id=put.key)
-                changes.append(Delete(put.kind, put.key))
+        await on_thread(self._disk, self.content.settle, self._needed_blobs(record for _, record in decoded))
+        await on_thread(self._disk, self._snapshots.sweep)
+        self._records = {record.image.id: self._pinned(record) for _, record in decoded}
         for put in stored[records.RETIRED]:
             self._retired[ImageId(put.key)] = records.decode_retired(put)
-        self._index()
         telemetry.IMAGES.read_by(lambda: {"": len(self._records)})
-        if changes:
-            await self._store.commit(*changes)
-        await self._drop_unneeded()
+        await self._reconcile(changes)
 
     async def close(self) -> None:
         """Close connections and threads; pulls that run are cancelled by who asked for them, before."""
         await self._registries.close()
         await self._workers.close()
         self._disk.shutdown(wait=True)
+        self._syncs.close()
 
     # -------------------------------------------------------------------- pull
 
@@ -138,6 +127,10 @@ class Images:
         log.info("image pulled", image=str(parsed), image_id=image.id, seconds=round(seconds, 3))
         return image
 
+    def progress_of(self, ref: str) -> tuple[LayerProgress, ...]:
+        """How far a pull of ``ref`` is; empty if none is under way, or its manifest is still awaited."""
+        return next((found for name in self._candidates(ref) if (found := self.progress.of(name))), ())
+
     async def _pull_first(self, candidates: Sequence[ImageRef], auth: RegistryAuth | None) -> tuple[ImageRef, Image]:
         """The first of what a short name may mean that is there."""
         said = []
@@ -158,61 +151,32 @@ class Images:
         first = await repository.manifest(ref.digest or ref.tag, ref.digest)
         if (known := await self._known(ref, first.digest)) is not None:
             return known
-        resolved = await self._resolve(repository, ref, first.digest, first.content, first.media_type)
-        content = await repository.small_blob(resolved.manifest.config, CONFIG_LIMIT)
-        config = parse_config(content, str(ref))
-        check_config(config, resolved.manifest, self._platform, str(ref))
-        record = self._record(resolved, config, content)
-        return await self._fetch(ref, repository, resolved, config, record)
+        found = await resolve(first, repository, self.platform, str(ref))
+        return await self.keep([ref], found, lambda descriptor: self._downloads.blob(descriptor, repository), str(ref))
 
-    async def _resolve(
-        self, repository: Repository, ref: ImageRef, digest: Digest, content: bytes, media_type: str
-    ) -> _Resolved:
-        """From what the ref names, down through indexes, to the manifest for this platform."""
-        path, documents = [digest], [content]
-        for _ in range(INDEX_DEPTH):
-            document = parse_manifest(content, media_type, str(ref))
-            if isinstance(document, Manifest):
-                check_image(document, str(ref))
-                if len(document.layers) > LAYERS_MAX:
-                    raise DataLoss(f"{ref} has {len(document.layers)} layers; overlayfs stacks {LAYERS_MAX}")
-                return _Resolved(digest, tuple(path), document, tuple(documents))
-            chosen = choose(document, self._platform, str(ref))
-            fetched = await repository.manifest(chosen.digest, chosen.digest)
-            content, media_type = fetched.content, fetched.media_type
-            path.append(chosen.digest)
-            documents.append(content)
-        raise DataLoss(f"{ref} nests indexes more than {INDEX_DEPTH} deep")
+    async def keep(self, refs: Sequence[ImageRef], found: Resolved, follow_blob: FollowBlob, subject: str) -> Image:
+        """Make an image present whose manifest and config are known; ``follow_blob`` has or fetches its layers.
 
-    def _record(self, resolved: _Resolved, config: ConfigFile, content: bytes) -> ImageRecord:
-        manifest = resolved.manifest
-        image = Image(
-            id=ImageId(manifest.config.digest),
-            repo_tags=(),
-            repo_digests=(),
-            size=sum(layer.size for layer in manifest.layers) + manifest.config.size + len(resolved.documents[-1]),
-            config=config.config,
-            chain_ids=config.chain_ids,
-        )
-        return ImageRecord(image, resolved.manifests, content, manifest.layers)
-
-    async def _fetch(
-        self, ref: ImageRef, repository: Repository, resolved: _Resolved, config: ConfigFile, record: ImageRecord
-    ) -> Image:
+        It goes by all of ``refs``, or without one by its id alone. Nothing is left of it if that fails.
+        """
+        record = found.record()
         chain_ids = record.image.chain_ids
-        stack = [Layer(*each) for each in zip(resolved.manifest.layers, config.diff_ids, chain_ids, strict=True)]
-        documents = dict(zip(resolved.manifests, resolved.documents, strict=True))
-        documents[Digest(record.image.id)] = record.config_file
         try:
-            with self._snapshots.lease(chain_ids), self._content.lease(record.blobs(layers=True)):
-                await self._snapshots.prepare(
-                    stack,
-                    lambda descriptor: self._downloads.blob(descriptor, repository),
-                    str(ref),
-                    whole=not self._config.discard_unpacked_layers,
-                )
-                await on_thread(self._disk, self._keep, documents)
-                image = await self._commit(record, ref, resolved.digest)
+            with (
+                self._snapshots.lease(chain_ids),
+                self.content.lease(record.blobs(layers=True)),
+                self.progress.pull(subject, record.layers, self._present(found.stack())),
+            ):
+                async with self._syncs.ahead():
+                    if record.image.artifact_type:
+                        await _take_all(record.layers, follow_blob)
+                    await self._snapshots.prepare(
+                        found.stack(), follow_blob, subject, whole=not self._config.discard_unpacked_layers
+                    )
+                await on_thread(self._disk, self._keep, found.documents)
+                await self._syncs.done()
+                faults.trace("image synced")
+                image = await self._commit(record, refs, found.digest)
         except BaseException:
             await self._drop_unneeded()
             raise
@@ -220,17 +184,42 @@ class Images:
             await self._drop_unneeded()
         return image
 
+    @property
+    def here(self) -> FollowBlob:
+        """For ``keep``: gives blobs that were put into ``content``, and verifies them."""
+        return self._downloads.here
+
+    @asynccontextmanager
+    async def holding(self, blobs: Collection[Digest]) -> AsyncIterator[None]:
+        """Within the block these blobs may be put into ``content``, and stay; afterwards only what an image needs."""
+        try:
+            with self.content.lease(blobs):
+                yield
+        finally:
+            await self._drop_unneeded()
+
+    def _present(self, stack: Sequence[Layer]) -> set[Digest]:
+        """The blobs of layers that are unpacked already."""
+        return {layer.descriptor.digest for layer in stack if layer.chain_id in self._snapshots}
+
     def _keep(self, documents: Mapping[Digest, bytes]) -> None:
-        """Keep manifests and config beside the layers, and bring all of the image to the disk."""
+        """Keep manifests and config beside the layers."""
         for digest, content in documents.items():
-            self._content.put(digest, content)
-        self._content.sync()
-        faults.trace("image synced")
+            self.content.put(digest, content)
 
     async def _known(self, ref: ImageRef, digest: Digest) -> Image | None:
         """The image of a manifest or index that is here, under the name ``ref`` from now on."""
-        here = [each.image for each in self._records.values() if digest in each.manifests]
-        return await self._retag(here[0].id, ref, digest) if here else None
+        here = next((each for each in self._records.values() if digest in each.manifests), None)
+        if here is None or not await on_thread(self._disk, self._complete, here):
+            return None
+        return await self._retag(here.image.id, ref, digest)
+
+    def _complete(self, record: ImageRecord) -> bool:
+        """Whether its blobs are here, too: if not, a pull fetches them again."""
+        layers = not self._config.discard_unpacked_layers
+        if layers and record.image.chain_ids and not record.layers:
+            return False
+        return all(self.content.size(each) is not None for each in record.blobs(layers=layers))
 
     async def _retag(self, image_id: ImageId, ref: ImageRef, digest: Digest) -> Image | None:
         """Let ``ref`` name an image that is here; None if it has been removed meanwhile."""
@@ -240,7 +229,7 @@ class Images:
                 return None
             return await self._change(records.attach(self._records.values(), record, ref, digest), image_id, [])
 
-    async def _commit(self, record: ImageRecord, ref: ImageRef, digest: Digest) -> Image:
+    async def _commit(self, record: ImageRecord, refs: Sequence[ImageRef], digest: Digest) -> Image:
         image_id, chain_ids = record.image.id, record.image.chain_ids
         async with self._lock:
             here = self._records.get(image_id)
@@ -250,7 +239,7 @@ class Images:
             changes = self._snapshots.unrecorded(chain_ids)
             if image_id in self._retired:
                 changes.append(Delete(records.RETIRED, image_id))
-            changed = records.attach(self._records.values(), record, ref, digest)
+            changed = records.attach_all(self._records.values(), record, refs, digest)
             image = await self._change(changed, image_id, changes)
             self._snapshots.recorded(chain_ids)
             self._retired.pop(image_id, None)
@@ -273,6 +262,8 @@ class Images:
         chain_ids = record.image.chain_ids if record is not None else self._retired.get(image_id)
         if chain_ids is None:
             raise NotFound(f"the image {image_id} is not here", hint="pull it first")
+        if not all(chain_id in self._snapshots for chain_id in chain_ids):
+            raise NotFound(f"layers of the image {image_id} are damaged and being mended", hint="try again")
         return tuple(self._snapshots.path(chain_id) for chain_id in reversed(chain_ids))
 
     def verbose(self, image: Image) -> dict[str, str]:
@@ -280,6 +271,9 @@ class Images:
         record = self._records.get(image.id)
         if record is None:
             return {}
+        if image.artifact_type:
+            blobs = [{"mediaType": each.media_type, "digest": each.digest, "size": each.size} for each in record.layers]
+            return {"info": msgspec.json.encode({"artifactType": image.artifact_type, "blobs": blobs}).decode()}
         top = image.chain_ids[-1] if image.chain_ids else ""
         answer = {"chainID": top, "imageSpec": msgspec.Raw(record.config_file)}
         return {"info": msgspec.json.encode(answer).decode()}
@@ -287,6 +281,125 @@ class Images:
     async def filesystem_usage(self) -> list[FilesystemUsage]:
         """What the layers take, from the sizes noted while they were unpacked."""
         return [FilesystemUsage(self._root, self._snapshots.used_bytes, self._snapshots.inodes, self._clock())]
+
+    async def container_filesystem_usage(self) -> list[FilesystemUsage]:
+        """What the containers' disk holds, if it is another than the images'; of all that is on it, as statvfs(3) tells
+        without a walk."""
+        return await on_thread(self._disk, self._containers_disk)
+
+    def _containers_disk(self) -> list[FilesystemUsage]:
+        directory = os.path.join(os.path.dirname(self._root), "containers")
+        try:
+            apart = os.stat(directory).st_dev != os.stat(self._root).st_dev
+            disk = os.statvfs(directory)
+        except FileNotFoundError:
+            return []
+        if not apart:
+            return []
+        used, inodes = (disk.f_blocks - disk.f_bfree) * disk.f_frsize, disk.f_files - disk.f_ffree
+        return [FilesystemUsage(directory, used, inodes, self._clock())]
+
+    # ------------------------------------------------------------- check and mend
+
+    async def check(self, *, deep: bool = False, repair: bool = False) -> list[Trouble]:
+        """What of the store is not as it should be, as it was before it was repaired. ``deep`` reads every byte."""
+        retired = tuple(itertools.chain(*self._retired.values()))
+        layers = not self._config.discard_unpacked_layers
+        recorded = Recorded(tuple(self._records.values()), self._snapshots.ready, retired, layers)
+        directory = os.path.join(self._root, "layers")
+        found = await on_thread(self._disk, functools.partial(look, recorded, self.content, directory, deep=deep))
+        found = [trouble for trouble in found if trouble.images or not self._wanted(trouble)]
+        if repair:
+            await self._repair(found)
+        return found
+
+    def _wanted(self, trouble: Trouble) -> bool:
+        """Whether what looked orphaned belongs to a pull that was under way or has ended meanwhile."""
+        if trouble.kind is Kind.BLOB:
+            digest = Digest(trouble.subject)
+            return digest in self._needed_blobs(self._records.values()) or self.content.leased(digest)
+        if trouble.kind is Kind.LAYER:
+            chain_id = ChainId(trouble.subject)
+            needed = itertools.chain(*(record.image.chain_ids for record in self._records.values()))
+            return self._snapshots.leased(chain_id) or chain_id in needed
+        name = os.path.basename(trouble.subject)
+        return name in self._snapshots.making or name in {each.directory for each in self._snapshots.ready.values()}
+
+    async def _repair(self, found: Iterable[Trouble]) -> None:
+        """Delete what is damaged and what is orphaned, then make again what can be made."""
+        in_use, changes, blobless = self._in_use(), list[Change](), set[str]()
+        directories = []
+        for trouble in found:
+            if trouble.kind is Kind.DIRECTORY:
+                directories += [] if self._wanted(trouble) else [trouble.subject]
+            elif not trouble.images:
+                continue  # it goes with all that nobody needs
+            elif trouble.kind is Kind.BLOB:
+                if not self.content.leased(Digest(trouble.subject)):
+                    await on_thread(self._disk, self.content.remove, Digest(trouble.subject))
+                    blobless.update(trouble.images)
+            elif any(each in in_use for each in trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
+                log.warning("a damaged layer is in use: remove the containers first", layer=trouble.subject)
+            elif (chain_id := ChainId(trouble.subject)) in self._snapshots:
+                directories.append(self._snapshots.path(chain_id))
+                self._snapshots.forget(chain_id)
+                changes.append(Delete(RECORD, chain_id))
+        await self._reconcile(changes, blobless)
+        for directory in directories:
+            await on_thread(self._disk, remove_tree, directory)
+
+    async def _reconcile(self, changes: list[Change], blobless: Collection[str] = ()) -> None:
+        """Unpack lost layers again, from their blobs; forget images for which that can't be, and what nobody needs.
+
+        ``blobless`` images, some of whose blobs are lost, stay if they can be run.
+        """
+        for record in list(self._records.values()):
+            image_id = record.image.id
+            try:
+                if not all(chain_id in self._snapshots for chain_id in record.image.chain_ids):
+                    changes += await self._mend(record)
+            except CriError as error:
+                log.warning("image has lost layers and is forgotten: pull it again", image_id=image_id, why=str(error))
+                del self._records[image_id]
+                changes.append(Delete(records.IMAGE, image_id))
+                continue
+            if image_id in blobless:
+                log.warning("image has lost blobs: it runs, to export it pull it again", image_id=image_id)
+                self._records[image_id] = replace(record, layers=())
+                changes.append(records.encode(self._records[image_id]))
+        self._index()
+        if changes:
+            await self._store.commit(*changes)
+            self._snapshots.recorded([ChainId(each.key) for each in changes if isinstance(each, Put)])
+        await self._drop_unneeded()
+
+    async def _mend(self, record: ImageRecord) -> list[Change]:
+        """Unpack what is lost of an image; the records to be committed. Raises CriError if its blobs are gone, too."""
+        stack = await on_thread(self._disk, self._stack, record)
+        chain_ids, name = record.image.chain_ids, (*record.image.repo_tags, record.image.id)[0]
+        with self._snapshots.lease(chain_ids), self.content.lease(record.blobs(layers=True)):
+            await self._snapshots.prepare(stack, self._downloads.here, name, whole=False)
+            await self._syncs.done()
+        log.info("layers unpacked again", image=name)
+        return self._snapshots.unrecorded(chain_ids)
+
+    def _stack(self, record: ImageRecord) -> list[Layer]:
+        """The image's layers, read from its manifest."""
+        return self.kept(record).stack()
+
+    def kept(self, record: ImageRecord) -> Resolved:
+        """An image's manifest and config, from the blobs that are kept. Blocks. Raises NotFound, DataLoss."""
+        for digest in record.manifests:
+            content = self.content.read(digest, MANIFEST_LIMIT)
+            document = parse_manifest(content, "", record.image.id)
+            if not isinstance(document, Manifest):
+                continue
+            if record.image.artifact_type and digest == Digest(record.image.id):
+                return Resolved(digest, {digest: content}, document)
+            if document.config.digest == Digest(record.image.id):
+                documents = {digest: content, document.config.digest: record.config_file}
+                return Resolved(digest, documents, document, parse_config(record.config_file, record.image.id))
+        raise NotFound(f"no manifest of {record.image.id} is here", hint="pull the image again")
 
     # ------------------------------------------------------------ look and remove
 
@@ -330,6 +443,38 @@ class Images:
             self._index()
         await self._drop_unneeded()
 
+    async def tag(self, ref_or_id: str, tag: str) -> str:
+        """Let a further tag name an image that is here; returns it in full. Raises NotFound, InvalidArgument."""
+        parsed = parse_ref(tag)
+        if not parsed.tagged:
+            raise InvalidArgument(f"{tag} is no tag", hint="give NAME:TAG, without a digest")
+        async with self._lock:
+            record = self.record(ref_or_id)
+            await self._change(records.tag(self._records.values(), record, parsed.tagged), record.image.id, [])
+        return parsed.tagged
+
+    async def untag(self, ref: str) -> None:
+        """Take a tag away; the last name takes the image along, and so does its id. Raises NotFound."""
+        async with self._lock:
+            record = self.record(ref)
+            named = [name for name in records.candidates(ref) if name in record.image.repo_tags]
+            others = {*record.image.repo_tags} - {*named}
+            if named and others:
+                await self._change([records.untag(record, named)], record.image.id, [])
+                return
+        await self.remove(record.image.id)
+
+    def record(self, ref_or_id: str) -> ImageRecord:
+        """What ``find`` finds, with all that is remembered of it. Raises NotFound."""
+        image = self.find(ref_or_id)
+        if image is None:
+            raise NotFound(f"there is no image {ref_or_id!r}", hint="cri-py image ls lists those that are here")
+        return self._records[image.id]
+
+    def config_file(self, image: Image) -> bytes:
+        """The image's config, as its registry served it."""
+        return self._records[image.id].config_file
+
     async def collect(self) -> None:
         """Drop the layers of removed images that no container uses any more."""
         if not self._retired:
@@ -349,14 +494,14 @@ class Images:
 
         Blobs go with the image, or with the pull that wanted them: those of retired images are of no use any more.
         """
-        listed = await on_thread(self._disk, self._content.digests)
+        listed = await on_thread(self._disk, self.content.digests)
         async with self._lock:
             stacks = [record.image.chain_ids for record in self._records.values()]
             needed = set(itertools.chain(*stacks, *self._retired.values()))
             gone = self._snapshots.take_unneeded(needed)
             if gone:
                 await self._store.commit(*(Delete(RECORD, chain_id) for chain_id, _ in gone))
-            blobs = self._content.take_unneeded(self._needed_blobs(self._records.values()), listed)
+            blobs = self.content.take_unneeded(self._needed_blobs(self._records.values()), listed)
         await on_thread(self._disk, delete_files, blobs)
         for _, directory in gone:
             await on_thread(self._disk, remove_tree, directory)
@@ -373,3 +518,18 @@ class Images:
     def _pinned(self, record: ImageRecord) -> ImageRecord:
         pinned = records.pinned(record.image, self._config.pinned)
         return replace(record, image=replace(record.image, pinned=pinned))
+
+
+async def _take_all(blobs: Iterable[Descriptor], follow_blob: FollowBlob) -> None:
+    """Make an artifact's blobs present; they are kept as they come."""
+
+    async def take(descriptor: Descriptor) -> None:
+        async with follow_blob(descriptor) as blob:
+            await blob.whole()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for descriptor in dict.fromkeys(blobs):
+                tasks.create_task(take(descriptor))
+    except BaseExceptionGroup as failures:
+        raise first_of(failures) from failures

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -31,6 +32,7 @@ from cri_py.model import ChainId, Digest
 from cri_py.state.store import Change, Delete, Put
 
 RECORD: Final = "snapshot"
+_DIRECTORY_NAME: Final = re.compile("[0-9a-z]{1,12}")
 log = structlog.get_logger()
 
 
@@ -45,11 +47,15 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """``directory`` is a short name: mount(2) takes a page of lower paths, and chain ids would fill it soon."""
+    """``directory`` is a short name: mount(2) takes a page of lower paths, and chain ids would fill it soon.
+
+    ``file_bytes`` are the lengths of its files together, -1 in records of before they were counted.
+    """
 
     directory: str
     used_bytes: int
     inodes: int
+    file_bytes: int = -1
 
 
 FollowBlob = Callable[[Descriptor], AbstractAsyncContextManager[Following]]
@@ -70,6 +76,7 @@ class Snapshots:
         self._recorded: set[ChainId] = set()
         self._leases: Counter[ChainId] = Counter()
         self._flights: Flights[ChainId, None] = Flights()
+        self._making: set[str] = set()
         self._numbers = itertools.count(1)
         self.used_bytes = 0
         self.inodes = 0
@@ -81,26 +88,46 @@ class Snapshots:
         """The absolute directory of a snapshot that is there."""
         return os.path.join(self._root, self._ready[chain_id].directory)
 
-    def load(self, records: Sequence[Put]) -> list[Change]:
-        """Take over the records of an earlier life and delete what has none; returns records to be dropped."""
+    def load(self, stored: Sequence[Put]) -> list[Change]:
+        """Take over the records of an earlier life; returns those to be dropped because their directory is gone."""
         os.makedirs(self._root, mode=0o700, exist_ok=True)
         there = set(os.listdir(self._root))
         lost: list[Change] = []
-        for record in records:
-            snapshot = msgspec.json.decode(record.body, type=Snapshot)
+        for chain_id, snapshot in decode(stored).items():
             if snapshot.directory not in there:
-                log.warning("layer is gone from the disk", chain_id=record.key, directory=self._root)
-                lost.append(Delete(RECORD, record.key))
+                log.warning("layer is gone from the disk", chain_id=chain_id, directory=self._root)
+                lost.append(Delete(RECORD, chain_id))
                 continue
-            there.discard(snapshot.directory)
-            self._add(ChainId(record.key), snapshot)
-            self._recorded.add(ChainId(record.key))
-        taken = [int(each.directory, 36) for each in self._ready.values()]
+            self._add(chain_id, snapshot)
+            self._recorded.add(chain_id)
+        taken = [int(name, 36) for name in there if _DIRECTORY_NAME.fullmatch(name)]
         self._numbers = itertools.count(max(taken, default=0) + 1)
-        for leftover in there:
+        return lost
+
+    def sweep(self) -> None:
+        """Delete what lies there without a record. Only before the first pull of this life."""
+        known = {each.directory for each in self._ready.values()}
+        for leftover in set(os.listdir(self._root)) - known:
             log.info("removing an unfinished layer", directory=os.path.join(self._root, leftover))
             remove_tree(os.path.join(self._root, leftover))
-        return lost
+
+    @property
+    def ready(self) -> dict[ChainId, Snapshot]:
+        """All that can be used."""
+        return dict(self._ready)
+
+    @property
+    def making(self) -> frozenset[str]:
+        """Directories that are being filled."""
+        return frozenset(self._making)
+
+    def forget(self, chain_id: ChainId) -> None:
+        """It is damaged: whoever needs it has it unpacked again."""
+        snapshot = self._ready.pop(chain_id, None)
+        if snapshot is not None:
+            self._recorded.discard(chain_id)
+            self.used_bytes -= snapshot.used_bytes
+            self.inodes -= snapshot.inodes
 
     @contextmanager
     def lease(self, chain_ids: Collection[ChainId]) -> Iterator[None]:
@@ -112,13 +139,16 @@ class Snapshots:
             self._leases.subtract(chain_ids)
             self._leases += Counter()  # drops what nobody leases any more
 
+    def leased(self, chain_id: ChainId) -> bool:
+        return chain_id in self._leases
+
     async def prepare(self, stack: Sequence[Layer], follow_blob: FollowBlob, subject: str, *, whole: bool) -> None:
         """Unpack what is missing of a stack (the base first), side by side. The caller holds a lease on it.
 
         ``follow_blob`` gives a layer's blob, be it here or on its way. Raises the first layer's error, and then nothing
         runs on. ``whole``: the blobs of layers that are unpacked already are wanted, too.
         """
-        self._workers.warm(sum(each.chain_id not in self._ready for each in stack))
+        self._workers.warm([each.descriptor.size for each in stack if each.chain_id not in self._ready])
         try:
             async with asyncio.TaskGroup() as group:
                 for position in range(len(stack)):
@@ -126,7 +156,7 @@ class Snapshots:
                     if whole and stack[position].chain_id in self._ready:
                         group.create_task(_fetch(stack[position], follow_blob))
         except BaseExceptionGroup as failures:
-            raise _first(failures) from failures
+            raise first_of(failures) from failures
 
     def unrecorded(self, chain_ids: Sequence[ChainId]) -> list[Change]:
         """The records that make these snapshots last, to be committed once the disk has them."""
@@ -135,6 +165,7 @@ class Snapshots:
 
     def recorded(self, chain_ids: Collection[ChainId]) -> None:
         """Their records are committed."""
+        faults.trace("image recorded")
         self._recorded.update(chain_ids)
 
     def take_unneeded(self, needed: Collection[ChainId]) -> list[tuple[ChainId, str]]:
@@ -142,10 +173,7 @@ class Snapshots:
         gone = [each for each in self._ready if each not in needed and each not in self._leases]
         taken = [(each, self.path(each)) for each in gone]
         for chain_id in gone:
-            snapshot = self._ready.pop(chain_id)
-            self._recorded.discard(chain_id)
-            self.used_bytes -= snapshot.used_bytes
-            self.inodes -= snapshot.inodes
+            self.forget(chain_id)
         return taken
 
     def _add(self, chain_id: ChainId, snapshot: Snapshot) -> None:
@@ -162,6 +190,7 @@ class Snapshots:
         layer = stack[position]
         directory = _base36(next(self._numbers))
         path = os.path.join(self._root, directory)
+        self._making.add(directory)
         try:
             async with follow_blob(layer.descriptor) as blob:
                 what = f"layer {position + 1} of {subject} ({layer.descriptor.digest})"
@@ -175,13 +204,16 @@ class Snapshots:
         except BaseException:
             await on_thread(self._executor, remove_tree, path)
             raise
-        self._add(layer.chain_id, Snapshot(directory, unpacked.used_bytes, unpacked.inodes))
+        finally:
+            self._making.discard(directory)
+        self._add(layer.chain_id, Snapshot(directory, *unpacked[:3]))
 
     async def _unpack(self, blob: Following, path: str, layer: Layer, *, base: bool, subject: str) -> Unpacked:
         """Unpack while the blob comes; again from the start if it does. Returns only once the blob is verified."""
         digest, size = layer.descriptor.digest, layer.descriptor.size
         while True:
             await on_thread(self._executor, _make_directory, path)
+            faults.trace("layer begun")
             try:
                 unpacked = await self._workers.unpack(
                     blob,
@@ -201,6 +233,11 @@ class Snapshots:
             else:
                 return unpacked
             await on_thread(self._executor, remove_tree, path)
+
+
+def decode(stored: Sequence[Put]) -> dict[ChainId, Snapshot]:
+    """Snapshots by chain id, from their records."""
+    return {ChainId(put.key): msgspec.json.decode(put.body, type=Snapshot) for put in stored}
 
 
 async def _fetch(layer: Layer, follow_blob: FollowBlob) -> None:
@@ -243,7 +280,7 @@ def remove_tree(path: str) -> None:
         raise Internal(f"{path} can't be removed: {error}") from error
 
 
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error to show of those that layers met side by side: one raised on purpose, if any."""
     expected, _ = failures.split(CriError)
     found: BaseException = expected or failures

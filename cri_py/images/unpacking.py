@@ -18,7 +18,7 @@ from cri_py.errors import Internal
 
 PACKET_LIMIT: Final = 64 << 10
 _IMPLIED_BYTES: Final = 32 << 10  # of names in one packet
-_NUMBERS: Final = struct.Struct("=QQ")
+_NUMBERS: Final = struct.Struct("=QQQ")
 _JOB: Final = struct.Struct("=QQ??")
 
 
@@ -62,6 +62,7 @@ class Implied(NamedTuple):
 class Done(NamedTuple):
     used_bytes: int
     inodes: int
+    file_bytes: int
 
 
 class Failed(NamedTuple):
@@ -84,7 +85,7 @@ def encode(frame: Frame) -> bytes:
     if isinstance(frame, Implied):
         return b"I" + b"\0".join(frame.paths)
     letters = {Ready: b"r", Reached: b"p", Starved: b"s", Done: b"d"}
-    return letters[type(frame)] + _NUMBERS.pack(*(int(each) for each in (*frame, 0)[:2]))
+    return letters[type(frame)] + _NUMBERS.pack(*(int(each) for each in (*frame, 0, 0)[:3]))
 
 
 def decode(packet: bytes) -> Frame:
@@ -99,13 +100,13 @@ def decode(packet: bytes) -> Frame:
             return Failed(*_split(rest))
         if letter == b"I":
             return Implied(tuple(rest.split(b"\0")))
-        first, second = _NUMBERS.unpack(rest)
+        first, second, third = _NUMBERS.unpack(rest)
     except (struct.error, ValueError, TypeError) as error:
         raise Internal(f"an unpacking process sent a damaged frame: {packet[:40]!r}") from error
     if letter == b"r":
         return Ready(first, bool(second))
     if letter == b"d":
-        return Done(first, second)
+        return Done(first, second, third)
     if letter in {b"p", b"s"}:
         return Reached(first) if letter == b"p" else Starved(first)
     raise Internal(f"an unpacking process sent an unknown frame: {packet[:40]!r}")

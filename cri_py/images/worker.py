@@ -7,6 +7,7 @@ write if need be: nothing that it makes counts before the daemon has recorded it
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -91,7 +92,7 @@ def _work(job: Job, fd: int, connection: socket.socket) -> Unpacked:
 
 
 def _finish(unpacked: Unpacked) -> list[Frame]:
-    return [*unpacking.implied_frames(unpacked.implied), Done(unpacked.used_bytes, unpacked.inodes)]
+    return [*unpacking.implied_frames(unpacked.implied), Done(*unpacked[:3])]
 
 
 def _gone() -> bytes:
@@ -104,6 +105,7 @@ def run(fd: int, daemon: int) -> None:
     if os.getppid() != daemon:
         return  # it died before that took effect
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the daemon ends us in its own order
+    gc.disable()  # nothing here makes cycles, and a layer of many files would have all of them looked at often
     os.umask(0)  # files get their mode when they are made
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     with socket.socket(fileno=fd) as connection:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -20,6 +20,8 @@ from cri_py.images.layers import Unpacked
 from cri_py.images.unpacking import Done, Failed, Implied, Job, Reached, Ready, Starved
 
 IDLE_S: Final = 10.0
+SMALL_BYTES: Final = 4 << 20  # unpacked in about the time that a process takes to start…
+SPARE_S: Final = 0.05  # …so it waits a little for one that gets free
 SILENCE_S: Final = 120.0  # a worker that says nothing for so long, though there is something to do, is killed
 DEATH_S: Final = 10.0
 _PROGRAM: Final = "import sys; sys.path[:] = {path!r}; from cri_py.images.worker import run; run(3, {pid})"
@@ -47,11 +49,12 @@ class Workers:
 
     def __init__(self, most: int, *, idle_s: float = IDLE_S, silence_s: float = SILENCE_S) -> None:
         self._most = most
-        self._busy = 0
+        self._busy: set[_Worker] = set()
         self._turns = asyncio.Semaphore(most)
         self._idle_s = idle_s
         self._silence_s = silence_s
         self._idle: list[_Worker] = []
+        self._rested = asyncio.Event()
 
     async def unpack(
         self,
@@ -71,8 +74,8 @@ class Workers:
         """
         await feed.beyond(0)  # no worker waits for a host that has not answered yet
         async with self._turns:
-            worker = self._take()
-            self._busy += 1
+            worker = await self._take(size)
+            self._busy.add(worker)
             try:
                 state = await feed.beyond(0)
                 job = Job(target, diff_id, subject, size, state.available, state.whole, base)
@@ -81,13 +84,15 @@ class Workers:
                 await worker.kill()  # who failed once may hold what it should not: another is started in 30 ms
                 raise
             finally:
-                self._busy -= 1
+                self._busy.discard(worker)
             self._rest(worker)
+            watch(size)
             return unpacked
 
-    def warm(self, wanted: int) -> None:
-        """Start what will be needed soon, so that it is up when the first bytes come."""
-        missing = min(wanted, self._most) - self._busy - len(self._idle)
+    def warm(self, sizes: Collection[int]) -> None:
+        """Start what blobs of these sizes will need soon, so that it is up when the first bytes come."""
+        wanted = max(sum(size >= SMALL_BYTES for size in sizes), 1 if sizes else 0)
+        missing = min(wanted, self._most) - len(self._busy) - len(self._idle)
         for _ in range(missing):
             self._rest(_Worker(self._silence_s))
 
@@ -99,10 +104,16 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """Of those that idle."""
-        return [worker.pid for worker in self._idle]
+        """Of those that run."""
+        return [worker.pid for worker in (*self._busy, *self._idle)]
 
-    def _take(self) -> _Worker:
+    async def _take(self, size: int) -> _Worker:
+        """One that idles, or a new one."""
+        if size < SMALL_BYTES and self._busy and not self._idle:
+            self._rested.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SPARE_S):
+                    await self._rested.wait()
         while self._idle:
             worker = self._idle.pop()
             worker.wake()
@@ -117,6 +128,7 @@ class Workers:
                 worker.dismiss()
 
         self._idle.append(worker)
+        self._rested.set()
         worker.sleep(self._idle_s, leave)
 
 
@@ -167,7 +179,7 @@ class _Worker:
         try:
             socket.send_fds(self._connection, [unpacking.encode(job)], [fd])
         except OSError as error:
-            raise self._died(job.subject) from error
+            raise await self._died(job.subject) from error
         finally:
             os.close(fd)
         implied: list[bytes] = []
@@ -180,7 +192,7 @@ class _Worker:
             elif isinstance(frame, Implied):
                 implied += frame.paths
             elif isinstance(frame, Done):
-                return Unpacked(frame.used_bytes, frame.inodes, tuple(implied))
+                return Unpacked(*frame, tuple(implied))
             elif isinstance(frame, Failed):
                 raise _raised(frame)
 
@@ -192,20 +204,20 @@ class _Worker:
             said = f"the process {self.pid} that unpacks {subject} said nothing for {self._silence_s:g} s"
             raise Internal(said, hint="does the disk hang? it was killed; pull again") from error
         except OSError as error:
-            raise self._died(subject) from error
+            raise await self._died(subject) from error
         if not packet:
-            await asyncio.wait([self._ended], timeout=DEATH_S)
-            raise self._died(subject)
+            raise await self._died(subject)
         return packet
 
     async def _send(self, ready: Ready, subject: str) -> None:
         try:
             await self._loop.sock_sendall(self._connection, unpacking.encode(ready))
         except OSError as error:
-            raise self._died(subject) from error
+            raise await self._died(subject) from error
 
-    def _died(self, subject: str) -> Internal:
-        how = "ended"
+    async def _died(self, subject: str) -> Internal:
+        await asyncio.wait([self._ended], timeout=DEATH_S)
+        how = "has closed its connection"
         if self._ended.done():
             status = self._ended.result()
             how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _LIBRARY = "libseccomp.so.2"
-_NR_SECCOMP = 317 if os.uname().machine == "x86_64" else 277
 _SET_MODE_FILTER = 1
 
 # Action words of OCI runtime-spec (config-linux.md, Seccomp) and libseccomp's numbers; those in _WITH_NUMBER carry one.
@@ -124,13 +123,8 @@ def load_filter(bpf: bytes, flags: int = 0) -> None:
 
     Needs no_new_privs or CAP_SYS_ADMIN. Raises KernelError.
     """
-    if syscalls.failpoint is not None:
-        syscalls.failpoint("seccomp", "filter")
     program = _Program(len(bpf) // 8, bpf)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(_NR_SECCOMP, _SET_MODE_FILTER, ctypes.c_uint(flags), ctypes.byref(program)) != 0:
-        number = ctypes.get_errno()
-        raise KernelError(number, os.strerror(number), "seccomp", f"filter of {program.length} instructions")
+    syscalls.seccomp(_SET_MODE_FILTER, flags, ctypes.byref(program), f"filter of {program.length} instructions")
 
 
 def _library() -> ctypes.CDLL:

@@ -62,6 +62,7 @@ _NR_CAPGET = 125 if _X86 else 90
 _NR_SIGNALFD4 = 289 if _X86 else 74
 _NR_RT_SIGPROCMASK = 14 if _X86 else 135
 _SIG_SETMASK = 2
+_NR_SECCOMP = 317 if _X86 else 277
 _NR_EXECVEAT = 322 if _X86 else 281
 _NR_RT_SIGACTION = 13 if _X86 else 134
 
@@ -206,6 +207,13 @@ def seqpacket_pair() -> tuple[int, int]:
     if _libc.socketpair(_AF_UNIX, _SOCK_SEQPACKET | _SOCK_CLOEXEC, 0, _PAIR) != 0:
         raise _fail("socketpair")
     return _PAIR[0], _PAIR[1]
+
+
+def seccomp(operation: int, flags: int, argument: object, subject: str) -> None:
+    """seccomp(2); ``argument``: what ``ctypes.byref`` gives of a struct sock_fprog."""
+    _begin("seccomp", subject)
+    if _libc.syscall(_NR_SECCOMP, operation, ctypes.c_uint(flags), argument) != 0:
+        raise _fail("seccomp", subject)
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:

@@ -1,4 +1,4 @@
-"""A stream process's end of the conversation with one client: its socket, what waits to be sent, and the loop's poll."""
+"""A stream process's end of the conversation with a client: its socket, what waits to be sent, the loop's poll."""
 
 from __future__ import annotations
 

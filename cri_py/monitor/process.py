@@ -20,7 +20,8 @@ from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import CriError, FailedPrecondition
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER
-from cri_py.monitor import protocol, stream, transport
+from cri_py.monitor import protocol, transport
+from cri_py.monitor.stream import Attached, Executed, Forwarded, Target, serve
 from cri_py.monitor.tracked import ContainerProcess, Create, ExecProcess, Missing, WrongState, exit_code
 from cri_py.runtime import container, holder
 from cri_py.runtime import exec as runtime_exec
@@ -345,25 +346,25 @@ class Monitor:
         try:
             pid = syscalls.clone3(0)
             if pid == 0:
-                stream.serve(request.body, fds[0], report_end, target)
+                serve(request.body, fds[0], report_end, target)
         finally:
             os.close(report_end)
             for fd in target.fds():
                 os.close(fd)
         self._streams[pid] = report
 
-    def _target(self, kind: bytes, container_id: bytes, name: bytes, *, wants_stdin: bool) -> stream.Target:
+    def _target(self, kind: bytes, container_id: bytes, name: bytes, *, wants_stdin: bool) -> Target:
         """What a stream process works on."""
         if kind == b"portforward":
             if not self._holder:
                 raise WrongState("the pod is ending: its holder is gone")
-            return stream.Forwarded(self._holder)
+            return Forwarded(self._holder)
         process = self._container(container_id)
         if not process.running:
             raise WrongState(f"the container {container_id.decode()} is not running")
         if kind == b"exec":
-            return stream.Executed(process.pid, self._cgroups.exec_scope(process.cgroup, name.decode()))
-        return stream.Attached(process.pid, process.take_stdin() if wants_stdin else -1, *process.tap())
+            return Executed(process.pid, self._cgroups.exec_scope(process.cgroup, name.decode()))
+        return Attached(process.pid, process.take_stdin() if wants_stdin else -1, *process.tap())
 
     def _stream_ended(self, report: int) -> None:
         """Pass on what the process has said of its session; one that was killed has said nothing."""

@@ -26,7 +26,8 @@ Requests to a monitor and what they answer (times in Unix ns)::
     abandon  {id}                                   → {} once it has ended and is forgotten
     end      {}                                     → the monitor kills its holder and goes
 
-Events: ``up`` {pid}, ``stream_end`` {kind, received, sent, seconds, error}, ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {}.
+Events: ``up`` {pid}, ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {},
+``stream_end`` {kind, received, sent, seconds, error}.
 A container's state: {state: created|running|exited, pid, ticks, started_at, user} and, exited, what ``exit`` has.
 An error's kind: start (the program can't be executed), state (wrong moment), missing, invalid (what was asked), failed.
 """

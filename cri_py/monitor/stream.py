@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 from cri_py.cgroups import ExecScope
 from cri_py.kernel import procfs, syscalls
@@ -21,7 +21,7 @@ from cri_py.monitor.stream_command import AttachedProcess, CommandPump, Executed
 from cri_py.monitor.stream_forward import ForwardPump
 from cri_py.runtime.child import keep_only
 from cri_py.wire.channels import Streams
-from cri_py.wire.negotiation import Agreement, Refusal, negotiate
+from cri_py.wire.negotiation import Refusal, negotiate
 from cri_py.wire.session import port_forward, remote_command
 
 
@@ -90,22 +90,17 @@ def _converse(body: bytes, client: socket.socket, target: Target) -> tuple[Link 
         forward = port_forward(agreed, ports)
         link = Link(client, forward, agreed.answer)
         return link, ForwardPump(link, forward, target.pid, request["idle_s"]).run(rest)
-    return _command(body, request, client, target, agreed, rest)
-
-
-def _command(
-    body: bytes, request: dict[str, Any], client: socket.socket, target: Executed | Attached, agreed: Agreement, rest: bytes
-) -> tuple[Link, str]:  # fmt: skip
     stdio = request["stdio"]
     streams = Streams(stdio["stdin"], stdio["stdout"], stdio["stderr"], stdio["tty"])
-    session = remote_command(agreed, streams)
-    link = Link(client, session, agreed.answer)
-    process: Process = (
-        ExecutedProcess(body, target.pid, target.scope, streams)
-        if isinstance(target, Executed)
-        else AttachedProcess(target.pid, target.stdin, (target.stdout, target.stderr), streams)
-    )
-    return link, CommandPump(link, session, process, request["idle_s"]).run(rest)
+    command = remote_command(agreed, streams)
+    link = Link(client, command, agreed.answer)
+    return link, CommandPump(link, command, _process(body, target, streams), request["idle_s"]).run(rest)
+
+
+def _process(body: bytes, target: Executed | Attached, streams: Streams) -> Process:
+    if isinstance(target, Executed):
+        return ExecutedProcess(body, target.pid, target.scope, streams)
+    return AttachedProcess(target.pid, target.stdin, (target.stdout, target.stderr), streams)
 
 
 def _report(fd: int, target: Target, seconds: float, link: Link | None, error: str) -> None:

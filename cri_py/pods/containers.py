@@ -17,6 +17,7 @@ from cri_py.config import RuntimeConfig
 from cri_py.errors import (
     AlreadyExists,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     StartError,
     Unavailable,
@@ -152,6 +153,11 @@ class Containers:
         image = self._images.find(config.image.image)
         if image is None:
             raise NotFound(f"the image {config.image.image!r} is not on this node", hint="pull it first")
+        if image.artifact_type:
+            raise InvalidArgument(
+                f"{config.image.image} is an artifact ({image.artifact_type}), not a container image",
+                hint="artifacts can be kept and exported, not run",
+            )
         return image
 
     async def _create(

@@ -54,14 +54,14 @@ class Streams:
         return self.open(StreamRequest(StreamKind.ATTACH, container.sandbox_id, container.id, (), stdio))
 
     def port_forward(self, sandbox_id: str, ports: Sequence[int]) -> str:
-        """Raises InvalidArgument, NotFound, FailedPrecondition. The client names its ports again, and they may differ."""
+        """Raises InvalidArgument, NotFound, FailedPrecondition. Most clients name their ports themselves."""
         sandbox = self._ledger.sandbox(sandbox_id)
         if not isinstance(sandbox.state, Ready):
             raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready: there is nothing to connect to")
         for port in ports:
             if not 0 < port < 1 << 16:
                 raise InvalidArgument(f"{port} is no port", hint="ports are 1 to 65535")
-        return self.open(StreamRequest(StreamKind.PORT_FORWARD, sandbox.id))
+        return self.open(StreamRequest(StreamKind.PORT_FORWARD, sandbox.id, ports=tuple(ports)))
 
     def _running(self, container_id: str, stdio: Stdio) -> Container:
         container = self._ledger.container(container_id)
@@ -80,7 +80,13 @@ class Streams:
 
         ``head``: {method, target, headers, rest}. Raises NotFound, FailedPrecondition, Unavailable.
         """
-        fields: dict[str, Any] = {"head": head, "idle_s": self._idle_s, "name": "", "stdio": asdict(request.stdio)}
+        fields: dict[str, Any] = {
+            "head": head,
+            "idle_s": self._idle_s,
+            "name": "",
+            "stdio": asdict(request.stdio),
+            "ports": request.ports,
+        }
         if request.kind is StreamKind.EXEC:
             fields |= self._exec_fields(request)
         await self._monitors.of(request.sandbox_id).request(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from typing import Protocol
 
 from cri_py import model
 from cri_py.errors import InvalidArgument
+from cri_py.images.progress import LayerProgress
 from cri_py.rpc import answers, convert, listing
 from cri_py.rpc.gen import api_pb2 as pb
 
@@ -17,7 +20,9 @@ class Images(Protocol):
     def find(self, ref_or_id: str) -> model.Image | None: ...
     async def remove(self, ref_or_id: str) -> None: ...
     async def filesystem_usage(self) -> Sequence[model.FilesystemUsage]: ...
+    async def container_filesystem_usage(self) -> Sequence[model.FilesystemUsage]: ...
     def verbose(self, image: model.Image) -> dict[str, str]: ...
+    def progress_of(self, ref: str) -> Sequence[LayerProgress]: ...
 
 
 class ImageService:
@@ -35,11 +40,27 @@ class ImageService:
             yield part
 
     async def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
-        image = self._images.find(_named(request.image))
+        ref = _named(request.image)
+        image = self._images.find(ref)
+        info = self._under_way(ref) if request.verbose else {}
         if image is None:
-            return pb.ImageStatusResponse()
-        info = self._images.verbose(image) if request.verbose else {}
-        return pb.ImageStatusResponse(image=answers.image(image), info=info)
+            return pb.ImageStatusResponse(info=info)
+        if request.verbose:
+            info |= self._images.verbose(image)
+        answer = answers.image(image)
+        asked = request.image
+        if asked.user_specified_image or asked.annotations:  # known in the context of a call only (api.proto)
+            # Without spec.image: whatever names an image, its status is the same (critest compares).
+            spec = pb.ImageSpec(user_specified_image=asked.user_specified_image, annotations=asked.annotations)
+            answer.spec.CopyFrom(spec)
+        return pb.ImageStatusResponse(image=answer, info=info)
+
+    def _under_way(self, ref: str) -> dict[str, str]:
+        """How far a pull of the image is, if one is under way: JSON in ``pull``."""
+        layers = self._images.progress_of(ref)
+        if not layers:
+            return {}
+        return {"pull": json.dumps({"layers": [asdict(layer) for layer in layers]})}
 
     async def PullImage(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
         image = await self._images.pull(_named(request.image), convert.registry_auth(request))
@@ -50,9 +71,11 @@ class ImageService:
         return pb.RemoveImageResponse()
 
     async def ImageFsInfo(self, _: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
-        """Images and writable layers share the file systems; the kubelet wants both lists all the same (KEP-4191)."""
-        usage = [answers.filesystem(filesystem) for filesystem in await self._images.filesystem_usage()]
-        return pb.ImageFsInfoResponse(image_filesystems=usage, container_filesystems=usage)
+        """Where writable layers share the disk of the images, both lists are the same: by that the kubelet tells a disk
+        of the containers' own (KEP-4191)."""
+        images = [answers.filesystem(each) for each in await self._images.filesystem_usage()]
+        containers = [answers.filesystem(each) for each in await self._images.container_filesystem_usage()]
+        return pb.ImageFsInfoResponse(image_filesystems=images, container_filesystems=containers or images)
 
 
 def _named(spec: pb.ImageSpec) -> str:

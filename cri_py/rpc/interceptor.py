@@ -51,6 +51,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         decoder, encoder = handler.request_deserializer, handler.response_serializer
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream(name, handler.unary_stream), decoder, encoder)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._unary(name, handler.stream_unary), decoder, encoder)
         return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary), decoder, encoder)
 
     def end_endless_calls(self) -> None:
@@ -137,7 +139,7 @@ def subjects(request: Any) -> dict[str, str]:
         metadata = config.metadata
         namespace = getattr(metadata, "namespace", "")
         found["name"] = f"{namespace}/{metadata.name}" if namespace else metadata.name
-    if value := getattr(getattr(request, "image", None), "image", ""):
+    if value := getattr(getattr(request, "image", None), "image", "") or getattr(request, "ref", ""):
         found["image"] = value
     return found
 

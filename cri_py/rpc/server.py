@@ -12,6 +12,7 @@ from grpc_health.v1.health import aio as health
 
 from cri_py.config import Config
 from cri_py.errors import Unavailable
+from cri_py.rpc.gen import api_pb2, images_pb2
 from cri_py.rpc.interceptor import CallInterceptor
 from cri_py.rpc.listen import TcpAddress, UnixAddress, make_way, parse_address, restrict
 from cri_py.rpc.methods import generic_handler
@@ -19,13 +20,22 @@ from cri_py.rpc.methods import generic_handler
 log = structlog.get_logger()
 
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+RUNTIME: Final = "runtime.v1.RuntimeService"
+IMAGE: Final = "runtime.v1.ImageService"
+OWN_IMAGES: Final = "cri_py.v1.Images"
+OWN_EXCHANGE: Final = "cri_py.v1.ImageExchange"
+SERVICES: Final = {
+    service.full_name: service
+    for file in (api_pb2.DESCRIPTOR, images_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+}
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Server:
     """Serves CRI on ``config.listen``.
 
-    ``services`` maps names of services (RuntimeService, ImageService) to the objects that have their methods.
+    ``services`` maps full names of services (SERVICES) to the objects that have their methods.
     """
 
     def __init__(self, config: Config, services: Mapping[str, object]) -> None:
@@ -34,7 +44,7 @@ class Server:
         self._grace_s = config.server.shutdown_grace_s
         self._interceptor = CallInterceptor()
         self._health = health.HealthServicer()
-        self._names = ("", *(f"runtime.v1.{name}" for name in services))
+        self._names = ("", *services)
         self._server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=[
@@ -44,7 +54,7 @@ class Server:
             ],
         )
         for name, methods in services.items():
-            self._server.add_generic_rpc_handlers((generic_handler(name, methods),))
+            self._server.add_generic_rpc_handlers((generic_handler(SERVICES[name], methods),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     async def start(self) -> None:

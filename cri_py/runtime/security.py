@@ -6,13 +6,11 @@ groups before the gid, the gid before the uid; the filter as late as it can be l
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import signal
 from typing import Any, NamedTuple
 
-from cri_py.errors import KernelError
 from cri_py.kernel import capabilities, procfs, seccomp, syscalls
 from cri_py.kernel.constants import (
     PR_CAP_AMBIENT,
@@ -24,6 +22,7 @@ from cri_py.kernel.constants import (
     PR_SET_NO_NEW_PRIVS,
 )
 
+_LAST_CAPABILITY = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
 # Python ignores two, the spawner three; 32 and 33 are left ignored by glibc's posix_spawn, which starts the spawner.
 _CHANGED_SIGNALS = tuple(
     int(number)
@@ -118,15 +117,9 @@ def load(secure: Filter) -> None:
 
 
 def _drop_bounding(kept: int) -> None:
-    for number in range(64):
-        if kept >> number & 1:
-            continue
-        try:
+    for number in range(_LAST_CAPABILITY + 1):
+        if not kept >> number & 1:
             syscalls.prctl(PR_CAPBSET_DROP, number)
-        except KernelError as error:
-            if error.errno == errno.EINVAL:
-                return  # beyond the last capability of this kernel
-            raise
 
 
 def _raise_ambient(names: list[str] | tuple[()]) -> None:

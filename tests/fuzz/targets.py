@@ -6,8 +6,12 @@ A new target is a function here and a line in TARGETS; its seeds lie in corpus/N
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -16,8 +20,10 @@ from cri_py.errors import ConfigError, CriError, FailedPrecondition, InvalidArgu
 from cri_py.images import auth, manifest
 from cri_py.images.endpoints import SYSTEM_TRUST, by_default
 from cri_py.images.hosts import by_hosts_file, parse_hosts
+from cri_py.images.layers import unpack
 from cri_py.images.reference import parse_ref, short_name
 from cri_py.images.registries_conf import by_registry, parse_conf
+from cri_py.model import Digest
 from cri_py.wire import channels, spdy, spdy_frames
 from cri_py.wire.events import Gone, Opened, Received, Session
 from cri_py.wire.negotiation import Agreement, Transport
@@ -60,10 +66,7 @@ def image_manifest(content: bytes) -> None:
         return
     if isinstance(document, manifest.Index):
         with contextlib.suppress(NotFound):
-            manifest.choose(document, NODE, "the image")
-    else:
-        with contextlib.suppress(CriError):
-            manifest.check_image(document, "the image")
+            manifest.fitting(document, NODE, "the image")
 
 
 def understood(parse: Callable[[bytes, str], _T], content: bytes) -> _T | None:
@@ -168,6 +171,26 @@ def channels_of(content: bytes) -> None:
     assert over
 
 
+def tar_layer(content: bytes) -> None:
+    """Whatever a layer holds, it is placed inside its directory or refused in words."""
+    with tempfile.TemporaryDirectory() as outside:
+        canary, layer = Path(outside, "canary"), Path(outside, "layer")
+        canary.write_text("untouched")
+        layer.mkdir()
+        with contextlib.suppress(CriError):
+            unpack(
+                io.BytesIO(content),
+                str(layer),
+                size=len(content),
+                diff_id=Digest("sha256:" + "0" * 64),
+                base=False,
+                subject="the layer",
+                watch=lambda _: None,
+            )
+        assert sorted(os.listdir(outside)) == ["canary", "layer"]
+        assert canary.read_text() == "untouched"
+
+
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = MappingProxyType(
     {
         "reference": reference,
@@ -178,5 +201,6 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = MappingProxyType(
         "auth_file": auth_file,
         "spdy": spdy_frames_of,
         "channels": channels_of,
+        "tar_layer": tar_layer,
     }
 )

@@ -131,6 +131,16 @@ def test_what_the_spawner_loads_is_light() -> None:
     assert sorted(loaded.intersection(NEVER_IN_A_MONITOR)) == []
 
 
+def test_what_a_worker_loads_is_light() -> None:
+    """A pull waits for it to start."""
+    code = "import sys, cri_py.images.worker; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    heavy = {*NEVER_IN_A_MONITOR, "shutil", "json", "cri_py.config", "cri_py.telemetry"} - {"hashlib"}
+    assert sorted(heavy.intersection(done.stdout.split())) == []
+
+
 def test_the_commands_load_no_grpc_until_they_serve() -> None:
     code = "import sys; from cri_py.cli import run; run(['config', 'default']); sys.exit('grpc' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, timeout=60, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,3 +152,17 @@ def test_the_image_filesystem_is_told_with_its_use(kubelet: Kubelet, daemon: Dae
     assert images.inodes_used.value > 0
     assert images.timestamp > 0
     assert answer.container_filesystems
+
+
+def test_an_artifact_is_listed_and_can_t_be_run(kubelet: Kubelet, pod: Pod, registry: RegistrySimulator) -> None:
+    config = registry.describe(b"{}", "application/vnd.oci.empty.v1+json")
+    layer = registry.describe(b"rules", "text/plain")
+    document = {"schemaVersion": 2, "artifactType": "application/vnd.example", "config": config, "layers": [layer]}
+    registry.put_manifest("artifact", "1", json.dumps(document).encode(), "application/vnd.oci.image.manifest.v1+json")
+    name = "registry.test/artifact:1"
+    kubelet.pull(name)
+    assert any(name in image.repo_tags for image in kubelet.ListImages().images)
+    with refused("INVALID_ARGUMENT", "artifact", "application/vnd.example"):
+        kubelet.create(pod, config=kubelet.container_config("true", image=name))
+    kubelet.RemoveImage(image=pb.ImageSpec(image=name))
+    registry.hang_up()  # its blobs came side by side, over more connections than are kept from before

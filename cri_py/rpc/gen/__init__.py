@@ -1,1 +1,1 @@
-"""Written by proto/generate.py from proto/runtime/v1/api.proto. Don't edit."""
+"""Written by proto/generate.py from proto/*/v1/*.proto. Don't edit."""

@@ -195,5 +195,10 @@ def test_a_certificate_without_its_key_is_an_error(tmp_path: Path, lonely: str) 
 
 
 def test_beside_a_hosts_toml_dockers_files_mean_nothing(tmp_path: Path) -> None:
-    put(tmp_path, "r.example", ca_crt="", hosts_toml="")
+    put(tmp_path, "r.example", ca_crt="", hosts_toml="server = 'https://x'")
     assert CertsDirectories([str(tmp_path)]).certificates("r.example") == Trust()
+
+
+def test_beside_an_empty_hosts_toml_dockers_files_count(tmp_path: Path) -> None:
+    put(tmp_path, "r.example", ca_crt="", hosts_toml="")
+    assert CertsDirectories([str(tmp_path)]).certificates("r.example") == Trust((f"{tmp_path}/r.example/ca.crt",))

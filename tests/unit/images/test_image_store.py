@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cri_py import telemetry
-from cri_py.errors import NotFound
+from cri_py.errors import InvalidArgument, NotFound
 from cri_py.images.service import Images
 from cri_py.model import Image, ImageId
 from tests.simulators.registry import File, RegistrySimulator, tar_layer
@@ -62,6 +62,11 @@ async def test_unknown_names_find_nothing_and_may_be_removed(
     assert len(images.list()) == 1
 
 
+@pytest.mark.parametrize("name", ["a b", "sha256:" + "0" * 64, "UPPER"])
+async def test_of_what_is_no_ref_no_pull_is_under_way(images: Images, name: str) -> None:
+    assert images.progress_of(name) == ()
+
+
 async def test_one_image_under_several_names_is_one_image(images: Images, registry: RegistrySimulator) -> None:
     await pulled(images, registry, "one", BASE)
     image = await pulled(images, registry, "two", BASE)
@@ -81,6 +86,40 @@ async def test_removal_by_one_name_removes_all_of_them(
     assert layers_on_disk(root) == 0
     with pytest.raises(NotFound):
         images.lower_dirs(image.id)
+
+
+async def test_a_tag_is_given_moves_and_is_taken_alone(open_images: OpenImages, registry: RegistrySimulator) -> None:
+    async with open_images() as images:
+        one, two = await pulled(images, registry, "one", BASE), await pulled(images, registry, "two", TOP)
+        assert await images.tag(one.id, "mine") == "docker.io/library/mine:latest"
+        await images.tag(two.repo_tags[0], "mine:latest")
+    async with open_images() as images:
+        assert images.list("mine") == [images.find(two.id)]
+        await images.untag("mine")
+        assert images.find("mine") is None
+        assert (images.find(one.id), images.find(two.id)) == (one, two)
+
+
+@pytest.mark.parametrize("by", ["tag", "digest", "id"])
+async def test_the_last_tag_a_digest_or_the_id_takes_the_image_along(
+    images: Images, registry: RegistrySimulator, by: str
+) -> None:
+    image = await pulled(images, registry, "app", BASE)
+    if by != "tag":
+        await images.tag(image.id, "mine")
+    await images.untag({"tag": image.repo_tags[0], "digest": image.repo_digests[0], "id": image.id}[by])
+    assert images.list() == []
+
+
+async def test_no_digest_can_be_given_as_a_tag_and_nothing_to_what_is_not_here(
+    images: Images, registry: RegistrySimulator
+) -> None:
+    image = await pulled(images, registry, "app", BASE)
+    with pytest.raises(InvalidArgument, match="no tag"):
+        await images.tag(image.id, image.repo_digests[0])
+    for missing in (images.tag("other", "mine"), images.untag("other")):
+        with pytest.raises(NotFound, match="cri-py image ls"):
+            await missing
 
 
 async def test_removals_at_the_same_time_succeed(images: Images, registry: RegistrySimulator, root: Path) -> None:
@@ -198,12 +237,14 @@ async def test_a_start_sweeps_what_an_earlier_life_left_unfinished(open_images: 
         assert not (root / "ingest").exists()
 
 
-async def test_an_image_whose_layer_is_gone_is_forgotten_and_can_be_pulled_again(
-    open_images: OpenImages, registry: RegistrySimulator
+async def test_an_image_whose_layer_and_blob_are_gone_is_forgotten_and_can_be_pulled_again(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path
 ) -> None:
     async with open_images() as images:
         image = await pulled(images, registry, "app", BASE, TOP)
         shutil.rmtree(images.lower_dirs(image.id)[0])
+    for blob in (root / "blobs/sha256").iterdir():
+        blob.unlink()
     async with open_images() as images:
         assert images.list() == []
         again = await images.pull(f"{registry.host}/app:1", None)

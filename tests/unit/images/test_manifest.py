@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cri_py.errors import CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from cri_py.errors import CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from cri_py.images import manifest as m
 from cri_py.model import Digest
 
@@ -88,30 +88,47 @@ def test_any_bytes_give_a_manifest_or_a_plain_refusal(content: bytes) -> None:
         ("linux/arm/v7", ["linux/arm/v5", "linux/arm/v6", "linux/arm/v8"], 1),
         ("linux/arm/v6", ["linux/arm/v7", "linux/arm/v6"], 1),
         ("linux/amd64", ["linux/amd64", "linux/amd64"], 0),
+        ("linux/amd64", ["linux/arm", "linux/386"], 1),
+        ("linux/amd64", ["linux/386", "linux/amd64"], 1),
+        ("linux/arm64/v8", ["linux/arm/v6", "linux/arm/v7"], 1),
     ],
 )
 def test_the_nearest_platform_that_runs_here_is_chosen(wanted: str, offered: list[str], chosen: int) -> None:
     entries = [entry(platform, "0123456789"[position]) for position, platform in enumerate(offered)]
     platform = m.Platform(*wanted.split("/"))
-    assert m.choose(index(*entries), platform, "r").digest == entries[chosen]["digest"]
+    assert m.fitting(index(*entries), platform, "r")[0].digest == entries[chosen]["digest"]
 
 
 def test_a_missing_platform_is_an_error_that_lists_what_is_there() -> None:
     with pytest.raises(NotFound, match=r"linux/amd64.*linux/arm64/v8, windows/amd64"):
-        m.choose(index(entry("linux/arm64/v8"), entry("windows/amd64")), AMD64, "r")
+        m.fitting(index(entry("linux/arm64/v8"), entry("windows/amd64")), AMD64, "r")
 
 
 def test_an_entry_without_a_platform_is_the_last_resort() -> None:
     bare = {"mediaType": m.OCI_INDEX, "digest": DIGEST, "size": 1}
-    assert m.choose(index(bare, entry("linux/amd64")), AMD64, "r").digest != DIGEST
-    assert m.choose(index(bare, entry("linux/s390x")), AMD64, "r").digest == DIGEST
+    assert m.fitting(index(bare, entry("linux/amd64")), AMD64, "r")[0].digest != DIGEST
+    assert m.fitting(index(bare, entry("linux/s390x")), AMD64, "r")[0].digest == DIGEST
 
 
 def test_an_artifact_is_named_for_what_it_is() -> None:
     found = parsed({"config": described(mediaType="application/vnd.helm.config.v1+json"), "layers": []})
     assert isinstance(found, m.Manifest)
-    with pytest.raises(Unimplemented, match="helm"):
-        m.check_image(found, "r")
+    assert found.artifact_type == "application/vnd.helm.config.v1+json"
+    named = parsed(
+        {
+            "config": described(mediaType="application/vnd.oci.empty.v1+json"),
+            "layers": [],
+            "artifactType": "application/vnd.example",
+        }
+    )
+    assert isinstance(named, m.Manifest)
+    assert named.artifact_type == "application/vnd.example"
+
+
+def test_a_container_image_is_no_artifact() -> None:
+    found = parsed({"config": described(mediaType=m.OCI_CONFIG), "layers": []})
+    assert isinstance(found, m.Manifest)
+    assert found.artifact_type == ""
 
 
 def test_a_config_gives_what_a_container_is_made_from() -> None:

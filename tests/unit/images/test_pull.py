@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,9 +29,9 @@ from cri_py.errors import (
 from cri_py.images.service import Images
 from cri_py.model import ImageId, RegistryAuth
 from tests.simulators.registry import (
+    ARCHITECTURE,
     OCI_CONFIG,
     OCI_INDEX,
-    OCI_LAYER,
     OCI_MANIFEST,
     TOKEN,
     Fault,
@@ -291,6 +293,14 @@ FAULTS: dict[str, tuple[Break, type[CriError], str]] = {
     "manifest of the index missing": (lambda _, p: Fault(p.manifest, status=404), NotFound, "has no"),
     "forbidden": (lambda _, p: Fault("/manifests/1", status=403), PermissionDenied, "denies"),
     "too many requests": (lambda _, p: Fault("/manifests/1", status=429), Unavailable, "429"),
+    "too many requests for an hour": (
+        lambda _, p: Fault("/manifests/1", status=429, headers={"Retry-After": "3600"}),
+        Unavailable,
+        "takes no more now for 3600 s",
+    ),
+    "no answer": (lambda _, p: Fault("/manifests/1", hang_up=True), Unavailable, "cut the connection"),
+    "no answer for a layer": (lambda _, p: Fault(p.layers[1], hang_up=True), Unavailable, "cut the connection"),
+    "gone": (lambda _, p: Fault(p.layers[0], status=410), Unavailable, "answers 410"),
     "broken registry": (lambda _, p: Fault(p.layers[0], status=500), Unavailable, "answers 500"),
     "blob missing": (lambda _, p: Fault(p.layers[1], status=404), NotFound, "has no"),
     "wrong manifest": (lambda _, p: Fault(p.manifest, replace=b"{}"), DataLoss, "not sha256:"),
@@ -326,6 +336,53 @@ async def test_a_broken_pull_says_why_leaves_nothing_and_can_be_repeated(
     assert leftovers(root) == []
     registry.faults.clear()
     assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+
+
+async def test_a_layer_goes_on_after_a_restart_where_it_was_cut(
+    open_images: OpenImages, registry: RegistrySimulator
+) -> None:
+    pushed = registry.push("app", "1", [tar_layer(File("noise", random.Random(1).randbytes(500_000)))])
+    registry.faults.append(Fault(pushed.layers[0], cut_after=300_000))
+    async with open_images(pull_attempts=1) as images:
+        with pytest.raises(Unavailable, match="cut the connection"):
+            await images.pull(f"{registry.host}/app:1", None)
+    registry.faults.clear()
+    async with open_images() as images:
+        assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+    asked = [asked.headers.get("range") for asked in registry.asked if pushed.layers[0] in asked.path]
+    assert asked == [None, "bytes=300000-"]
+
+
+async def test_a_registry_that_heals_is_pulled_from(images: Images, registry: RegistrySimulator) -> None:
+    pushed = registry.push("app", "1", [BASE, TOP])
+    registry.faults += [
+        *(Fault("/manifests/", status=503, times=2), Fault(pushed.config, hang_up=True, times=2)),
+        *(Fault(pushed.layers[0], cut_after=7, times=2), Fault(pushed.layers[1], status=500, times=2)),
+    ]
+    assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+
+
+async def test_a_401_without_end_is_denied(images: Images, registry: RegistrySimulator, root: Path) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    registry.login = "loop"
+    with pytest.raises(PermissionDenied, match="denies"):
+        await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
+    assert (images.list(), leftovers(root)) == ([], [])
+    registry.login = "bearer"
+    await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
+    assert images.find(pushed.config) is not None
+
+
+@pytest.mark.parametrize("where", ["/manifests/1", "layer"])
+async def test_a_dripping_registry_is_given_up(
+    open_images: OpenImages, registry: RegistrySimulator, where: str
+) -> None:
+    pushed = registry.push("app", "1", [BASE])
+    registry.faults.append(Fault(pushed.layers[0] if where == "layer" else where, drip_s=0.01))
+    async with open_images(pull_progress_timeout_s=0.2, pull_minimum_bytes_per_s=10_000) as images:
+        with pytest.raises(DeadlineExceeded, match=r"sent only \d+ bytes in 0\.2"):
+            await images.pull(f"{registry.host}/app:1", None)
+        assert images.list() == []
 
 
 @pytest.mark.parametrize("where", ["/manifests/1", "layer"])
@@ -376,12 +433,29 @@ async def test_a_layer_that_is_no_tar_is_refused(
     assert leftovers(root) == []
 
 
-async def test_an_artifact_is_refused_by_its_kind(images: Images, registry: RegistrySimulator) -> None:
-    config = registry.describe(b"{}", "application/vnd.example+json")
-    document = {"schemaVersion": 2, "config": config, "layers": [registry.describe(b"x", OCI_LAYER)]}
-    registry.put_manifest("app", "1", json.dumps(document).encode(), OCI_MANIFEST)
-    with pytest.raises(CriError, match=r"artifact \(application/vnd\.example"):
-        await images.pull(f"{registry.host}/app:1", None)
+@pytest.mark.parametrize("discarded", [False, True])
+async def test_an_artifact_is_kept_as_it_is(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path, discarded: bool
+) -> None:
+    config = registry.describe(b"{}", "application/vnd.oci.empty.v1+json")
+    for name in ("one", "two"):
+        layer = registry.describe(name.encode(), "text/plain")
+        document = {"schemaVersion": 2, "artifactType": "text/plain", "config": config, "layers": [layer]}
+        registry.put_manifest("app", name, json.dumps(document).encode(), OCI_MANIFEST)
+    async with open_images(discard_unpacked_layers=discarded) as images:
+        one = await images.pull(f"{registry.host}/app:one", None)
+        two = await images.pull(f"{registry.host}/app:two", None)
+        assert one.id != two.id
+        assert one.artifact_type == "text/plain"
+        assert one.chain_ids == ()
+        assert json.loads(images.verbose(one)["info"])["artifactType"] == "text/plain"
+        assert await images.check(deep=True) == []
+        assert await images.pull(f"{registry.host}/app:one", None) == one
+        blob = root / "blobs" / "sha256" / hashlib.sha256(b"one").hexdigest()
+        assert blob.read_bytes() == b"one"
+        await images.remove(one.id)
+        assert not blob.exists()
+        assert await images.check(deep=True) == []
 
 
 async def test_an_index_that_holds_itself_ends(images: Images, registry: RegistrySimulator) -> None:
@@ -391,6 +465,32 @@ async def test_an_index_that_holds_itself_ends(images: Images, registry: Registr
         document = json.dumps({"schemaVersion": 2, "manifests": [described]}).encode()
     with pytest.raises(DataLoss, match="deep"):
         await images.pull(f"{registry.host}/app:1", None)
+
+
+async def test_the_index_that_fits_is_found_among_those_that_tell_no_platform(
+    images: Images, registry: RegistrySimulator
+) -> None:
+    entries = []
+    for architecture in ("s390x", "riscv64", ARCHITECTURE):
+        pushed = registry.push("app", architecture, [TOP], architecture=architecture)
+        content, media_type = registry.manifests["app", architecture]
+        entries.append(registry.put_manifest("app", architecture, content, media_type))
+    registry.put_manifest("app", "1", json.dumps({"schemaVersion": 2, "manifests": entries}).encode(), OCI_INDEX)
+    assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
+    few = json.dumps({"schemaVersion": 2, "manifests": entries[:2]}).encode()
+    registry.put_manifest("app", "few", few, OCI_INDEX)
+    with pytest.raises(NotFound, match="holds: linux/riscv64"):
+        await images.pull(f"{registry.host}/app:few", None)
+
+
+async def test_a_wide_index_is_not_searched_for_ever(images: Images, registry: RegistrySimulator) -> None:
+    empty = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
+    entry = registry.put_manifest("app", "none", empty, OCI_INDEX)
+    document = {"schemaVersion": 2, "manifests": [entry] * 1000}
+    registry.put_manifest("app", "1", json.dumps(document).encode(), OCI_INDEX)
+    with pytest.raises(DataLoss, match="among the first 32"):
+        await images.pull(f"{registry.host}/app:1", None)
+    assert registry.count(entry["digest"]) <= 32
 
 
 async def test_a_config_over_the_limit_is_not_read(images: Images, registry: RegistrySimulator) -> None:

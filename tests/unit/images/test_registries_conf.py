@@ -53,7 +53,7 @@ location = "only.example/x"
         ("r.example/team/app:1", "r.example/team/app:1"),
         ("r.example/team/app:12", "r.example/team"),
         (f"r.example/team@{DIGEST}", "r.example/team"),
-        ("r.example:5000/team/x", "r.example"),
+        ("r.example:5000/team/x", ""),
         ("r.example.org/x", ""),
         ("a.wild.example/x", "*.wild.example"),
         ("a.b.wild.example/x", "*.b.wild.example"),
@@ -72,6 +72,7 @@ def test_the_longest_prefix_takes_a_ref(ref: str, prefix: str) -> None:
     ("text", "ref", "found"),
     [
         ('prefix = "a.io/x"\nlocation = "b.io/y/z"', "a.io/x/app", ["https://b.io/v2 y/z/app"]),
+        ('prefix = "a.io/x/"\nlocation = "b.io/y/"', "a.io/x/app", ["https://b.io/v2 y/app"]),
         ('prefix = "a.io/x/app"\nlocation = "b.io/other"', "a.io/x/app:1", ["https://b.io/v2 other"]),
         ('prefix = "docker.io"\nlocation = "hub.io"', "busybox", ["https://hub.io/v2 library/busybox"]),
         ('prefix = "a.io"\nlocation = "docker.io"', "a.io/app", ["https://registry-1.docker.io/v2 library/app"]),

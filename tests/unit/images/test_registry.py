@@ -666,6 +666,16 @@ async def test_misspelt_keys_are_told_of(node: Node, registry: RegistrySimulator
     assert told["keys"] == [f"{node.conf}:1: short-names", f"{hosts_toml}:2: skip_verfy"]
 
 
+async def test_a_blocked_registry_is_blocked_whoever_else_knows_the_way(
+    node: Node, registry: RegistrySimulator, pushed: Pushed
+) -> None:
+    node.hosts_toml("registry.example", f'server = "{registry.url}"\n')
+    node.settings["registries"] = {"registry.example": RegistryConfig(mirrors=(registry.url,))}
+    node.conf.write_text('[[registry]]\nlocation = "registry.example"\nblocked = true\n')
+    with pytest.raises(FailedPrecondition, match="is blocked by"):
+        await resolved(node, "registry.example/team/app:1")
+
+
 async def test_the_default_hosts_toml_is_for_hosts_that_nothing_names(
     node: Node, registry: RegistrySimulator, pushed: Pushed
 ) -> None:
@@ -743,6 +753,16 @@ async def test_a_mirror_is_trusted_by_the_certificates_of_its_own_directory(
     (node.certs_d / secured.host).mkdir(parents=True)
     authority.cert_pem.write_to_path(str(node.certs_d / secured.host / "ca.crt"))
     node.settings["registries"] = {"registry.example": RegistryConfig(mirrors=(secured.url,))}
+    assert (await resolved(node, "registry.example/team/app:1")).startswith("sha256:")
+
+
+async def test_a_location_is_trusted_by_the_certificates_of_its_own_directory(
+    node: Node, secured: RegistrySimulator, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cri_py.images.endpoints.is_loopback", lambda _: False)
+    (node.certs_d / secured.host).mkdir(parents=True)
+    authority.cert_pem.write_to_path(str(node.certs_d / secured.host / "ca.crt"))
+    node.conf.write_text(f'[[registry]]\nprefix = "registry.example"\nlocation = "{secured.host}"\n')
     assert (await resolved(node, "registry.example/team/app:1")).startswith("sha256:")
 
 

@@ -270,7 +270,10 @@ async def test_an_end_counts_on_a_full_disk_and_is_recorded_with_the_next_change
         await ledger.put_sandbox(sandbox(state=stopped))
         assert ledger.container(CONTAINER).state == exited
         assert ledger.sandbox(POD).state == stopped
-        for refused in (ledger.put_container(container(state=model.Created())), ledger.drop_container(container(other))):
+        for refused in (
+            ledger.put_container(container(state=model.Created())),
+            ledger.drop_container(container(other)),
+        ):
             with pytest.raises(Internal):
                 await refused
         assert ledger.container(CONTAINER).state == exited

@@ -14,10 +14,11 @@ import pytest
 from cri_py import model
 from cri_py.config import Config, ServerConfig
 from cri_py.errors import NotFound
+from cri_py.images.progress import LayerProgress
 from cri_py.rpc.gen import api_pb2_grpc
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.runtime_service import RuntimeService
-from cri_py.rpc.server import Server
+from cri_py.rpc.server import IMAGE, RUNTIME, Server
 
 IMAGE_ID = model.ImageId("sha256:" + "a" * 64)
 
@@ -205,6 +206,7 @@ class SimulatedNode:
 class SimulatedImages:
     def __init__(self) -> None:
         self.here: dict[str, model.Image] = {}
+        self.containers_disk: list[model.FilesystemUsage] = []
         self.auth: model.RegistryAuth | None = None
 
     async def pull(self, ref: str, auth: model.RegistryAuth | None) -> model.Image:
@@ -216,13 +218,19 @@ class SimulatedImages:
         return [image for name, image in self.here.items() if ref in {"", name}]
 
     def find(self, ref_or_id: str) -> model.Image | None:
-        return self.here.get(ref_or_id)
+        return self.here.get(ref_or_id) or next((each for each in self.here.values() if each.id == ref_or_id), None)
 
     async def remove(self, ref_or_id: str) -> None:
         self.here.pop(ref_or_id, None)
 
     async def filesystem_usage(self) -> list[model.FilesystemUsage]:
         return [model.FilesystemUsage("/var/lib/cri_py", 10, 20, model.Nanos(30))]
+
+    async def container_filesystem_usage(self) -> list[model.FilesystemUsage]:
+        return self.containers_disk
+
+    def progress_of(self, ref: str) -> tuple[LayerProgress, ...]:
+        return (LayerProgress(model.Digest("sha256:1"), 10, 5, 2, False),) if ref == "under.way/a:1" else ()
 
     def verbose(self, image: model.Image) -> dict[str, str]:
         return {"info": image.id}
@@ -265,8 +273,8 @@ async def world(config: Config) -> AsyncIterator[World]:
         SimulatedImages(),
     )
     services = {
-        "RuntimeService": RuntimeService(sandboxes, containers, events, node),
-        "ImageService": ImageService(images),
+        RUNTIME: RuntimeService(sandboxes, containers, events, node),
+        IMAGE: ImageService(images),
     }
     server = Server(config, services)
     await server.start()

@@ -42,7 +42,8 @@ async def test_an_error_becomes_its_status_with_message_and_hint(world: Any, kin
     world.sandboxes.during_run = failing(kind("sandbox web can't run", hint="free some memory"))
     error = await refused(world.runtime.RunPodSandbox(RUN))
     assert error.code().name == kind.code
-    assert error.details() == "sandbox web can't run (free some memory)"
+    word = "RegistryUnavailable: " if kind is errors.RegistryUnavailable else ""  # by which the kubelet tells it
+    assert error.details() == f"{word}sandbox web can't run (free some memory)"
 
 
 async def test_an_unexpected_exception_is_internal_and_logged_once_with_traceback(world: Any) -> None:

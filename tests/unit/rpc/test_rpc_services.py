@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -262,6 +263,22 @@ async def test_an_image_is_pulled_found_listed_and_removed(world: Any) -> None:
     assert not gone.HasField("image")
 
 
+async def test_the_status_of_an_image_repeats_what_the_user_wrote(world: Any) -> None:
+    await world.image.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image="busybox")))
+    asked = pb.ImageSpec(image="busybox", user_specified_image="bb", annotations={"a": "b"})
+    status = await world.image.ImageStatus(pb.ImageStatusRequest(image=asked))
+    assert status.image.spec == pb.ImageSpec(user_specified_image="bb", annotations={"a": "b"})
+
+
+async def test_the_status_of_an_image_is_the_same_whatever_names_it(world: Any) -> None:
+    image_id = (await world.image.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image="busybox")))).image_ref
+    first, second = [
+        await world.image.ImageStatus(pb.ImageStatusRequest(image=pb.ImageSpec(image=name)))
+        for name in ("busybox", image_id)
+    ]
+    assert first == second
+
+
 async def test_image_file_systems_are_told_for_images_and_containers(world: Any) -> None:
     answer = await world.image.ImageFsInfo(pb.ImageFsInfoRequest())
     (usage,) = answer.image_filesystems
@@ -272,6 +289,25 @@ async def test_image_file_systems_are_told_for_images_and_containers(world: Any)
         30,
     )
     assert list(answer.container_filesystems) == [usage]
+
+
+async def test_a_disk_of_the_containers_own_is_told_apart(world: Any) -> None:
+    world.images.containers_disk = [model.FilesystemUsage("/mnt/containers", 1, 2, model.Nanos(3))]
+    answer = await world.image.ImageFsInfo(pb.ImageFsInfoRequest())
+    assert [each.fs_id.mountpoint for each in answer.image_filesystems] == ["/var/lib/cri_py"]
+    assert [each.fs_id.mountpoint for each in answer.container_filesystems] == ["/mnt/containers"]
+
+
+async def test_the_status_of_an_image_that_is_being_pulled_tells_how_far_it_is(world: Any) -> None:
+    wanted = pb.ImageSpec(image="under.way/a:1")
+    answer = await world.image.ImageStatus(pb.ImageStatusRequest(image=wanted, verbose=True))
+    assert not answer.HasField("image")
+    (layer,) = json.loads(answer.info["pull"])["layers"]
+    assert (layer["size"], layer["fetched"], layer["unpacked"]) == (10, 5, 2)
+    assert not (await world.image.ImageStatus(pb.ImageStatusRequest(image=wanted))).info
+    await world.image.PullImage(pb.PullImageRequest(image=wanted))  # the tag has moved, and is pulled again
+    answer = await world.image.ImageStatus(pb.ImageStatusRequest(image=wanted, verbose=True))
+    assert set(answer.info) == {"info", "pull"}
 
 
 @pytest.mark.parametrize(
