@@ -468,6 +468,7 @@ class StreamRequest:
     container_id: ContainerId | None = None
     command: tuple[str, ...] = ()
     stdio: Stdio = Stdio()
+    ports: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

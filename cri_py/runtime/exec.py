@@ -48,10 +48,10 @@ def start(
 ) -> tuple[int, Parent]:
     """Fork the process that becomes the program; returns its pid and the pair.
 
-    With a tty, ``stdio`` of -1, the pair brings its master first. The pair brings an error, or the end of file that means execve. ``body``: JSON {process (OCI), user {uid, gid,
-    groups, home}, seccomp}, parsed by the child; ``pid`` is the container's init. The caller must not be dumpable.
-    ``scope`` is made here, by the child where it can be (v1), and is the caller's to drop. ``walk_in``: what the child
-    does, for rehearsals.
+    The pair brings an error, or the end of file that means execve; with a tty, which is meant by ``stdio`` of -1, first
+    the tty's master. ``body``: JSON {process (OCI), user {uid, gid, groups, home}, seccomp}, parsed by the child;
+    ``pid`` is the container's init. The caller must not be dumpable. ``scope`` is made here, by the child where it can
+    be (v1), and is the caller's to drop. ``walk_in``: what the child does, for rehearsals.
     """
     parent = Parent()
     cgroup_fd = target = None

@@ -28,8 +28,14 @@ _READ_BYTES: Final = 16384
 _HEAD_BYTES: Final = 32 << 10
 _BACKLOG: Final = 128
 _METHODS: Final = (b"GET", b"POST")
-_REASONS: Final = {400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
-                   431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable"}  # fmt: skip
+_REASONS: Final = {
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+}
 
 log = structlog.get_logger()
 
