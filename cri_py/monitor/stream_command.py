@@ -92,10 +92,12 @@ class CommandPump:
 
     def _register(self) -> None:
         self._link.register(self._interests)
-        for lane, fd in self._process.outputs.items():
-            self._interests.want(fd, read=self._link.has_room and self._session.room(lane) > 0)
-        if self._process.stdin >= 0:
-            self._interests.want(self._process.stdin, write=bool(self._to_stdin))
+        outputs, stdin = self._process.outputs, self._process.stdin
+        for lane, fd in outputs.items():
+            reads = self._link.has_room and self._session.room(lane) > 0
+            self._interests.want(fd, read=reads, write=fd == stdin and bool(self._to_stdin))  # a terminal is both
+        if stdin >= 0 and stdin not in outputs.values():
+            self._interests.want(stdin, write=bool(self._to_stdin))
         if self._process.exit_fd >= 0 and not self._ended_at:
             self._interests.want(self._process.exit_fd, read=True)
 
@@ -111,9 +113,9 @@ class CommandPump:
         if self._link.fd in happened and happened[self._link.fd] & ~select.POLLOUT:
             self._take(self._link.receive())
         for lane, fd in list(self._process.outputs.items()):
-            if fd in happened:
+            if happened.get(fd, 0) & ~select.POLLOUT:
                 self._read(lane, fd)
-        if self._process.stdin >= 0 and self._process.stdin in happened:
+        if self._process.stdin >= 0 and happened.get(self._process.stdin, 0):
             self._write()
         if self._process.exit_fd in happened and not self._ended_at:
             self._ended_at = time.monotonic()
