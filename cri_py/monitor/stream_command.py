@@ -12,7 +12,7 @@ import time
 from typing import Protocol
 
 from cri_py.cgroups import ExecScope
-from cri_py.errors import KernelError
+from cri_py.errors import CriError, KernelError
 from cri_py.kernel import syscalls
 from cri_py.monitor.link import READ_BYTES, Interests, Link, Outflow
 from cri_py.monitor.tracked import exit_code
@@ -238,7 +238,7 @@ class ExecutedProcess:
         stdio = container.Stdio(-1, -1, -1) if self._streams.tty else self._pipes()
         try:
             self._pid, parent = runtime_exec.start(self._body, self._target, stdio, self._scope)
-        except (KernelError, OSError, RuntimeError) as error:
+        except (CriError, OSError) as error:
             return str(error)
         finally:
             for fd in stdio:
