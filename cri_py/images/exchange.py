@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, TypeVar, TypeVarTuple, cast
 
 import structlog
 
-from cri_py.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
+from cri_py.errors import CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from cri_py.images import building, records
 from cri_py.images.archive import Archive, Archived, Exported, write_archive
 from cri_py.images.building import Wishes
@@ -29,11 +29,12 @@ from cri_py.images.records import ImageRecord
 from cri_py.images.reference import ImageRef, parse_ref
 from cri_py.images.registry import FetchedManifest
 from cri_py.images.resolving import Resolved, resolve
-from cri_py.images.service import Images
+from cri_py.images.service import Images, Wanted
 from cri_py.model import Digest, Image, ImageId
 
 _NAME: Final = "the archive"
 _PIECE: Final = 1 << 20
+_DOCUMENTS_LIMIT: Final = 64 << 20  # of all images of an archive together: they are held in memory
 _COMPRESSED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd
 _T = TypeVar("_T")
 _Arguments = TypeVarTuple("_Arguments")
@@ -63,15 +64,38 @@ class Exchange:
         async with self._spooled(pieces) as spooled:
             with await self._run(_plain, spooled, self._directory) as file:
                 archive = await self._run(Archive, file, _NAME)
-                wanted = [
-                    (refs, await self._resolve(archive, each))
-                    for refs, each in _named(archive.images, parse_ref(tag) if tag else None)
-                ]
+                wanted = await self._wanted(archive, parse_ref(tag) if tag else None)
                 blobs = dict.fromkeys(blob for _, found in wanted for blob in found.record().layers)
                 async with self._images.holding([blob.digest for blob in blobs]):
                     for blob in blobs:
                         await self._run(self._put, blob, archive)
-                    return await self._keep(wanted)
+                    images = await self._images.keep(wanted, self._images.here, _NAME)
+        log.info("images imported", image_ids=[image.id for image in images])
+        return images
+
+    async def _wanted(self, archive: Archive, tag: ImageRef | None) -> list[Wanted]:
+        """The images that run here, each with its refs. One that doesn't is refused unless another has its name."""
+        named = _named(archive.images, tag)
+        wanted: list[Wanted] = []
+        others: list[tuple[list[ImageRef], CriError]] = []
+        size = 0
+        for refs, archived in named:
+            try:
+                found = await self._resolve(archive, archived)
+            except (FailedPrecondition, NotFound) as error:
+                others.append((refs, error))
+                continue
+            size += sum(len(content) for content in found.documents.values())
+            if size > _DOCUMENTS_LIMIT:
+                raise ResourceExhausted(
+                    f"{_NAME} holds more than {_DOCUMENTS_LIMIT >> 20} MiB of manifests and configs"
+                )
+            wanted.append((refs, found))
+        there = {ref for refs, _ in wanted for ref in refs}
+        for refs, refusal in others:
+            if not wanted or not there.issuperset(refs):
+                raise refusal
+        return wanted
 
     async def _resolve(self, archive: Archive, archived: Archived) -> Resolved:
         content = await self._run(archive.document, archived.digest, MANIFEST_LIMIT)
@@ -86,22 +110,6 @@ class Exchange:
         if size != blob.size:
             self._images.content.remove(blob.digest)
             raise DataLoss(f"{blob.digest} has {size} bytes, its manifest says {blob.size}")
-
-    async def _keep(self, wanted: Sequence[tuple[Sequence[ImageRef], Resolved]]) -> list[Image]:
-        """All or none of them."""
-        kept: list[Image] = []
-        before = {image.id for image in self._images.list()}
-        try:
-            for number, (refs, found) in enumerate(wanted):
-                subject = f"image {number + 1} of {_NAME}"
-                kept.append(await self._images.keep(refs, found, self._images.here, subject))
-        except BaseException:
-            for image in kept:
-                if image.id not in before:
-                    await self._images.remove(image.id)
-            raise
-        log.info("images imported", image_ids=[image.id for image in kept])
-        return [self._images.find(image.id) or image for image in kept]  # with all names
 
     # ------------------------------------------------------------------ export
 
@@ -164,7 +172,7 @@ class Exchange:
         found = make(digest, size)
         async with self._images.holding([digest]):
             await self._run(self._images.content.put_file, digest, file)
-            image = await self._images.keep([ref], found, self._images.here, str(ref))
+            (image,) = await self._images.keep([([ref], found)], self._images.here, str(ref))
         log.info("image made", image=str(ref), image_id=image.id)
         return image
 

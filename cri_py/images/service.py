@@ -8,7 +8,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -47,6 +47,7 @@ INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
 LAYERS_MAX: Final = 500  # what overlayfs stacks
 DISK_THREADS: Final = 2
 
+Wanted = tuple[Sequence[ImageRef], Resolved]  # an image, and the refs that it is to go by
 log = structlog.get_logger()
 
 
@@ -152,37 +153,43 @@ class Images:
         if (known := await self._known(ref, first.digest)) is not None:
             return known
         found = await resolve(first, repository, self.platform, str(ref))
-        return await self.keep([ref], found, lambda descriptor: self._downloads.blob(descriptor, repository), str(ref))
+        (image,) = await self.keep(
+            [([ref], found)], lambda descriptor: self._downloads.blob(descriptor, repository), str(ref)
+        )
+        return image
 
-    async def keep(self, refs: Sequence[ImageRef], found: Resolved, follow_blob: FollowBlob, subject: str) -> Image:
-        """Make an image present whose manifest and config are known; ``follow_blob`` has or fetches its layers.
+    async def keep(self, wanted: Sequence[Wanted], follow_blob: FollowBlob, subject: str) -> list[Image]:
+        """Make images present whose manifests and configs are known; ``follow_blob`` has or fetches their layers.
 
-        It goes by all of ``refs``, or without one by its id alone. Nothing is left of it if that fails.
+        Each goes by all of its refs, or without one by its id alone. All or none: nothing is left if that fails.
         """
-        record = found.record()
-        chain_ids = record.image.chain_ids
         try:
-            with (
-                self._snapshots.lease(chain_ids),
-                self.content.lease(record.blobs(layers=True)),
-                self.progress.pull(subject, record.layers, self._present(found.stack())),
-            ):
+            with ExitStack() as leases:
+                for _, found in wanted:
+                    leases.enter_context(self._snapshots.lease(found.record().image.chain_ids))
+                    leases.enter_context(self.content.lease(found.record().blobs(layers=True)))
                 async with self._syncs.ahead():
-                    if record.image.artifact_type:
-                        await _take_all(record.layers, follow_blob)
-                    await self._snapshots.prepare(
-                        found.stack(), follow_blob, subject, whole=not self._config.discard_unpacked_layers
-                    )
-                await on_thread(self._disk, self._keep, found.documents)
+                    for _, found in wanted:
+                        await self._prepare(found, follow_blob, subject)
+                for _, found in wanted:
+                    await on_thread(self._disk, self._keep, found.documents)
                 await self._syncs.done()
                 faults.trace("image synced")
-                image = await self._commit(record, refs, found.digest)
+                images = await self._commit(wanted)
         except BaseException:
             await self._drop_unneeded()
             raise
         if self._config.discard_unpacked_layers:
             await self._drop_unneeded()
-        return image
+        return images
+
+    async def _prepare(self, found: Resolved, follow_blob: FollowBlob, subject: str) -> None:
+        """Make an image's blobs and layers present."""
+        record, stack = found.record(), found.stack()
+        with self.progress.pull(subject, record.layers, self._present(stack)):
+            if record.image.artifact_type:
+                await _take_all(record.layers, follow_blob)
+            await self._snapshots.prepare(stack, follow_blob, subject, whole=not self._config.discard_unpacked_layers)
 
     @property
     def here(self) -> FollowBlob:
@@ -227,32 +234,37 @@ class Images:
             record = self._records.get(image_id)
             if record is None:
                 return None
-            return await self._change(records.attach(self._records.values(), record, ref, digest), image_id, [])
+            await self._change(records.attach(self._records.values(), record, ref, digest))
+            return self._records[image_id].image
 
-    async def _commit(self, record: ImageRecord, refs: Sequence[ImageRef], digest: Digest) -> Image:
-        image_id, chain_ids = record.image.id, record.image.chain_ids
+    async def _commit(self, wanted: Sequence[Wanted]) -> list[Image]:
+        """Record images whose content the disk has, all at once."""
         async with self._lock:
-            here = self._records.get(image_id)
-            if here is not None:  # the same config by way of another manifest, or pulled meanwhile
-                manifests = tuple(dict.fromkeys(here.manifests + record.manifests))
-                record = replace(here, manifests=manifests, layers=tuple(dict.fromkeys(here.layers + record.layers)))
-            changes = self._snapshots.unrecorded(chain_ids)
-            if image_id in self._retired:
-                changes.append(Delete(records.RETIRED, image_id))
-            changed = records.attach_all(self._records.values(), record, refs, digest)
-            image = await self._change(changed, image_id, changes)
+            known, changed = dict(self._records), dict[ImageId, ImageRecord]()
+            changes: list[Change] = []
+            ids, chain_ids = list[ImageId](), list[ChainId]()
+            for refs, found in wanted:
+                record = _merged(found.record(), known)
+                attached = records.attach_all(known.values(), record, refs, found.digest)
+                changed.update({each.image.id: each for each in attached})
+                known.update(changed)
+                ids.append(record.image.id)
+                chain_ids += record.image.chain_ids
+            changes += self._snapshots.unrecorded(list(dict.fromkeys(chain_ids)))
+            changes += [Delete(records.RETIRED, image_id) for image_id in ids if image_id in self._retired]
+            await self._change(changed.values(), changes)
             self._snapshots.recorded(chain_ids)
-            self._retired.pop(image_id, None)
-            return image
+            for image_id in ids:
+                self._retired.pop(image_id, None)
+            return [self._records[image_id].image for image_id in ids]
 
-    async def _change(self, changed: Collection[ImageRecord], image_id: ImageId, more: list[Change]) -> Image:
+    async def _change(self, changed: Collection[ImageRecord], more: Sequence[Change] = ()) -> None:
         """Record changed images, then let them be seen. Called with the lock held."""
         pinning = [self._pinned(each) for each in changed]
         if more or any(self._records.get(each.image.id) != each for each in pinning):
             await self._store.commit(*more, *(records.encode(each) for each in pinning))
             self._records.update({each.image.id: each for each in pinning})
             self._index()
-        return self._records[image_id].image
 
     # -------------------------------------------------------------- for containers
 
@@ -450,7 +462,7 @@ class Images:
             raise InvalidArgument(f"{tag} is no tag", hint="give NAME:TAG, without a digest")
         async with self._lock:
             record = self.record(ref_or_id)
-            await self._change(records.tag(self._records.values(), record, parsed.tagged), record.image.id, [])
+            await self._change(records.tag(self._records.values(), record, parsed.tagged))
         return parsed.tagged
 
     async def untag(self, ref: str) -> None:
@@ -460,7 +472,7 @@ class Images:
             named = [name for name in records.candidates(ref) if name in record.image.repo_tags]
             others = {*record.image.repo_tags} - {*named}
             if named and others:
-                await self._change([records.untag(record, named)], record.image.id, [])
+                await self._change([records.untag(record, named)])
                 return
         await self.remove(record.image.id)
 
@@ -518,6 +530,15 @@ class Images:
     def _pinned(self, record: ImageRecord) -> ImageRecord:
         pinned = records.pinned(record.image, self._config.pinned)
         return replace(record, image=replace(record.image, pinned=pinned))
+
+
+def _merged(record: ImageRecord, known: Mapping[ImageId, ImageRecord]) -> ImageRecord:
+    """The record, if its image is here already with what that has: the same config may come by another manifest."""
+    here = known.get(record.image.id)
+    if here is None:
+        return record
+    manifests = tuple(dict.fromkeys(here.manifests + record.manifests))
+    return replace(here, manifests=manifests, layers=tuple(dict.fromkeys(here.layers + record.layers)))
 
 
 async def _take_all(blobs: Iterable[Descriptor], follow_blob: FollowBlob) -> None:

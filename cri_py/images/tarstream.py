@@ -106,6 +106,13 @@ class Inflow:
         for _ in self.portions(count):
             pass
 
+    def skip_padding(self, count: int) -> None:
+        """As skip, but the stream may end: who does not close a tar leaves the last padding out (umoci insert)."""
+        while count and not self.at_end():
+            passed = min(count, len(self._piece) - self._at)
+            self._at += passed
+            count -= passed
+
     def at_end(self) -> bool:
         return self._at == len(self._piece) and not self._refill()
 
@@ -194,7 +201,7 @@ def entries(inflow: Inflow, subject: str) -> Iterator[Entry]:
         if entry.kind is Kind.FILE and (flag == b"S" or extension.sparse):
             entry = _sparse(entry, header, extension.sparse, inflow, subject)
         yield entry
-        inflow.skip(-entry.stored % BLOCK)
+        inflow.skip_padding(-entry.stored % BLOCK)
 
 
 def _entry(fields: tuple[bytes, ...], extension: _Extension, size: int, subject: str) -> Entry | None:

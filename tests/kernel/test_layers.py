@@ -314,3 +314,12 @@ def test_who_watches_sees_all_bytes_and_may_end_it(target: Path) -> None:
 
     with pytest.raises(Aborted):
         place(content, target, watch=refuse)
+
+
+def test_a_tar_that_was_not_closed_ends_with_its_last_file(target: Path) -> None:
+    content = tar_layer(File("etc/first", b"1"), File("etc/last", b"no padding"))
+    end = content.index(b"no padding") + len(b"no padding")
+    place(content[:end], target)
+    assert (target / "etc/last").read_bytes() == b"no padding"
+    with pytest.raises(DataLoss, match="middle of a tar entry"):
+        place(content[: end - 1], target)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cri_py.errors import CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from cri_py.errors import CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from cri_py.images.archive import NAME
 from cri_py.images.building import Wishes
 from cri_py.images.exchange import Exchange
@@ -77,11 +77,18 @@ class Layout:
         self.blobs[sha256(content)] = content
         return {"mediaType": media_type, "digest": sha256(content), "size": len(content)}
 
-    def image(self, name: str, *layers: bytes, diff_ids: list[str] | None = None, arch: str = ARCHITECTURE) -> None:
+    def image(
+        self,
+        name: str,
+        *layers: bytes,
+        diff_ids: list[str] | None = None,
+        arch: str = ARCHITECTURE,
+        padding: int = 0,
+    ) -> None:
         config = {
             "os": "linux",
             "architecture": arch,
-            "config": {"Cmd": [name]},
+            "config": {"Cmd": [name], "Padding": "x" * padding},
             "rootfs": {"type": "layers", "diff_ids": diff_ids or [sha256(layer) for layer in layers]},
         }
         stored = [gzip.compress(layer, mtime=0) for layer in layers]
@@ -222,6 +229,36 @@ async def test_what_was_there_before_a_failed_import_stays(exchange: Exchange, i
         await take(exchange, of_wrong_diff_id().tar())
     assert store(root) == before
     assert images.list() == [kept]
+
+
+async def test_names_that_a_failed_import_would_have_moved_stay(exchange: Exchange, images: Images) -> None:
+    (kept,) = await take(exchange, layout("good:1").tar())
+    other = Layout()
+    other.image("good:1", TOP)
+    other.image("bad:1", BASE, diff_ids=[sha256(b"other")])
+    with pytest.raises(DataLoss):
+        await take(exchange, other.tar())
+    assert images.list() == [kept]
+
+
+async def test_of_several_platforms_under_one_name_the_nodes_own_is_taken(exchange: Exchange) -> None:
+    both = Layout()
+    both.image("app:1", TOP, arch="s390x")
+    both.image("app:1", BASE)
+    (image,) = await take(exchange, both.tar())
+    assert image.repo_tags == ("docker.io/library/app:1",)
+    both.image("other:1", BASE, arch="s390x")
+    with pytest.raises(FailedPrecondition, match="s390x"):
+        await take(exchange, both.tar())
+
+
+async def test_documents_that_would_fill_the_memory_are_refused(exchange: Exchange, root: Path) -> None:
+    huge = Layout()
+    for number in range(10):
+        huge.image(f"app:{number}", BASE, padding=7_000_000)
+    with pytest.raises(ResourceExhausted, match="64 MiB"):
+        await take(exchange, gzip.compress(huge.tar(), 1))
+    assert store(root) == []
 
 
 async def test_a_sender_who_fails_leaves_nothing(exchange: Exchange, root: Path) -> None:
