@@ -295,7 +295,7 @@ def test_negative_timeouts_are_refused(kubelet: Kubelet, pod: Pod) -> None:
 
 
 LATER = (
-    *("Exec", "Attach", "PortForward", "ContainerStats", "ListContainerStats", "PodSandboxStats"),
+    *("ContainerStats", "ListContainerStats", "PodSandboxStats"),
     *("ListPodSandboxStats", "UpdateContainerResources", "UpdatePodSandboxResources", "CheckpointContainer"),
     *("ListMetricDescriptors", "ListPodSandboxMetrics"),
 )

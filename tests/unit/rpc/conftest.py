@@ -203,6 +203,21 @@ class SimulatedNode:
         return ("", "cri_py")
 
 
+class SimulatedStreams:
+    """Each URL shows what was asked for."""
+
+    def exec(self, container_id: str, command: Sequence[str], stdio: model.Stdio) -> str:
+        return (
+            f"http://front/exec/{container_id}/{' '.join(command)}/{stdio.tty}{stdio.stdin}{stdio.stdout}{stdio.stderr}"
+        )
+
+    def attach(self, container_id: str, stdio: model.Stdio) -> str:
+        return f"http://front/attach/{container_id}/{stdio.tty}{stdio.stdin}{stdio.stdout}{stdio.stderr}"
+
+    def port_forward(self, sandbox_id: str, ports: Sequence[int]) -> str:
+        return f"http://front/portforward/{sandbox_id}/{','.join(map(str, ports))}"
+
+
 class SimulatedImages:
     def __init__(self) -> None:
         self.here: dict[str, model.Image] = {}
@@ -273,7 +288,7 @@ async def world(config: Config) -> AsyncIterator[World]:
         SimulatedImages(),
     )
     services = {
-        RUNTIME: RuntimeService(sandboxes, containers, events, node),
+        RUNTIME: RuntimeService(sandboxes, containers, SimulatedStreams(), events, node),
         IMAGE: ImageService(images),
     }
     server = Server(config, services)

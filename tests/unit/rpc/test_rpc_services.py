@@ -23,9 +23,6 @@ CONTAINER_CONFIG = pb.ContainerConfig(
 )
 LATER = [
     "UpdateContainerResources",
-    "Exec",
-    "Attach",
-    "PortForward",
     "ContainerStats",
     "ListContainerStats",
     "StreamContainerStats",
@@ -396,3 +393,19 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
     started = time.thread_time()
     work()
     return time.thread_time() - started
+
+
+async def test_streaming_calls_answer_the_url_of_their_session(world: Any) -> None:
+    answer = await world.runtime.Exec(pb.ExecRequest(container_id="c", cmd=["a", "b"], stdin=True, stdout=True))
+    assert answer.url == "http://front/exec/c/a b/FalseTrueTrueFalse"
+    answer = await world.runtime.Attach(pb.AttachRequest(container_id="c", tty=True, stdout=True))
+    assert answer.url == "http://front/attach/c/TrueFalseTrueFalse"
+    answer = await world.runtime.PortForward(pb.PortForwardRequest(pod_sandbox_id="p", port=[80, 443]))
+    assert answer.url == "http://front/portforward/p/80,443"
+
+
+@pytest.mark.parametrize("method", ["Exec", "Attach", "PortForward"])
+async def test_a_streaming_call_needs_an_id(world: Any, method: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await getattr(world.runtime, method)(getattr(pb, f"{method}Request")())
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
