@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Final, TypeVar
+from typing import BinaryIO, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,6 +30,8 @@ from cri_py.images.manifest import (
     Index,
     parse_manifest,
 )
+from cri_py.images.resolving import LAYERS_MAX
+from cri_py.images.tarstream import Entry, Inflow, Kind, entries
 from cri_py.model import Digest
 
 NAME: Final = "org.opencontainers.image.ref.name"
@@ -36,6 +39,8 @@ FULL_NAME: Final = "io.containerd.image.name"
 DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
 _PIECE: Final = 1 << 20
 _MEMBERS_MOST: Final = 100_000
+_NAMES_MOST: Final = 16 << 20  # bytes of all members' names and links together
+_MADE_MOST: Final = 16 << 20  # bytes of the manifests that are made for docker's form
 _LINKS_MOST: Final = 8
 _T = TypeVar("_T")
 
@@ -63,6 +68,15 @@ class _SavedJson(msgspec.Struct, rename="pascal"):
     repo_tags: list[str] | None = None
 
 
+class _Member(NamedTuple):
+    """Where a file's bytes are, or what a link names."""
+
+    kind: Kind
+    link: str
+    start: int
+    size: int
+
+
 class Archive:
     """The images of the plain tar ``file``, which must stay open. Raises InvalidArgument for what is no archive."""
 
@@ -72,13 +86,15 @@ class Archive:
         self._members = self._index()
         self._made: dict[Digest, bytes] = {}  # manifests that docker's form does not have
         self._aliases: dict[Digest, str] = {}  # layers and configs of docker's form, by where they are
+        self._hashed: dict[_Member, tuple[Digest, int]] = {}
         if "index.json" in self._members:
             self.images = tuple(self._oci(self._document("index.json")))
         elif "manifest.json" in self._members:
             self.images = tuple(self._docker(self._document("manifest.json")))
         else:
+            lacking = "has neither index.json nor manifest.json" if self._members else "is empty"
             raise InvalidArgument(
-                f"{subject} is no archive of images: it has neither index.json nor manifest.json",
+                f"{subject} is no archive of images: it {lacking}",
                 hint="give an OCI layout, its tar, or what docker save writes",
             )
 
@@ -101,37 +117,51 @@ class Archive:
 
     # ------------------------------------------------------------------ members
 
-    def _index(self) -> dict[str, tarfile.TarInfo]:
-        members: dict[str, tarfile.TarInfo] = {}
-        try:
-            with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                for member in tar:
-                    if len(members) >= _MEMBERS_MOST:
-                        raise InvalidArgument(f"{self._subject} has more than {_MEMBERS_MOST} members")
-                    name = _plain(member.name)
-                    if name in members and not member.isdir():  # readers differ in which of them they take
-                        raise DataLoss(f"{self._subject} holds {name} twice", hint="don't trust it")
-                    members[name] = member
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise DataLoss(f"{self._subject} can't be read as a tar: {error}") from error
+    def _index(self) -> dict[str, _Member]:
+        members: dict[str, _Member] = {}
+        inflow, names_size = _Headers(self._file, self._subject), 0
+        for number, entry in enumerate(entries(inflow, self._subject)):
+            names_size += len(entry.path) + len(entry.link)
+            if number >= _MEMBERS_MOST or names_size > _NAMES_MOST:
+                raise InvalidArgument(f"{self._subject} has too many members, or too long names, for images")
+            written = os.fsdecode(entry.path)
+            name = _plain(written)
+            if not name:
+                raise DataLoss(f"{self._subject} holds {written}, which leads out of it", hint="don't trust it")
+            member = self._member(entry, inflow.position)
+            before = members.setdefault(name, member)
+            if before is not member and {before.kind, member.kind} != {Kind.DIRECTORY}:
+                # readers differ in which of them they take
+                raise DataLoss(f"{self._subject} holds {name} twice", hint="don't trust it")
+            inflow.skip(entry.stored)
         return members
 
-    def _open(self, name: str) -> Source:
-        """A member's content, by way of links among members."""
+    def _member(self, entry: Entry, start: int) -> _Member:
+        if entry.extents is not None:
+            hint = "make it without --sparse"
+            raise DataLoss(f"{self._subject} holds {os.fsdecode(entry.path)} with its holes left out", hint=hint)
+        return _Member(entry.kind, os.fsdecode(entry.link), start, entry.stored)
+
+    def _find(self, name: str) -> _Member:
+        """The file that ``name`` means, by way of links among members. Raises DataLoss."""
         wanted = _plain(name)
         for _ in range(_LINKS_MOST):
             member = self._members.get(wanted)
             if member is None:
                 break
-            if member.isreg():
-                return _Part(self._file, member.offset_data, member.size)
-            if member.issym():
-                wanted = _plain(posixpath.join(posixpath.dirname(wanted), member.linkname))
-            elif member.islnk():
-                wanted = _plain(member.linkname)
+            if member.kind is Kind.FILE:
+                return member
+            if member.kind is Kind.SYMLINK:
+                wanted = _plain(posixpath.join(posixpath.dirname(wanted), member.link))
+            elif member.kind is Kind.HARD_LINK:
+                wanted = _plain(member.link)
             else:
                 break
         raise DataLoss(f"{self._subject} has no file {name}", hint="was it cut short?")
+
+    def _open(self, name: str) -> Source:
+        member = self._find(name)
+        return _Part(self._file, member.start, member.size)
 
     def _document(self, name: str) -> bytes:
         content = self._open(name).read(MANIFEST_LIMIT + 1)
@@ -147,8 +177,7 @@ class Archive:
         if not isinstance(index, Index):
             raise DataLoss(f"{what} is no index")
         for entry, descriptor in zip(_decoded(document, _IndexJson, what).manifests, index.manifests, strict=True):
-            annotations = entry.annotations or {}
-            found = annotations.get(FULL_NAME) or annotations.get(NAME)
+            found = _name(entry.annotations or {})
             yield Archived((found,) if found else (), descriptor.digest, descriptor.media_type)
 
     def _docker(self, document: bytes) -> Iterator[Archived]:
@@ -158,6 +187,8 @@ class Archive:
 
     def _make_manifest(self, config: str, layers: Sequence[str]) -> Digest:
         """docker save knows no digests but the config's: the manifest that a registry would have is made here."""
+        if len(layers) > LAYERS_MAX:
+            raise DataLoss(f"{config} in {self._subject} has {len(layers)} layers; overlayfs stacks {LAYERS_MAX}")
         document = {
             "schemaVersion": 2,
             "mediaType": DOCKER_MANIFEST,
@@ -167,19 +198,46 @@ class Archive:
         content = json.dumps(document, separators=(",", ":")).encode()
         digest = Digest(f"sha256:{hashlib.sha256(content).hexdigest()}")
         self._made[digest] = content
+        if sum(map(len, self._made.values())) > _MADE_MOST:
+            raise InvalidArgument(f"{self._subject} holds too many images", hint="give some of them at a time")
         return digest
 
     def _describe(self, name: str, media_type: str) -> dict[str, object]:
-        hasher, size = hashlib.sha256(), 0
-        source = self._open(name)
-        while piece := source.read(_PIECE):
-            hasher.update(piece)
-            size += len(piece)
-        if media_type == DOCKER_CONFIG and size > CONFIG_LIMIT:
-            raise DataLoss(f"{name} in {self._subject} has {size} bytes, too many for a config")
-        digest = Digest(f"sha256:{hasher.hexdigest()}")
+        member = self._find(name)
+        if media_type == DOCKER_CONFIG and member.size > CONFIG_LIMIT:
+            raise DataLoss(f"{name} in {self._subject} has {member.size} bytes, too many for a config")
+        if member not in self._hashed:  # images share layers
+            self._hashed[member] = _hash(_Part(self._file, member.start, member.size))
+        digest, size = self._hashed[member]
         self._aliases[digest] = name
         return {"mediaType": media_type, "digest": digest, "size": size}
+
+
+class _Headers(Inflow):
+    """A tar on the disk, of which only what is taken is read."""
+
+    def __init__(self, file: BinaryIO, subject: str) -> None:
+        super().__init__(iter(()), subject)
+        self._file = file
+        self._end = file.seek(0, os.SEEK_END)
+        self.position = 0
+
+    def take(self, count: int) -> bytes:
+        start = self.position
+        self.skip(count)
+        self._file.seek(start)
+        return self._file.read(count)
+
+    def skip(self, count: int) -> None:
+        if self.position + count > self._end:
+            raise DataLoss(f"{self._subject} ends in the middle of a tar entry", hint="was it cut short?")
+        self.position += count
+
+    def skip_padding(self, count: int) -> None:
+        self.position = min(self.position + count, self._end)
+
+    def at_end(self) -> bool:
+        return self.position == self._end
 
 
 class _Part:
@@ -202,6 +260,14 @@ class _Part:
         return found
 
 
+def _hash(source: Source) -> tuple[Digest, int]:
+    hasher, size = hashlib.sha256(), 0
+    while piece := source.read(_PIECE):
+        hasher.update(piece)
+        size += len(piece)
+    return Digest(f"sha256:{hasher.hexdigest()}"), size
+
+
 def _decoded(content: bytes, kind: type[_T], what: str) -> _T:
     try:
         return msgspec.json.decode(content, type=kind)
@@ -209,8 +275,14 @@ def _decoded(content: bytes, kind: type[_T], what: str) -> _T:
         raise DataLoss(f"{what} can't be read: {error}") from error
 
 
+def _name(annotations: Mapping[str, str]) -> str:
+    """The whole name where there is one. umoci repack leaves that of the image below beside its own: that is none."""
+    name, full = annotations.get(NAME, ""), annotations.get(FULL_NAME, "")
+    return full if not name or full.endswith(f":{name}") else name
+
+
 def _plain(name: str) -> str:
-    """A member's name without ``./``; one that leaves the archive becomes one that it can't have."""
+    """A member's name without ``./``; "" for one that leaves the archive."""
     normal = posixpath.normpath(name)
     return "" if normal.startswith(("..", "/")) else normal
 

@@ -262,7 +262,7 @@ def test_a_bomb_is_refused(target: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         place(content, target, packed=gzip.compress(content))
 
 
-@pytest.mark.parametrize("cut", [1, 511, 513, 1300, 1537])
+@pytest.mark.parametrize("cut", [1, 511, 513, 1200, 1537])
 def test_a_cut_archive_is_refused(target: Path, cut: int) -> None:
     whole = tar_layer(File("a", b"x" * 700), File("b", b"y"))
     with pytest.raises(DataLoss):

@@ -60,7 +60,7 @@ def archive(*members: File) -> Archive:
 def test_an_oci_layout_tells_its_images_and_gives_their_blobs() -> None:
     found = archive(
         File("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'),
-        index(entry(**{NAME: "registry.test/app:1"}), entry(**{NAME: "2", FULL_NAME: "registry.test/app:2"}), entry()),
+        index(entry(**{NAME: "registry.test/app:1"}), entry(**{FULL_NAME: "registry.test/app:2"}), entry()),
         directory("blobs/sha256"),
         *(blob(each) for each in (MANIFEST, CONFIG, LAYER)),
     )
@@ -68,6 +68,21 @@ def test_an_oci_layout_tells_its_images_and_gives_their_blobs() -> None:
     assert {image.digest for image in found.images} == {sha256(MANIFEST)}
     assert found.document(Digest(sha256(MANIFEST)), MANIFEST_LIMIT) == MANIFEST
     assert found.blob(Digest(sha256(LAYER))).read(1 << 20) == LAYER
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "expected"),
+    [
+        ("1", "registry.test/app:1", "registry.test/app:1"),  # containerd and docker
+        ("registry.test/app:1", "registry.test/app:1", "registry.test/app:1"),
+        ("registry.test/app:1", "", "registry.test/app:1"),  # skopeo
+        ("re", "registry.test/app:1", "re"),  # umoci repack of what containerd wrote
+    ],
+)
+def test_a_name_counts_where_it_is_the_image_s_own(name: str, full: str, expected: str) -> None:
+    annotations = {NAME: name} | ({FULL_NAME: full} if full else {})
+    found = archive(index(entry(**annotations)), blob(MANIFEST))
+    assert found.images[0].names == (expected,)
 
 
 def test_what_docker_saves_becomes_manifests_that_name_its_layers() -> None:
@@ -104,7 +119,7 @@ def test_names_with_a_dot_in_front_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ((), "neither index.json nor manifest.json"),
+        ((), "is empty"),
         ((File("etc/motd", b"hi"),), "neither index.json nor manifest.json"),
         ((File("index.json", b"{"),), "index.json"),
         ((File("index.json", b"[]"),), "index.json"),
@@ -117,7 +132,8 @@ def test_names_with_a_dot_in_front_are_the_same() -> None:
         ((symlink("index.json", "../index.json"),), "no file index.json"),
         ((symlink("index.json", "index.json"),), "no file index.json"),
         ((directory("index.json"),), "no file index.json"),
-        ((File("../index.json", b"{}"),), "neither"),
+        ((File("../index.json", b"{}"), File("../other")), "leads out"),
+        ((File("/index.json", b"{}"),), "leads out"),
         ((File("manifest.json", b'[{"Config": 7}]'),), "manifest.json"),
         ((saved({"Config": "/etc/passwd", "Layers": []}),), "no file /etc/passwd"),
         ((saved({"Config": "../../etc/passwd", "Layers": []}),), "no file ../../etc/passwd"),
@@ -130,11 +146,77 @@ def test_a_wicked_archive_is_refused_by_an_error_that_names_the_place(members: t
     assert said in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["index.json", blob(MANIFEST).name])
-def test_a_name_that_comes_twice_is_refused(name: str) -> None:
-    members = (index(entry()), blob(MANIFEST), File(name, b"another"))
-    with pytest.raises(DataLoss, match=name):
+@pytest.mark.parametrize("another", [File("index.json", b"another"), blob(MANIFEST), directory("index.json")])
+def test_a_name_that_comes_twice_is_refused(another: File) -> None:
+    members = (index(entry()), blob(MANIFEST), another)
+    with pytest.raises(DataLoss, match=another.name):
         archive(*members)
+
+
+def header(kind: bytes, size: int) -> bytes:
+    member = tarfile.TarInfo("member")
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, b"?"])
+@pytest.mark.parametrize("size", [-1024, 100 << 30, 1 << 80])
+def test_a_size_that_lies_is_refused_before_any_memory_is_taken(kind: bytes, size: int) -> None:
+    with pytest.raises(CriError, match=r"images\.tar"):
+        Archive(io.BytesIO(header(kind, size) + bytes(4096)), "images.tar")
+
+
+def test_headers_that_would_fill_the_memory_are_refused() -> None:
+    pax = header(tarfile.XHDTYPE, 64 << 20) + bytes(64 << 20)
+    nested = (header(tarfile.GNUTYPE_LONGNAME, 1) + b"n".ljust(512, b"\0")) * 3000
+    names = tar_layer(*(File(f"{number}{'n' * 500_000}") for number in range(40)))
+    repeated = header(tarfile.DIRTYPE, 0) * 100_001
+    for content, said in ((pax, "extended"), (nested, "is empty"), (names, "too long"), (repeated, "too many")):
+        with pytest.raises(CriError, match=said):
+            Archive(io.BytesIO(content), "images.tar")
+
+
+def test_a_file_with_its_holes_left_out_is_refused() -> None:
+    with pytest.raises(DataLoss, match=r"index\.json.*holes"):
+        Archive(io.BytesIO(gnu_sparse("index.json")), "images.tar")
+
+
+def gnu_sparse(name: str) -> bytes:
+    """A file of 1 MiB in GNU's old sparse format, of which one block is stored."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[386:410] = b"%011o\0%011o\0" % (0, 512)
+    block[483:495] = b"%011o\0" % (1 << 20)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + bytes(512 + 1024)
+
+
+def test_a_layer_that_many_images_share_is_read_once() -> None:
+    class Counted(io.BytesIO):
+        taken = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            found = super().read(size)
+            self.taken += len(found)
+            return found
+
+    layer = bytes(1 << 20)
+    images = [{"Config": "config.json", "Layers": ["layer.tar", "same.tar"] * 3} for _ in range(3)]
+    members = (File("config.json", CONFIG), File("layer.tar", layer), hard_link("same.tar", "layer.tar"))
+    file = Counted(tar_layer(*members, saved(*images)))
+    Archive(file, "images.tar")
+    assert file.taken < 2 * len(layer)
+
+
+def test_more_layers_than_can_be_stacked_and_more_images_than_are_of_use_are_refused() -> None:
+    members = (File("config.json", CONFIG), File("layer.tar", LAYER))
+    with pytest.raises(DataLoss, match="501 layers"):
+        archive(*members, saved({"Config": "config.json", "Layers": ["layer.tar"] * 501}))
+    images = [{"Config": "config.json", "Layers": ["layer.tar"] * (500 - number)} for number in range(400)]
+    with pytest.raises(InvalidArgument, match="too many images"):
+        archive(*members, saved(*images))
 
 
 def test_a_missing_and_a_damaged_blob_are_told() -> None:
