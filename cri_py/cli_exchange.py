@@ -7,6 +7,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO
 
@@ -123,31 +124,37 @@ class _Joined:
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._rest = b""
+        self._rest = memoryview(b"")
 
     def read(self, size: int) -> bytes:
-        while len(self._rest) < size and (piece := next(self._pieces, None)) is not None:
-            self._rest += piece
+        """At most ``size`` bytes; none at the end."""
+        while not self._rest and (piece := next(self._pieces, None)) is not None:
+            self._rest = memoryview(piece)
         found, self._rest = self._rest[:size], self._rest[size:]
-        return found
+        return bytes(found)
 
 
 def _write_layout(path: str, pieces: Iterator[bytes]) -> None:
-    """A directory that is new, with the members of the archive: plain files with names of our own making."""
+    """A directory that is new or empty, with the members of the archive; as it was before if they don't all come."""
     if path == "-":
         raise InvalidArgument("a layout is a directory", hint="name it by --output")
     if os.path.isdir(path) and os.listdir(path):
         raise FailedPrecondition(f"{path} is not empty", hint="name a directory that does not exist")
     joined: Any = _Joined(pieces)
     try:
-        with tarfile.open(fileobj=joined, mode="r|") as tar:
+        with ExitStack() as undo, tarfile.open(fileobj=joined, mode="r|") as tar:
             for member in tar:
                 content = tar.extractfile(member)
                 target = Path(path, member.name)
                 if content is None or ".." in target.parts or member.name.startswith("/"):
                     raise Internal(f"the daemon sent {member.name}, which is no file of a layout")
-                target.parent.mkdir(parents=True, exist_ok=True)
+                for parent in reversed(target.parents):
+                    if not parent.exists():
+                        parent.mkdir()
+                        undo.callback(parent.rmdir)
                 with target.open("xb") as file:
+                    undo.callback(target.unlink)
                     file.writelines(_pieces(content))  # type: ignore[arg-type]
+            undo.pop_all()
     except (OSError, tarfile.TarError) as error:
         raise Internal(f"{path} can't be written: {error}") from error

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cri_py.errors import InvalidArgument
+from cri_py.errors import DataLoss, FailedPrecondition, InvalidArgument
 from cri_py.images.manifest import (
     DOCKER_CONFIG,
     DOCKER_MANIFEST,
@@ -25,7 +25,7 @@ from cri_py.images.manifest import (
     parse_config,
     parse_manifest,
 )
-from cri_py.images.resolving import Resolved
+from cri_py.images.resolving import LAYERS_MAX, Resolved
 from cri_py.model import Digest
 
 OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
@@ -68,16 +68,35 @@ def build(layer: Digest, size: int, wishes: Wishes, node: Platform) -> Resolved:
 
 
 def extend(below: Resolved, layer: Digest, size: int, created_by: str) -> Resolved:
-    """The image ``below`` with one plain layer more; what it says of itself stays, in its own media types."""
-    config = json.loads(below.documents[below.manifest.config.digest])
-    manifest = json.loads(below.documents[below.digest])
+    """The image ``below`` with one plain layer more; what it says of itself stays, in its own media types.
+
+    Raises FailedPrecondition for an artifact, and where overlayfs stacks no further layer.
+    """
+    if below.config is None:
+        raise FailedPrecondition(f"an artifact ({below.manifest.artifact_type}) has no layers to put another on")
+    if len(below.manifest.layers) >= LAYERS_MAX:
+        hint = "export it, flatten it by another tool, and import that"
+        raise FailedPrecondition(f"the image has {LAYERS_MAX} layers, and overlayfs stacks no more", hint=hint)
+    config = _loaded(below, below.manifest.config.digest)
+    manifest = _loaded(below, below.digest)
     docker = manifest.get("mediaType") == DOCKER_MANIFEST
-    config["rootfs"]["diff_ids"].append(layer)
+    history = config.get("history")
+    config["rootfs"] = {"type": "layers", "diff_ids": [*below.config.diff_ids, layer]}
+    config["history"] = [*(history if isinstance(history, list) else ()), {"created_by": created_by}]
     config.pop("created", None)
-    config["history"] = [*(config.get("history") or ()), {"created_by": created_by}]
+    manifest.pop("subject", None)  # what refers to another image in the old one's name
     manifest["layers"].append(_describe(DOCKER_LAYER if docker else OCI_LAYER, layer, size))
     manifest.pop("annotations", None)
     return _resolved(config, manifest, DOCKER_CONFIG if docker else OCI_CONFIG)
+
+
+def _loaded(below: Resolved, digest: Digest) -> dict[str, Any]:
+    """One of its documents, with the fields that nobody here knows. Parsed once already, but by a laxer reader."""
+    try:
+        document: dict[str, Any] = json.loads(below.documents[digest])
+    except (ValueError, RecursionError) as error:
+        raise DataLoss(f"{digest} can't be read: {error}") from error
+    return document
 
 
 def _resolved(config: Mapping[str, Any], manifest: dict[str, Any], config_type: str) -> Resolved:

@@ -8,15 +8,18 @@ their diff ids, recorded once the disk has them.
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import BinaryIO, Final, TypeVar, TypeVarTuple, cast
+from typing import Final, TypeVar, TypeVarTuple
 
 import structlog
 
-from cri_py.errors import CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from cri_py.errors import Aborted, CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from cri_py.images import building, records
 from cri_py.images.archive import Archive, Archived, Exported, write_archive
 from cri_py.images.building import Wishes
@@ -36,6 +39,8 @@ _NAME: Final = "the archive"
 _PIECE: Final = 1 << 20
 _DOCUMENTS_LIMIT: Final = 64 << 20  # of all images of an archive together: they are held in memory
 _COMPRESSED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd
+_UNREAD: Final = {b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_MAGIC_LONGEST: Final = 5
 _T = TypeVar("_T")
 _Arguments = TypeVarTuple("_Arguments")
 log = structlog.get_logger()
@@ -62,13 +67,13 @@ class Exchange:
         has come.
         """
         async with self._spooled(pieces) as spooled:
-            with await self._run(_plain, spooled, self._directory) as file:
-                archive = await self._run(Archive, file, _NAME)
+            with await self._run(_plain, spooled, self._directory, stop=spooled.stop) as file:
+                archive = await self._run(Archive, file, _NAME, stop=file.stop)
                 wanted = await self._wanted(archive, parse_ref(tag) if tag else None)
                 blobs = dict.fromkeys(blob for _, found in wanted for blob in found.record().layers)
                 async with self._images.holding([blob.digest for blob in blobs]):
                     for blob in blobs:
-                        await self._run(self._put, blob, archive)
+                        await self._run(self._put, blob, archive, stop=file.stop)
                     images = await self._images.keep(wanted, self._images.here, _NAME)
         log.info("images imported", image_ids=[image.id for image in images])
         return images
@@ -161,17 +166,21 @@ class Exchange:
         Raises NotFound, FailedPrecondition, Aborted.
         """
         ref = parse_tag(tag)
+        if self._images.find(image_id) is None:
+            hint = "pull it again, and commit then"
+            raise FailedPrecondition(f"the image {image_id} of container {container_id} was removed", hint=hint)
         below = await self._run(self._images.kept, self._images.record(image_id))
+        building.extend(below, Digest(f"sha256:{'0' * 64}"), 0, "")  # refuses before anything is read
         created_by = f"cri-py image commit {container_id[:12]}"
         async with self._spooled(self._from_thread(layer_pieces(upper, overlay=True))) as file:
             return await self._made(file, ref, lambda digest, size: building.extend(below, digest, size, created_by))
 
-    async def _made(self, file: BinaryIO, ref: ImageRef, make: Callable[[Digest, int], Resolved]) -> Image:
+    async def _made(self, file: _Spool, ref: ImageRef, make: Callable[[Digest, int], Resolved]) -> Image:
         """Keep the image that ``make`` says of the spooled layer's digest and size."""
-        digest, size = await self._run(_hash, file)
+        digest, size = await self._run(_hash, file, stop=file.stop)
         found = make(digest, size)
         async with self._images.holding([digest]):
-            await self._run(self._images.content.put_file, digest, file)
+            await self._run(self._images.content.put_file, digest, file, stop=file.stop)
             (image,) = await self._images.keep([([ref], found)], self._images.here, str(ref))
         log.info("image made", image=str(ref), image_id=image.id)
         return image
@@ -179,9 +188,9 @@ class Exchange:
     # ------------------------------------------------------------------- pieces
 
     @asynccontextmanager
-    async def _spooled(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[BinaryIO]:
+    async def _spooled(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[_Spool]:
         """All that comes, in a file without a name, from its start."""
-        with await self._run(_nameless, self._directory) as file:
+        with await self._run(_Spool, self._directory, threading.Event()) as file:
             async for piece in pieces:
                 await self._run(_write, file, piece)
             await self._run(file.seek, 0)
@@ -191,8 +200,25 @@ class Exchange:
         while (piece := await self._run(next, pieces, None)) is not None:
             yield piece
 
-    async def _run(self, act: Callable[[*_Arguments], _T], *arguments: *_Arguments) -> _T:
-        return await on_thread(self._thread, act, *arguments)
+    async def _run(
+        self, act: Callable[[*_Arguments], _T], *arguments: *_Arguments, stop: threading.Event | None = None
+    ) -> _T:
+        return await on_thread(self._thread, act, *arguments, stop=stop)
+
+
+class _Spool(io.FileIO):
+    """A file without a name in ``directory``. Once ``stop`` is set nobody reads on: a cancelled call, and a daemon that
+    ends, wait for the thread."""
+
+    def __init__(self, directory: str, stop: threading.Event) -> None:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            super().__init__(os.dup(file.fileno()), "r+b")
+        self.stop = stop
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.stop.is_set():
+            raise Aborted(f"{_NAME} is read no further: who sent it has left, or the daemon ends")
+        return super().read(size) or b""
 
 
 class _Documents:
@@ -235,11 +261,7 @@ def parse_tag(text: str) -> ImageRef:
     return ref
 
 
-def _nameless(directory: str) -> BinaryIO:
-    return cast("BinaryIO", tempfile.TemporaryFile(dir=directory, buffering=0))
-
-
-def _write(file: BinaryIO, piece: bytes) -> None:
+def _write(file: _Spool, piece: bytes) -> None:
     rest = memoryview(piece)
     try:
         while rest:
@@ -249,14 +271,17 @@ def _write(file: BinaryIO, piece: bytes) -> None:
         raise ResourceExhausted(f"{_NAME} can't be spooled: {error.strerror}", hint=hint) from error
 
 
-def _plain(spooled: BinaryIO, directory: str) -> BinaryIO:
+def _plain(spooled: _Spool, directory: str) -> _Spool:
     """The spooled archive uncompressed, in a file of its own if need be: blobs are looked up in it."""
-    compressed = spooled.read(4).startswith(_COMPRESSED)
-    size = spooled.seek(0, 2)
+    begin = spooled.read(_MAGIC_LONGEST)
+    size = spooled.seek(0, os.SEEK_END)
     spooled.seek(0)
-    if not compressed:
+    for magic, name in _UNREAD.items():
+        if begin.startswith(magic):
+            raise InvalidArgument(f"{_NAME} is compressed by {name}", hint=f"decompress it first: {name} -dc ARCHIVE")
+    if not begin.startswith(_COMPRESSED):
         return spooled
-    plain = _nameless(directory)
+    plain = _Spool(directory, spooled.stop)
     try:
         for piece in inflate(spooled, _NAME, max(BOMB_FLOOR, BOMB_RATIO * size)):
             _write(plain, piece)
@@ -267,7 +292,7 @@ def _plain(spooled: BinaryIO, directory: str) -> BinaryIO:
     return plain
 
 
-def _hash(file: BinaryIO) -> tuple[Digest, int]:
+def _hash(file: _Spool) -> tuple[Digest, int]:
     """Digest and size of a file, which is at its start before and afterwards."""
     hasher = hashlib.sha256()
     while piece := file.read(_PIECE):

@@ -12,13 +12,16 @@ described and what is read is the same open file.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import shlex
 import stat
 import tarfile
 from collections.abc import Iterator
 from typing import Final
 
 from cri_py.errors import Aborted, FailedPrecondition, Internal
+from cri_py.images.layers import ENTRIES_MAX
 from cri_py.kernel.constants import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
 from cri_py.kernel.syscalls import openat2
 
@@ -37,7 +40,8 @@ def layer_pieces(root: str, *, overlay: bool = False) -> Iterator[bytes]:
     """The tree below ``root`` as a tar, in pieces of at most 1 MiB. ``overlay``: it is an overlay's upper directory.
 
     Raises FailedPrecondition for what no layer can say (a directory redirected by overlayfs, a name that is a
-    whiteout's), Aborted if a file shrinks meanwhile, Internal if the tree can't be read. Blocks on the disk.
+    whiteout's) or is too much for one, Aborted if a file shrinks meanwhile, Internal if the tree can't be read. Blocks
+    on the disk.
     """
     seen: _Seen = {}
     try:
@@ -54,7 +58,8 @@ def layer_pieces(root: str, *, overlay: bool = False) -> Iterator[bytes]:
 
 def _walk(tree: int) -> Iterator[str]:
     """The names below the tree's root, relative, each directory before what is in it."""
-    waiting = sorted(os.listdir(tree), reverse=True)
+    waiting = _names(tree, ENTRIES_MAX)
+    left = ENTRIES_MAX - len(waiting)
     while waiting:
         name = waiting.pop()
         yield name
@@ -65,9 +70,22 @@ def _walk(tree: int) -> Iterator[str]:
                 continue  # no directory, or none any more
             raise
         try:
-            waiting += [f"{name}/{inner}" for inner in sorted(os.listdir(fd), reverse=True)]
+            inside = _names(fd, left)
         finally:
             os.close(fd)
+        left -= len(inside)
+        waiting += [f"{name}/{inner}" for inner in inside]
+
+
+def _names(directory: int, most: int) -> list[str]:
+    """What is in a directory, the last first: at most so much, for who filled it need not be a friend."""
+    with os.scandir(directory) as found:
+        names = [entry.name for entry in itertools.islice(found, most + 1)]
+    if len(names) > most:
+        raise FailedPrecondition(
+            f"the tree holds more than {ENTRIES_MAX} names, which no layer may", hint="remove what is not needed"
+        )
+    return sorted(names, reverse=True)
 
 
 def _pieces(tree: int, name: str, seen: _Seen, *, overlay: bool) -> Iterator[bytes]:
@@ -155,6 +173,10 @@ def _attributes(fd: int) -> dict[str, str]:
 def _check(name: str, attributes: dict[str, str], *, overlay: bool) -> None:
     if name.rpartition("/")[2].startswith(_WHITEOUT):
         raise FailedPrecondition(f"{name} would hide another file: a layer keeps .wh. for that", hint="rename it")
+    for key in attributes:
+        if "=" in key:
+            hint = f"take it away by setfattr -x {shlex.quote(key)}"
+            raise FailedPrecondition(f"{name} has the attribute {key!r}, which no layer can say", hint=hint)
     for key in ("redirect", "metacopy") if overlay else ():
         if f"{_OVERLAY}{key}" in attributes:
             raise FailedPrecondition(

@@ -237,6 +237,16 @@ def test_what_is_overlayfs_s_or_the_host_s_own_stays_here(tmp_path: Path) -> Non
 # ------------------------------------------------------------ what no layer can say
 
 
+def test_an_attribute_whose_name_would_become_part_of_its_value_is_refused(tmp_path: Path) -> None:
+    def body(overlay: Overlay) -> None:
+        (overlay.root / "new").touch()
+        os.setxattr(overlay.root / "new", "trusted.a=b", b"c")
+        with pytest.raises(FailedPrecondition, match=r"trusted\.a=b"):
+            overlay.layer()
+
+    in_overlay(tmp_path, body)
+
+
 def test_a_directory_that_was_renamed_by_redirection_is_refused(tmp_path: Path) -> None:
     def body(overlay: Overlay) -> None:
         for name in ("upper", "work"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ import pytest
 from cri_py.errors import CriError, DataLoss, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from cri_py.images.archive import NAME
 from cri_py.images.building import Wishes
+from cri_py.images.compression import Source
 from cri_py.images.exchange import Exchange
 from cri_py.images.layerize import layer_pieces
 from cri_py.images.service import Images
@@ -329,6 +334,36 @@ async def test_a_damaged_blob_and_an_unknown_image_are_not_exported(exchange: Ex
         await give(exchange, "app:1")
 
 
+# ----------------------------------------------------------------- interrupted
+
+
+async def test_a_cancelled_import_does_not_read_its_archive_to_the_end(
+    exchange: Exchange, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def endless(source: Source, *_: object) -> Iterator[bytes]:
+        while True:
+            begun.set()
+            yield source.read(1) and b""
+
+    monkeypatch.setattr("cri_py.images.exchange.inflate", endless)
+    importing = asyncio.ensure_future(take(exchange, gzip.compress(layout("app:1").tar())))
+    await asyncio.to_thread(begun.wait, 10)
+    importing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await importing
+    assert store(root) == []
+
+
+@pytest.mark.parametrize(("compress", "program"), [(lzma.compress, "xz"), (bz2.compress, "bzip2")])
+async def test_a_compression_that_is_not_read_is_named(
+    exchange: Exchange, compress: Callable[[bytes], bytes], program: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=f"compressed by {program}"):
+        await take(exchange, compress(layout("app:1").tar()))
+
+
 # ------------------------------------------------------------ build and commit
 
 
@@ -407,3 +442,21 @@ async def test_a_commit_is_the_image_and_one_layer_more(
     content = await give(exchange, "changed:1")
     await images.remove(image.id)
     assert (await take(exchange, content))[0].id == image.id
+
+
+async def test_a_commit_on_an_image_that_was_removed_says_so(
+    exchange: Exchange, images: Images, tmp_path: Path
+) -> None:
+    (image,) = await take(exchange, layout("app:1").tar())
+    await images.remove(image.id)
+    with pytest.raises(FailedPrecondition, match="was removed"):
+        await exchange.commit(image.id, str(tmp_path), "changed:1", "c" * 64)
+
+
+async def test_a_commit_that_can_t_be_refuses_before_it_reads(exchange: Exchange, images: Images) -> None:
+    made = Layout()
+    made.image("deep:1", *[BASE] * 500)
+    (image,) = await take(exchange, made.tar())
+    with pytest.raises(FailedPrecondition, match="500 layers"):
+        await exchange.commit(image.id, "/missing", "changed:1", "c" * 64)
+    assert [each.id for each in images.list()] == [image.id]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cri_py.errors import Aborted, FailedPrecondition
+from cri_py.images import layerize
 from cri_py.images.layerize import layer_pieces
 
 
@@ -91,6 +92,18 @@ def test_a_link_out_of_the_tree_is_told_and_not_followed(tmp_path: Path) -> None
 def test_a_name_that_would_hide_another_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".wh.passwd").write_text("")
     with pytest.raises(FailedPrecondition, match=r"\.wh\.passwd"):
+        layer(tmp_path)
+
+
+def test_a_tree_of_more_names_than_a_layer_may_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerize, "ENTRIES_MAX", 5)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    layer(tmp_path)
+    (tmp_path / "b/another").touch()
+    (tmp_path / "b/third").touch()
+    with pytest.raises(FailedPrecondition, match="more than 5"):
         layer(tmp_path)
 
 
