@@ -96,7 +96,7 @@ class Exchange:
                     f"{_NAME} holds more than {_DOCUMENTS_LIMIT >> 20} MiB of manifests and configs"
                 )
             wanted.append((refs, found))
-        there = {ref for refs, _ in wanted for ref in refs}
+        there = _refs(wanted)
         for refs, refusal in others:
             if not wanted or not there.issuperset(refs):
                 raise refusal
@@ -251,6 +251,18 @@ def _named(images: Sequence[Archived], tag: ImageRef | None) -> list[tuple[list[
             raise InvalidArgument(f"{_NAME} holds {len(nameless)} images without a name, {tag} is one", hint=hint)
         nameless[0].append(tag)
     return list(merged.values())
+
+
+def _refs(wanted: Sequence[Wanted]) -> set[ImageRef]:
+    """Of all images. Raises InvalidArgument if one names several of them: which one was meant?"""
+    there: set[ImageRef] = set()
+    for refs, _ in wanted:
+        for ref in refs:
+            if ref in there:
+                hint = "leave one of them out, by skopeo copy for instance"
+                raise InvalidArgument(f"{ref} names several images of {_NAME} that run here", hint=hint)
+        there.update(refs)
+    return there
 
 
 def parse_tag(text: str) -> ImageRef:

@@ -334,6 +334,17 @@ async def test_a_damaged_blob_and_an_unknown_image_are_not_exported(exchange: Ex
         await give(exchange, "app:1")
 
 
+async def test_a_name_of_two_images_is_refused_unless_they_are_the_same(exchange: Exchange, root: Path) -> None:
+    made = layout("app:1")
+    made.entries *= 2
+    assert len(await take(exchange, made.tar())) == 1
+    before = store(root)
+    made.image("app:1", TOP)
+    with pytest.raises(InvalidArgument, match="app:1 names several images"):
+        await take(exchange, made.tar())
+    assert store(root) == before
+
+
 # ----------------------------------------------------------------- interrupted
 
 
