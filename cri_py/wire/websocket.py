@@ -4,7 +4,7 @@ Messages come in pieces as they arrive, so no size of frame or message is ever h
 messages, given as headers, so that payloads need no copy. There are no extensions. Text is passed on as bytes: the
 protocols above take base64 in it or, as the kubelet does, raw bytes, so its UTF-8 is not checked.
 
-Why not a library: docs/adr/0006-websocket-frames.md.
+Why not a library: docs/adr/0007-websocket-frames.md.
 """
 
 from __future__ import annotations
