@@ -217,6 +217,7 @@ class App:
         stack.callback(self.groups.close)
         stack.callback(self.bundles.close)
         stack.callback(self.trash.close)
+        self._tasks.create_task(self.bundles.warm())
         await self.images.start()
         stack.push_async_callback(self.images.close)
         await self.network.start()

@@ -13,11 +13,12 @@ from typing import Any
 
 import structlog
 
-from cri_py.errors import Internal, InvalidArgument, NotFound
+from cri_py.errors import CriError, Internal, InvalidArgument, NotFound
 from cri_py.kernel import seccomp
 from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
-from cri_py.pods import spec
+from cri_py.pods import spec, spec_security
 from cri_py.pods.places import Places
+from cri_py.pods.seccomp_default import default_profile
 from cri_py.pods.spec_mounts import DeviceNode
 
 log = structlog.get_logger()
@@ -64,6 +65,13 @@ class Bundles:
         )
         profile = document["linux"].pop("seccomp", None)
         return Bundle(document, profile, await self._filter(profile) if profile else None)
+
+    async def warm(self) -> None:
+        """Compile the filter of a container without wishes: the first one after a start would wait for it."""
+        try:
+            await self._filter(default_profile(frozenset(spec_security.DEFAULT_CAPABILITIES), self._defaults.arch))
+        except CriError as error:
+            log.warning("the default seccomp profile can't be compiled", cause=str(error))  # who needs it is refused
 
     async def _filter(self, profile: Mapping[str, Any]) -> dict[str, Any]:
         """Compile a profile once (10 ms); its filter lies in the state directory under its hash."""

@@ -32,10 +32,13 @@ pytestmark = pytest.mark.root
 def apart(body: Callable[[], None], flags: int = CLONE_NEWNS) -> None:
     """Run ``body`` in a child with new namespaces; its failure is the test's."""
     read_end, write_end = os.pipe()
-    pid = syscalls.clone3(flags)
+    pid = os.fork()  # not clone3: this process has threads, whose locks fork(3) sets right in the child
     if pid == 0:
         try:
             os.close(read_end)
+            syscalls.unshare(flags)
+            if flags & CLONE_NEWPID and (first := os.fork()):  # only a child is born into the namespace
+                os._exit(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]))
             syscalls.mount("", "/", "", MS_REC | MS_PRIVATE)
             body()
             os._exit(0)
