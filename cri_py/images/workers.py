@@ -19,7 +19,7 @@ from cri_py.images import unpacking
 from cri_py.images.layers import Unpacked
 from cri_py.images.unpacking import Done, Failed, Implied, Job, Reached, Ready, Starved
 
-IDLE_S: Final = 10.0
+IDLE_S: Final = 2.0
 SMALL_BYTES: Final = 4 << 20  # unpacked in about the time that a process takes to start…
 SPARE_S: Final = 0.05  # …so it waits a little for one that gets free
 SILENCE_S: Final = 120.0  # a worker that says nothing for so long, though there is something to do, is killed

@@ -117,10 +117,21 @@ class Sizes:
     def read(self, received: Buffer) -> list[tuple[int, int]]:
         """(columns, rows) of each; those with a zero, which kubelets pass over, left out. Raises ProtocolError."""
         *objects, self._partial = (self._partial + bytes(received)).split(b"}")
-        sizes = [_size(text + b"}") for text in objects]
-        if len(self._partial) > _SIZE_BYTES or self._partial.lstrip()[:1] not in {b"", b"{"}:
-            raise ProtocolError(Rule.RESIZE, f"a size begins with {self._partial[:20]!r}")
+        sizes = []
+        for text in objects:
+            _check_beginning(text)
+            sizes.append(_size(text + b"}"))
+        _check_beginning(self._partial)
+        if len(self._partial) > _SIZE_BYTES:
+            raise ProtocolError(Rule.RESIZE, f"a size has more than {_SIZE_BYTES} bytes")
         return [size for size in sizes if all(size)]
+
+
+def _check_beginning(text: bytes) -> None:
+    """The first byte tells, so that the same bytes end in the same words however they are cut."""
+    first = text.lstrip()[:1]
+    if first not in {b"", b"{"}:
+        raise ProtocolError(Rule.RESIZE, f"a size begins with {first!r}")
 
 
 def _size(text: bytes) -> tuple[int, int]:

@@ -24,8 +24,8 @@ NOT_IN_UML: Final = {
     "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
 }
 # Left to the host: each of their kills costs a start of the daemon, seconds in a guest, or hits a process that forks,
-# which user-mode Linux answers with a panic (mmput in copy_process); what they prove is no matter of cgroups. Nor is what
-# the tests of pulls and archives prove, which move hundreds of megabytes and want skopeo and umoci.
+# which user-mode Linux answers with a panic (mmput in copy_process); what they prove is no matter of cgroups. Nor is
+# what the tests of pulls and archives prove, which move hundreds of megabytes and want skopeo and umoci.
 NOT_IN_GUESTS: Final = (
     *("test_faults_sweep.py", "test_faults.py", "test_stops.py"),
     *("test_pulls.py", "test_registries.py", "test_image_exchange.py"),
