@@ -341,14 +341,19 @@ class Monitor:
     def _stream(self, request: protocol.Request, fds: list[int]) -> None:
         """Fork a process that speaks with one client; it lives by itself, and with us."""
         kind, container_id, name, stdin = request.words
-        report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         target = self._target(kind, container_id, name, wants_stdin=stdin == b"1")
         try:
-            pid = syscalls.clone3(0)
-            if pid == 0:
-                serve(request.body, fds[0], report_end, target)
+            report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                pid = syscalls.clone3(0)
+                if pid == 0:
+                    serve(request.body, fds[0], report_end, target)
+            except BaseException:
+                os.close(report)
+                raise
+            finally:
+                os.close(report_end)
         finally:
-            os.close(report_end)
             for fd in target.fds():
                 os.close(fd)
         self._streams[pid] = report

@@ -175,8 +175,11 @@ class CommandPump:
     # ------------------------------------------------------------------ process
 
     def _read(self, lane: int, fd: int) -> None:
+        room = self._session.room(lane)
+        if not room:
+            return  # the lane before it has taken all: to read nothing would look like the end
         try:
-            output = os.read(fd, min(READ_BYTES, self._session.room(lane)))
+            output = os.read(fd, min(READ_BYTES, room))
         except BlockingIOError:
             return
         except OSError:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,19 @@ async def test_what_a_monitor_does_not_have_is_missing(spawner: SpawnerClient, t
     for word in ("start", "kill", "reopen", "abandon", "exec"):
         with pytest.raises(NotFound, match="no container x"):
             await client.request(word, timeout_s=10, id="x", name="e", signal=9, all=True)
+    await end(client)
+
+
+async def test_a_session_with_what_is_not_there_leaves_nothing_open(spawner: SpawnerClient, tmp_path: Path) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    before = sorted(os.listdir(f"/proc/{client.pid}/fd"))
+    with socket.socket() as stand_in:
+        for kind, error in (("exec", NotFound), ("attach", NotFound), ("portforward", CriError)):
+            with pytest.raises(error):
+                await client.request(
+                    "stream", timeout_s=10, fds=(stand_in.fileno(),), kind=kind, id="x", name="e", stdin=True
+                )
+    assert sorted(os.listdir(f"/proc/{client.pid}/fd")) == before
     await end(client)
 
 
