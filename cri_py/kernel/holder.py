@@ -7,11 +7,9 @@ a pause program in C, statically linked, takes a hundred.
 from __future__ import annotations
 
 import os
-import platform
 import struct
 
-_BASE = 0x400000
-_HEADERS = 64 + 56
+from cri_py.kernel import elf
 
 _CODE = {
     "x86_64": bytes.fromhex("b822000000 0f05 ebf7".replace(" ", "")),  # again: mov eax, SYS_pause; syscall; jmp again
@@ -20,18 +18,11 @@ _CODE = {
         "<8I", 0xD2800000, 0xD2800001, 0xD2800002, 0xD2800003, 0xD2800004, 0x52800928, 0xD4000001, 0x17FFFFF9
     ),
 }
-_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine, elf(5)
 
 
 def program(machine: str = "") -> bytes:
-    """The holder's ELF image for ``machine`` (as ``uname -m`` prints it; ours by default), elf(5)."""
-    machine = machine or platform.machine()
-    code = _CODE[machine]
-    size = _HEADERS + len(code)
-    identity = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header = struct.pack("<HHIQQQIHHHHHH", 2, _MACHINE[machine], 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)
-    return identity + header + segment + code
+    """The holder's ELF image for ``machine`` (as ``uname -m`` prints it; ours by default)."""
+    return elf.image(_CODE[elf.machine_or_ours(machine)], machine=machine)
 
 
 def write_program(path: str) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from cri_py.cgroups import Cgroups, ExecScope
+from cri_py.cgroups import Cgroups
 from cri_py.errors import CriError, FailedPrecondition
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER
@@ -46,7 +46,7 @@ class Executor(NamedTuple):
 
     hold: Callable[[holder.Own, bytes, int, Cgroups], int]
     create: Create
-    exec: Callable[[bytes, int, container.Stdio, ExecScope], tuple[int, Parent]]
+    exec: Callable[[int, int, container.Stdio], tuple[int, Parent]]
 
 
 OURS = Executor(holder.spawn, container.create, runtime_exec.start)
@@ -164,6 +164,8 @@ class Monitor:
         request = protocol.parse_request(frame)
         try:
             answer = self._serve(request, fds)
+        except runtime_exec.StepFailed as error:
+            self._tell(protocol.step_refusal(request.seq, *error.report))
         except (CriError, OSError, ChildError, Missing, WrongState) as error:
             self._tell(protocol.refusal(request.seq, _kind(error), str(error)))
         else:
@@ -315,7 +317,8 @@ class Monitor:
             raise WrongState(f"the container {container_id.decode()} is not running")
         scope = self._cgroups.exec_scope(process.cgroup, name.decode())
         try:
-            pid, parent = self._executor.exec(request.body, process.pid, container.Stdio(*fds), scope)
+            *stdio, program = fds
+            pid, parent = self._executor.exec(program, process.pid, container.Stdio(*stdio))
         except BaseException:
             scope.drop()
             raise
@@ -326,22 +329,19 @@ class Monitor:
     def _hear_exec(self, process: ExecProcess, pid: int) -> None:
         """The exec's last word, or the end of file that means execve."""
         try:
-            said = process.parent.hear()
+            process.failure = runtime_exec.hear(process.parent)
         except OSError:
-            said = []
+            process.failure = None
         self._forget(process.parent.fd)
         process.parent.close()
         process.heard = True
-        if said:
-            process.kind = "state" if said[1] == b"state" else "start"
-            process.error = said_text(said)
         if process.status is not None:
             self._finish_exec(self._execs.pop(pid))
 
     def _stream(self, request: protocol.Request, fds: list[int]) -> None:
         """Fork a process that speaks with one client; it lives by itself, and with us."""
         kind, container_id, name, stdin = request.words
-        target = self._target(kind, container_id, name, wants_stdin=stdin == b"1")
+        target = self._target(kind, container_id, name, fds, wants_stdin=stdin == b"1")
         try:
             report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             try:
@@ -358,7 +358,7 @@ class Monitor:
                 os.close(fd)
         self._streams[pid] = report
 
-    def _target(self, kind: bytes, container_id: bytes, name: bytes, *, wants_stdin: bool) -> Target:
+    def _target(self, kind: bytes, container_id: bytes, name: bytes, fds: list[int], *, wants_stdin: bool) -> Target:
         """What a stream process works on."""
         if kind == b"portforward":
             if not self._holder:
@@ -368,7 +368,8 @@ class Monitor:
         if not process.running:
             raise WrongState(f"the container {container_id.decode()} is not running")
         if kind == b"exec":
-            return Executed(process.pid, self._cgroups.exec_scope(process.cgroup, name.decode()))
+            scope = self._cgroups.exec_scope(process.cgroup, name.decode())
+            return Executed(process.pid, scope, os.dup(fds[1]))
         return Attached(process.pid, process.take_stdin() if wants_stdin else -1, *process.tap())
 
     def _stream_ended(self, report: int) -> None:
@@ -459,8 +460,8 @@ class Monitor:
             self._tell(protocol.event(b"exit", process.ended))
 
     def _finish_exec(self, process: ExecProcess) -> None:
-        if process.error:
-            self._tell(protocol.refusal(process.seq, process.kind, process.error))
+        if process.failure is not None:
+            self._tell(protocol.step_refusal(process.seq, *process.failure))
         else:
             assert process.status is not None
             self._tell(protocol.answer(process.seq, b'{"code":%d}' % exit_code(process.status)))

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from typing import NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from cri_py.cgroups import ExecScope
 from cri_py.kernel import procfs, syscalls
@@ -30,9 +30,10 @@ class Executed(NamedTuple):
 
     pid: int
     scope: ExecScope
+    program: int  # a descriptor
 
     def fds(self) -> tuple[int, ...]:
-        return ()
+        return (self.program,)
 
 
 class Attached(NamedTuple):
@@ -62,7 +63,7 @@ _KINDS = {Executed: "exec", Attached: "attach", Forwarded: "portforward"}
 
 def serve(body: bytes, client_fd: int, report_fd: int, target: Target) -> NoReturn:
     """In the child: until the session is over. ``body``: JSON {head {method, target, headers, rest}, stdio {stdin,
-    stdout, stderr, tty}, ports, idle_s}, of an exec also what ``runtime.exec.start`` takes."""
+    stdout, stderr, tty}, ports, idle_s, words}, the words by ``kernel.steps.words`` of an exec's program."""
     begun, error, link = time.monotonic(), "", None
     try:
         syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -94,12 +95,12 @@ def _converse(body: bytes, client: socket.socket, target: Target) -> tuple[Link 
     streams = Streams(stdio["stdin"], stdio["stdout"], stdio["stderr"], stdio["tty"])
     command = remote_command(agreed, streams)
     link = Link(client, command, agreed.answer)
-    return link, CommandPump(link, command, _process(body, target, streams), request["idle_s"]).run(rest)
+    return link, CommandPump(link, command, _process(request, target, streams), request["idle_s"]).run(rest)
 
 
-def _process(body: bytes, target: Executed | Attached, streams: Streams) -> Process:
+def _process(request: dict[str, Any], target: Executed | Attached, streams: Streams) -> Process:
     if isinstance(target, Executed):
-        return ExecutedProcess(body, target.pid, target.scope, streams)
+        return ExecutedProcess(target.program, request["words"], target.pid, target.scope, streams)
     return AttachedProcess(target.pid, target.stdin, (target.stdout, target.stderr), streams)
 
 

@@ -9,16 +9,17 @@ import signal
 import struct
 import termios
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from cri_py.cgroups import ExecScope
 from cri_py.errors import CriError, KernelError
 from cri_py.kernel import syscalls
+from cri_py.kernel.steps import told
 from cri_py.monitor.link import READ_BYTES, Interests, Link, Outflow
 from cri_py.monitor.tracked import exit_code
 from cri_py.runtime import container
 from cri_py.runtime import exec as runtime_exec
-from cri_py.runtime.child import ERROR, Parent, said_text
+from cri_py.runtime.child import ChildError, Parent
 from cri_py.wire.channels import STDERR, STDIN, STDOUT, Exit, Failure, Outcome, Streams
 from cri_py.wire.events import Command, Dropped, Event, Gone, HalfClosed, Ready, Received, Resized
 from cri_py.wire.violation import ProtocolError
@@ -226,11 +227,12 @@ class CommandPump:
 class ExecutedProcess:
     """A further process in a container, a child of this one."""
 
-    def __init__(self, body: bytes, pid: int, scope: ExecScope, streams: Streams) -> None:
+    def __init__(self, program: int, words: list[list[Any]], pid: int, scope: ExecScope, streams: Streams) -> None:
         self.outputs: dict[int, int] = {}
         self.stdin = -1
         self.exit_fd = -1
-        self._body = body
+        self._program = program
+        self._words = words
         self._target = pid
         self._scope = scope
         self._streams = streams
@@ -240,11 +242,13 @@ class ExecutedProcess:
         """As Process.start."""
         stdio = container.Stdio(-1, -1, -1) if self._streams.tty else self._pipes()
         try:
-            self._pid, parent = runtime_exec.start(self._body, self._target, stdio, self._scope)
-        except (CriError, OSError) as error:
+            self._pid, parent = runtime_exec.start(self._program, self._target, stdio)
+        except runtime_exec.StepFailed as error:
+            return told(self._words, error.report)
+        except (CriError, OSError, ChildError) as error:
             return str(error)
         finally:
-            for fd in stdio:
+            for fd in (*stdio, self._program):
                 if fd >= 0:
                     os.close(fd)
         self.exit_fd = syscalls.pidfd_open(self._pid)
@@ -279,11 +283,9 @@ class ExecutedProcess:
         poll.register(parent.fd, select.POLLIN)
         try:
             while poll.poll(_START_S * 1000):
-                said, master = parent.hear_with_descriptor()
-                if not said:
-                    return ""
-                if said[0] == ERROR:
-                    return said_text(said)
+                report, master = runtime_exec.hear_with_terminal(parent)
+                if master < 0:
+                    return told(self._words, report) if report else ""
                 self.outputs[STDOUT] = self.stdin = master
                 os.set_blocking(master, False)
             return f"the program was not executed within {_START_S:.0f} s"

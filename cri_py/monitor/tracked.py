@@ -11,6 +11,7 @@ from typing import Any
 
 from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import KernelError
+from cri_py.kernel.steps import Report
 from cri_py.monitor.output import PIPE_BYTES, LogFile, OutputStream
 from cri_py.monitor.protocol import Request
 from cri_py.runtime import container
@@ -303,8 +304,7 @@ class ExecProcess:
         self.scope = scope
         self.status: int | None = None
         self.heard = False
-        self.error = ""
-        self.kind = "start"
+        self.failure: Report | None = None
 
     def kill(self) -> None:
         """SIGKILL it, wherever it is on its way into its scope, and everything that it has started."""

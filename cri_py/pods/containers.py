@@ -88,7 +88,7 @@ class Containers:
         self._trash = trash
         self._events = events
         self._clock = clock
-        self.execs = Execs(config, bundles.filter_of)
+        self.execs = Execs(config, groups.cgroups, bundles.filter_of)
         self._stops = Stops(self._signal)
         self._flights: Flights[tuple[Any, ...], ContainerId] = Flights()
         self._starting: set[asyncio.Task[None]] = set()
@@ -404,8 +404,8 @@ class Containers:
         container = self._ledger.container(container_id)
         _check_running(container)
         spec_limits.validate_exec(command)
-        request = self.execs.request(container, self._bundles.read, command)
-        return await self.execs.run(self._monitors.of(container.sandbox_id), request, timeout_s)
+        prepared = self.execs.prepare(container, self._bundles.read, command)
+        return await self.execs.run(self._monitors.of(container.sandbox_id), prepared, timeout_s)
 
     def _publish(self, container: Container, kind: EventKind) -> None:
         try:

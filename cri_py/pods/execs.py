@@ -4,69 +4,103 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from cri_py.cgroups import Cgroups
 from cri_py.config import RuntimeConfig
 from cri_py.errors import DeadlineExceeded
+from cri_py.kernel import procfs, steps, syscalls
 from cri_py.kernel.faults import trace
+from cri_py.kernel.steps import Step
 from cri_py.model import Container, ContainerId, ExecResult
-from cri_py.monitor.client import MonitorClient
+from cri_py.monitor.client import MonitorClient, StepFailed
+from cri_py.pods import exec_steps
 
 _READ_BYTES: Final = 64 << 10
 _KILLED_S: Final = 10.0
 
 
+class Exec(NamedTuple):
+    """A command in a container, ready to be run: the ``name`` of its group, and its program."""
+
+    container_id: ContainerId
+    name: str
+    steps: Sequence[Step]
+
+
+class _Template(NamedTuple):
+    """What every exec in a container has from it."""
+
+    process: dict[str, Any]
+    identity: exec_steps.Identity
+    secure: exec_steps.Filter | None
+
+
 class Execs:
     """Knows of each container what a further process in it inherits."""
 
-    def __init__(self, config: RuntimeConfig, filter_of: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    def __init__(
+        self, config: RuntimeConfig, cgroups: Cgroups, filter_of: Callable[[dict[str, Any]], dict[str, Any] | None]
+    ) -> None:
         self._config = config
+        self._cgroups = cgroups
         self._filter_of = filter_of
-        self._templates: dict[ContainerId, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+        self._rights = _rights()
+        self._templates: dict[ContainerId, _Template] = {}
+        self._compiled: dict[str, bytes] = {}  # by path: most containers have the same filter
         self._count = 0
 
     def forget(self, container_id: ContainerId) -> None:
         self._templates.pop(container_id, None)
 
-    def request(
-        self, container: Container, read: Callable[[Container], dict[str, Any]], command: Sequence[str]
-    ) -> dict[str, Any]:
-        """The monitor's request: the container's own process with another command, as the user it runs as."""
+    def prepare(
+        self,
+        container: Container,
+        read: Callable[[Container], dict[str, Any]],
+        command: Sequence[str],
+        *,
+        terminal: bool = False,
+    ) -> Exec:
+        """The container's own process with another command, as the user it runs as. Raises InvalidArgument."""
         if container.id not in self._templates:
-            document = read(container)
-            self._templates[container.id] = document["process"], self._filter_of(document)
-        process, secure = self._templates[container.id]
+            self._templates[container.id] = self._template(container, read(container))
+        process, identity, secure = self._templates[container.id]
+        self._count += 1
+        name = f"exec-{os.getpid()}-{self._count}"
+        scope = self._cgroups.exec_scope(container.cgroup, name)
+        asked = {**process, "args": list(command), "terminal": terminal}
+        return Exec(container.id, name, exec_steps.steps(asked, identity, secure, scope, self._rights))
+
+    def _template(self, container: Container, document: dict[str, Any]) -> _Template:
         user = container.user
         assert user is not None  # a container whose user is unknown never runs
-        self._count += 1
-        return {
-            "id": container.id,
-            "name": f"exec-{os.getpid()}-{self._count}",
-            "process": {**process, "args": list(command), "terminal": False},
-            "user": {
-                "uid": user.uid,
-                "gid": user.gid,
-                "groups": user.supplemental_groups,
-                "home": user.home,
-            },
-            "seccomp": secure,
-        }
+        identity = exec_steps.Identity(user.uid, user.gid, user.supplemental_groups, user.home)
+        return _Template(document["process"], identity, self._filter(document))
 
-    async def run(self, monitor: MonitorClient, request: dict[str, Any], timeout_s: int) -> ExecResult:
+    def _filter(self, document: dict[str, Any]) -> exec_steps.Filter | None:
+        found = self._filter_of(document)
+        if found is None:
+            return None
+        path = found["path"]
+        if path not in self._compiled:
+            with open(path, "rb") as file:
+                self._compiled[path] = file.read()
+        return exec_steps.Filter(self._compiled[path], found["flags"])
+
+    async def run(self, monitor: MonitorClient, command: Exec, timeout_s: int) -> ExecResult:
         """Run it to its end or to the deadline; then everything that it started is killed."""
         stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         streams = Collector(self._config.exec_output_bytes), Collector(self._config.exec_output_bytes)
-        fds = (stdin, streams[0].write_end, streams[1].write_end)
+        fds = stdin, streams[0].write_end, streams[1].write_end
         try:
             try:
-                asked = asyncio.ensure_future(monitor.request("exec", timeout_s=None, fds=fds, **request))
-                trace("exec: before the frame")
-                await asyncio.sleep(0)  # the frame goes out, its descriptors with it
+                asked = await self._ask(monitor, command, fds)
             finally:
                 for fd in fds:
                     os.close(fd)
-            code = await self._await_end(monitor, request["name"], asked, timeout_s)
+            code = await self._await_end(monitor, command, asked, timeout_s)
             trace("exec: ended")
             await self._drain(streams)
             return ExecResult(streams[0].taken(), streams[1].taken(), code)
@@ -74,14 +108,30 @@ class Execs:
             for stream in streams:
                 stream.close()
 
+    async def _ask(
+        self, monitor: MonitorClient, command: Exec, stdio: tuple[int, int, int]
+    ) -> asyncio.Future[dict[str, Any]]:
+        """Send the request; its answer is the command's end."""
+        program = steps.in_memory(steps.program(command.steps))
+        try:
+            words = {"id": command.container_id, "name": command.name}
+            asked = asyncio.ensure_future(monitor.request("exec", timeout_s=None, fds=(*stdio, program), **words))
+            trace("exec: before the frame")
+            await asyncio.sleep(0)  # the frame goes out, its descriptors with it
+        finally:
+            os.close(program)
+        return asked
+
     async def _await_end(
-        self, monitor: MonitorClient, name: str, asked: asyncio.Future[dict[str, Any]], timeout_s: int
+        self, monitor: MonitorClient, command: Exec, asked: asyncio.Future[dict[str, Any]], timeout_s: int
     ) -> int:
         try:
             async with asyncio.timeout(timeout_s or None):
                 return int((await asyncio.shield(asked))["code"])
+        except StepFailed as failure:
+            raise exec_steps.refusal(command.steps[failure.step], failure.errno) from failure
         except (TimeoutError, asyncio.CancelledError) as error:
-            await monitor.request("kill_exec", timeout_s=_KILLED_S, name=name)
+            await monitor.request("kill_exec", timeout_s=_KILLED_S, name=command.name)
             await asyncio.wait([asked], timeout=_KILLED_S)
             asked.cancel()
             if isinstance(error, asyncio.CancelledError):
@@ -93,6 +143,13 @@ class Execs:
         waits = [stream.ended for stream in streams if not stream.ended.done()]
         if waits:
             await asyncio.wait(waits, timeout=self._config.exec_drain_s)
+
+
+def _rights() -> exec_steps.Rights:
+    """Ours, which are the spawner's and every monitor's as well."""
+    kinds = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+    limits = {kind: resource.getrlimit(kind)[1] for kind in kinds}
+    return exec_steps.Rights(syscalls.capget()[1], int(procfs.read("/proc/sys/kernel/cap_last_cap")), limits)
 
 
 class Collector:

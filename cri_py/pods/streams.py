@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from cri_py.errors import FailedPrecondition, InvalidArgument
+from cri_py.kernel import steps
 from cri_py.model import Container, ContainerId, Ready, Running, Stdio, StreamKind, StreamRequest
 from cri_py.pods import spec_limits
-from cri_py.pods.execs import Execs
+from cri_py.pods.execs import Exec, Execs
 from cri_py.pods.ledger import Ledger
 from cri_py.pods.monitors import Monitors
 
@@ -87,20 +89,25 @@ class Streams:
             "stdio": asdict(request.stdio),
             "ports": request.ports,
         }
-        if request.kind is StreamKind.EXEC:
-            fields |= self._exec_fields(request)
-        await self._monitors.of(request.sandbox_id).request(
-            "stream",
-            timeout_s=_TIMEOUT_S,
-            fds=(connection_fd,),
-            kind=request.kind.value,
-            id=request.container_id or "",
-            stdin=request.stdio.stdin,
-            **fields,
-        )
+        command = self._command(request) if request.kind is StreamKind.EXEC else None
+        fds = [connection_fd]
+        if command is not None:
+            fields |= {"name": command.name, "words": steps.words(command.steps)}
+            fds.append(steps.in_memory(steps.program(command.steps)))
+        try:
+            await self._monitors.of(request.sandbox_id).request(
+                "stream",
+                timeout_s=_TIMEOUT_S,
+                fds=tuple(fds),
+                kind=request.kind.value,
+                id=request.container_id or "",
+                stdin=request.stdio.stdin,
+                **fields,
+            )
+        finally:
+            for fd in fds[1:]:
+                os.close(fd)
 
-    def _exec_fields(self, request: StreamRequest) -> dict[str, Any]:
+    def _command(self, request: StreamRequest) -> Exec:
         container = self._ledger.container(request.container_id or ContainerId(""))
-        asked = self._execs.request(container, self._read, request.command)
-        process = {**asked["process"], "terminal": request.stdio.tty}
-        return {"name": asked["name"], "process": process, "user": asked["user"], "seccomp": asked["seccomp"]}
+        return self._execs.prepare(container, self._read, request.command, terminal=request.stdio.tty)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -14,11 +15,20 @@ from typing import Any
 import pytest
 
 from cri_py.cgroups import detect
-from cri_py.errors import CriError, DeadlineExceeded, NotFound
+from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, NotFound
+from cri_py.kernel.constants import CLONE_NEWUSER, PR_SET_DUMPABLE
 from cri_py.kernel.holder import write_program
+from cri_py.kernel.steps import Report, Step, Then, in_memory
+from cri_py.kernel.steps import program as make_program
+from cri_py.kernel.syscalls import capget
 from cri_py.monitor.client import MonitorClient, SpawnerClient
+from cri_py.pods import exec_steps
+from cri_py.runtime import exec as runtime_exec
+from cri_py.runtime.container import Stdio
 
 pytestmark = pytest.mark.root
+
+PR_GET_DUMPABLE = 3
 
 
 @pytest.fixture
@@ -169,6 +179,62 @@ async def test_a_holder_that_cannot_be_made_is_refused_with_the_cause_and_the_mo
     assert (await client.request("hello", timeout_s=10))["holder"] == 0
     await hold(client, tmp_path, group)
     await end(client)
+
+
+def commanded(group: str, *, probed: bool, dumpable: bool = False) -> list[Step]:
+    """The steps to /bin/true; ``probed``: after each of them the process looks whether it can be dumped."""
+    rights = exec_steps.Rights(capget()[1], 40, {})
+    process = {"args": ["/bin/true"], "env": [], "cwd": "/"}
+    scope = detect().exec_scope(group, "exec-1")
+    found = exec_steps.steps(process, exec_steps.Identity(1000, 1000, (), "/"), None, scope, rights)
+    if dumpable:
+        found = [step for step in found if step.arguments[:1] != (PR_SET_DUMPABLE,)]
+    probe = Step("prctl", (PR_GET_DUMPABLE,), Then.FORK)  # 0 goes on, 1 is reported and the end
+    return [step for each in found for step in ((each, probe) if probed else (each,))]
+
+
+def executed(steps: list[Step], group: str, pid: int) -> tuple[Report | None, int]:
+    """What it reports, and how it ends."""
+    program, null = in_memory(make_program(steps)), os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        child, parent = runtime_exec.start(program, pid, Stdio(null, null, null))
+        report = runtime_exec.hear(parent)
+        parent.close()
+        return report, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        os.close(program)
+        os.close(null)
+        detect().exec_scope(group, "exec-1").drop()
+
+
+async def test_an_exec_can_not_be_looked_into_at_any_step(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    assert executed(commanded(group, probed=True), group, holder) == (None, 0)
+    with pytest.raises(ChildProcessError):  # 1, where the pid of a child is told
+        executed(commanded(group, probed=True, dumpable=True), group, holder)
+    await end(client)
+
+
+async def test_an_exec_tells_which_step_failed_and_why(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    steps = commanded(group, probed=False)
+    at = next(number for number, step in enumerate(steps) if step.call == "chdir")
+    steps[at] = Step("chdir", (b"/nowhere/at/all\0",))
+    assert executed(steps, group, holder) == (Report(at, errno.ENOENT), 128)
+    steps[2] = Step("setns", (4, CLONE_NEWUSER))  # of the first process, before it has forked
+    with pytest.raises(runtime_exec.StepFailed) as failed:
+        executed(steps, group, holder)
+    assert failed.value.report == Report(2, errno.EINVAL)
+    await end(client)
+
+
+async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(group: str) -> None:
+    ended = await asyncio.create_subprocess_exec("true")
+    await ended.wait()
+    with pytest.raises(FailedPrecondition, match="the container is ending"):
+        executed(commanded(group, probed=False), group, ended.pid)
 
 
 async def test_what_a_monitor_does_not_have_is_missing(spawner: SpawnerClient, tmp_path: Path) -> None:
