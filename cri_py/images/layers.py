@@ -52,6 +52,11 @@ class Unpacked(NamedTuple):
     implied: tuple[bytes, ...] = ()  # parents before children
 
 
+def plain_most(size: int) -> int:
+    """How many plain bytes may come out of ``size`` compressed ones: more is a bomb."""
+    return max(BOMB_FLOOR, BOMB_RATIO * size)
+
+
 def unpack(
     blob: Source, target: str, *, size: int, diff_id: Digest, base: bool, subject: str, watch: Callable[[int], None]
 ) -> Unpacked:
@@ -64,7 +69,7 @@ def unpack(
     """
     algorithm, _, expected = diff_id.partition(":")
     hasher = hashlib.new(algorithm)
-    pieces = inflate(blob, subject, max(BOMB_FLOOR, BOMB_RATIO * size))
+    pieces = inflate(blob, subject, plain_most(size))
     inflow = Inflow(_hashed(pieces, hasher.update, watch), subject)
     root = os.open(target, _DIRECTORY | os.O_CLOEXEC)
     try:

@@ -118,6 +118,18 @@ async def test_an_identity_token_is_refreshed_by_a_post(
     assert (form["grant_type"], form["scope"]) == (["refresh_token"], ["repository:x:pull"])
 
 
+@pytest.mark.parametrize("auth", [AUTH, RegistryAuth(identity_token="s3cr3t")], ids=["password", "identity"])
+async def test_a_login_that_is_sent_on_to_another_host_is_not_shown_there(
+    node: Node, registry: RegistrySimulator, pushed: Pushed, auth: RegistryAuth
+) -> None:
+    registry.login = "bearer"
+    with RegistrySimulator("bearer") as nosy:
+        registry.faults.append(Fault("/token", redirect=f"{nosy.url}{{path}}"))
+        with pytest.raises(PermissionDenied):
+            await resolved(node, f"{registry.host}/team/app:1", auth)
+        assert (nosy.forms, [asked.authorization for asked in nosy.asked if asked.authorization]) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -151,6 +152,14 @@ async def test_the_host_that_served_a_blob_is_logged(node: Node, registry: Regis
     assert [(each["host"], each["digest"]) for each in logs if each["event"] == "blob fetched"] == [
         (registry.url, blob.digest)
     ]
+
+
+async def test_a_host_whose_headers_drip_is_given_up(node: Node, registry: RegistrySimulator, blob: Descriptor) -> None:
+    registry.faults.append(Fault("/blobs/", headers_drip_s=0.02))
+    node.config["pull_progress_timeout_s"] = 0.2
+    async with asyncio.timeout(5), node.repository(f"{registry.host}/app:1") as repository:
+        with pytest.raises(DeadlineExceeded, match=r"sent nothing for 0\.2 s"):
+            await repository.blob(blob, Sink())
 
 
 async def test_a_dripping_host_is_given_up(node: Node, registry: RegistrySimulator, blob: Descriptor) -> None:
