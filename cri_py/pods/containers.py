@@ -147,7 +147,8 @@ class Containers:
         async with self._ledger.lock(sandbox_id):
             sandbox = self._ledger.sandbox(sandbox_id)
             _check_ready(sandbox)
-            return await self._create(sandbox, config, sandbox_config, image)
+            with self._images.using(image.id):  # its removal meanwhile must leave the layers that are being mounted
+                return await self._create(sandbox, config, sandbox_config, image)
 
     def _image_of(self, config: ContainerConfig) -> Image:
         image = self._images.find(config.image.image)

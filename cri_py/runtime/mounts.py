@@ -201,16 +201,20 @@ def mount_overlay(rootfs: dict[str, Any], target: str) -> None:
 def _mount_deep_overlay(lower: list[str], rootfs: dict[str, Any], target: str) -> None:
     """The same, layer by layer through the new mount API (``lowerdir+``, Linux 6.5)."""
     context = syscalls.fsopen("overlay")
-    for path in lower:
-        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "lowerdir+", path)
-    syscalls.fsconfig(context, FSCONFIG_SET_STRING, "upperdir", rootfs["upper"])
-    syscalls.fsconfig(context, FSCONFIG_SET_STRING, "workdir", rootfs["work"])
-    syscalls.fsconfig(context, FSCONFIG_SET_FLAG, "volatile")
-    syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)
-    fd = syscalls.fsmount(context)
-    os.close(context)
-    syscalls.move_mount(fd, target)
-    os.close(fd)
+    try:
+        for path in lower:
+            syscalls.fsconfig(context, FSCONFIG_SET_STRING, "lowerdir+", path)
+        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "upperdir", rootfs["upper"])
+        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "workdir", rootfs["work"])
+        syscalls.fsconfig(context, FSCONFIG_SET_FLAG, "volatile")
+        syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)
+        fd = syscalls.fsmount(context)
+    finally:
+        os.close(context)
+    try:
+        syscalls.move_mount(fd, target)
+    finally:
+        os.close(fd)
 
 
 def take_shared(operations: list[MountOp]) -> list[int]:

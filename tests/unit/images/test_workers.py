@@ -7,8 +7,10 @@ import gzip
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from cri_py.errors import DataLoss, Internal, Unavailable
-from cri_py.images import unpacking
+from cri_py.images import layers, unpacking, worker
 from cri_py.images.layers import Unpacked
 from cri_py.images.unpacking import Done, Failed, Frame, Implied, Job, Reached, Ready, Starved
 from cri_py.images.workers import Workers
@@ -185,6 +187,36 @@ async def test_a_download_that_fails_ends_the_unpacking(workers: Workers, fed: F
     with pytest.raises(Unavailable, match="the host has gone"):
         await running
     assert gone(pid)
+
+
+def test_what_a_manifest_claims_opens_no_door_to_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is written than what has come allows, however large the blob is said to be."""
+    monkeypatch.setattr(layers, "BOMB_FLOOR", 1 << 20)
+    plain = tar_layer(File("zeros", bytes(32 << 20)))
+    blob, target = tmp_path / "blob", tmp_path / "layer"
+    blob.write_bytes(gzip.compress(plain))
+    os.mkdir(target)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, open(blob, "rb") as file:
+        working = threading.Thread(target=worker.serve, args=(theirs,))
+        working.start()
+        came = blob.stat().st_size
+        job = Job(str(target), sha256(plain), "layer 1", 1 << 40, came, False, True)
+        socket.send_fds(ours, [unpacking.encode(job)], [file.fileno()])
+        assert next_frame(ours) == Starved(came)
+        written = (target / "zeros").stat().st_size
+        ours.send(unpacking.encode(Ready(came, True)))
+        assert isinstance(next_frame(ours), Done)
+        ours.shutdown(socket.SHUT_RDWR)
+        working.join()
+    assert written <= layers.plain_most(came) < 32 << 20
+
+
+def next_frame(connection: socket.socket) -> Frame:
+    """What says more than how far the work is."""
+    while isinstance(frame := unpacking.decode(connection.recv(unpacking.PACKET_LIMIT)), Reached):
+        pass
+    return frame
 
 
 def test_a_process_dies_with_its_daemon(tmp_path: Path) -> None:
