@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ class Execs:
         self._config = config
         self._filter_of = filter_of
         self._templates: dict[ContainerId, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+        # Sessions outlive the daemon, and a container may give the next one the same pid: no group's name comes twice.
+        self._mark = secrets.token_hex(4)
         self._count = 0
 
     def forget(self, container_id: ContainerId) -> None:
@@ -42,7 +45,7 @@ class Execs:
         self._count += 1
         return {
             "id": container.id,
-            "name": f"exec-{os.getpid()}-{self._count}",
+            "name": f"exec-{self._mark}-{self._count}",
             "process": {**process, "args": list(command), "terminal": False},
             "user": {
                 "uid": user.uid,

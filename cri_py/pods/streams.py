@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -12,6 +13,7 @@ from cri_py.pods import spec_limits
 from cri_py.pods.execs import Execs
 from cri_py.pods.ledger import Ledger
 from cri_py.pods.monitors import Monitors
+from cri_py.wire.channels import Agreement
 
 _TIMEOUT_S: Final = 10.0
 
@@ -75,13 +77,18 @@ class Streams:
 
     # ------------------------------------------------------------- handed over
 
-    async def hand_over(self, request: StreamRequest, head: dict[str, Any], connection_fd: int) -> None:
+    async def hand_over(
+        self, request: StreamRequest, agreement: Agreement, rest: bytes, connection: socket.socket
+    ) -> None:
         """Give the connection to the pod's monitor, which keeps a descriptor of its own.
 
-        ``head``: {method, target, headers, rest}. Raises NotFound, FailedPrecondition, Unavailable.
+        ``rest``: what the client has sent beyond its request's head. Raises NotFound, FailedPrecondition, Unavailable.
         """
         fields: dict[str, Any] = {
-            "head": head,
+            "transport": agreement.transport.value,
+            "protocol": agreement.protocol,
+            "answer": agreement.answer.decode("latin-1"),
+            "rest": rest.decode("latin-1"),
             "idle_s": self._idle_s,
             "name": "",
             "stdio": asdict(request.stdio),
@@ -92,7 +99,7 @@ class Streams:
         await self._monitors.of(request.sandbox_id).request(
             "stream",
             timeout_s=_TIMEOUT_S,
-            fds=(connection_fd,),
+            fds=(connection.fileno(),),
             kind=request.kind.value,
             id=request.container_id or "",
             stdin=request.stdio.stdin,

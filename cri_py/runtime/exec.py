@@ -53,10 +53,23 @@ def start(
     ``pid`` is the container's init. The caller must not be dumpable. ``scope`` is made here, by the child where it can
     be (v1), and is the caller's to drop. ``walk_in``: what the child does, for rehearsals.
     """
-    parent = Parent()
-    cgroup_fd = target = None
     try:
         target = syscalls.pidfd_open(pid)
+    except KernelError as error:
+        raise _ending(error) from error
+    try:
+        return start_beside(body, target, stdio, scope, walk_in)
+    finally:
+        os.close(target)
+
+
+def start_beside(
+    body: bytes, target: int, stdio: container.Stdio, scope: ExecScope, walk_in: WalkIn | None = None
+) -> tuple[int, Parent]:
+    """As ``start``, with a pidfd for who has waited: a pid that was free meanwhile may be anybody's by now."""
+    parent = Parent()
+    cgroup_fd = None
+    try:
         if scope.groups.born_into:
             scope.make()
             cgroup_fd = scope.directory_fd()
@@ -69,9 +82,8 @@ def start(
         parent.close()
         raise _ending(error) from error
     finally:
-        for fd in (cgroup_fd, target):
-            if fd is not None:
-                os.close(fd)
+        if cgroup_fd is not None:
+            os.close(cgroup_fd)
     parent.started()
     return child, parent
 
