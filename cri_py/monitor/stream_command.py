@@ -26,7 +26,6 @@ class CommandPump:
         self._interests = Interests()
         self._to_stdin = Outflow()
         self._stdin_ends = False
-        self._size: tuple[int, int] | None = None  # of the client's terminal, said before there was one here
         self._begun = time.monotonic()
         self._running = False
         self._ended = False  # the process
@@ -131,9 +130,7 @@ class CommandPump:
             elif isinstance(event, Dropped):
                 self._drop_output(event.lane)
             elif isinstance(event, Resized):
-                self._size = (event.columns, event.rows)
-                if self._running:
-                    self._process.resize(*self._size)
+                self._process.resize(event.columns, event.rows)
             elif isinstance(event, Gone):
                 self._error = str(event.error) if event.error else self._error
 
@@ -144,8 +141,6 @@ class CommandPump:
             self._finish(Failure(failure))
             return
         self._running = True
-        if self._size is not None:
-            self._process.resize(*self._size)
         self._write()
         self._end_input_if_due()
 

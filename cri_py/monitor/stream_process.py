@@ -34,6 +34,7 @@ class Process(ABC):
         self.exit_fd = -1  # readable once the process has ended; -1 before it runs
         self.tty = tty
         self.ends_with_outputs = False  # rather than with the process
+        self._size: tuple[int, int] | None = None
 
     @abstractmethod
     def start(self) -> str:
@@ -48,7 +49,8 @@ class Process(ABC):
         """The client has gone: end what ran for it alone."""
 
     def resize(self, columns: int, rows: int) -> None:
-        """Give its terminal a size; nothing where it has none."""
+        """Give its terminal a size, at its birth if it has none yet; nothing where it will have none."""
+        self._size = (columns, rows)
         if self.tty and self.stdin >= 0:
             fcntl.ioctl(self.stdin, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
@@ -137,6 +139,8 @@ class ExecutedProcess(Process):
                     return said_text(said)
                 self.outputs[STDOUT] = self.stdin = master
                 os.set_blocking(master, False)
+                if self._size is not None:
+                    self.resize(*self._size)
             return f"the program was not executed within {_START_S:.0f} s"
         finally:
             parent.close()
