@@ -212,7 +212,9 @@ class StreamingConfig:
     )
     tls: bool = key(False, "Whether to speak TLS: sessions then pass through the daemon and end with it.")
     tls_certificate: str = key(
-        "", "PEM file with the certificate and its chain; read again when it changes.", _ABSOLUTE_OR_NONE
+        "",
+        "PEM file with the certificate and its chain, read again when it changes; without one an own is made.",
+        _ABSOLUTE_OR_NONE,
     )
     tls_key: str = key("", "PEM file with the key.", _ABSOLUTE_OR_NONE)
     tls_min_version: str = key("1.2", "The oldest version that is spoken.", one_of("1.2", "1.3"))

@@ -293,6 +293,15 @@ def widen_pipe(fd: int) -> None:
         return
 
 
+def end_scope(scope: ExecScope) -> None:
+    """End what an exec has left behind, and its group."""
+    try:
+        scope.kill(_KILL_S)
+        scope.drop()
+    except KernelError:
+        return  # in uninterruptible sleep, or gone: it goes with its container's group
+
+
 class ExecProcess:
     """One exec, from the fork until both its exit and its last word are known."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +51,8 @@ class Execs:
         self._rights = _rights()
         self._templates: dict[ContainerId, _Template] = {}
         self._compiled: dict[str, bytes] = {}  # by path: most containers have the same filter
+        # Sessions outlive the daemon, and a container may give the next one the same pid: no group's name comes twice.
+        self._mark = secrets.token_hex(4)
         self._count = 0
 
     def forget(self, container_id: ContainerId) -> None:
@@ -68,7 +71,7 @@ class Execs:
             self._templates[container.id] = self._template(container, read(container))
         process, identity, secure = self._templates[container.id]
         self._count += 1
-        name = f"exec-{os.getpid()}-{self._count}"
+        name = f"exec-{self._mark}-{self._count}"
         scope = self._cgroups.exec_scope(container.cgroup, name)
         asked = {**process, "args": list(command), "terminal": terminal}
         return Exec(container.id, name, exec_steps.steps(asked, identity, secure, scope, self._rights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -14,6 +15,7 @@ from cri_py.pods import spec_limits
 from cri_py.pods.execs import Exec, Execs
 from cri_py.pods.ledger import Ledger
 from cri_py.pods.monitors import Monitors
+from cri_py.wire.channels import Agreement
 
 _TIMEOUT_S: Final = 10.0
 
@@ -77,20 +79,25 @@ class Streams:
 
     # ------------------------------------------------------------- handed over
 
-    async def hand_over(self, request: StreamRequest, head: dict[str, Any], connection_fd: int) -> None:
+    async def hand_over(
+        self, request: StreamRequest, agreement: Agreement, rest: bytes, connection: socket.socket
+    ) -> None:
         """Give the connection to the pod's monitor, which keeps a descriptor of its own.
 
-        ``head``: {method, target, headers, rest}. Raises NotFound, FailedPrecondition, Unavailable.
+        ``rest``: what the client has sent beyond its request's head. Raises NotFound, FailedPrecondition, Unavailable.
         """
         fields: dict[str, Any] = {
-            "head": head,
+            "transport": agreement.transport.value,
+            "protocol": agreement.protocol,
+            "answer": agreement.answer.decode("latin-1"),
+            "rest": rest.decode("latin-1"),
             "idle_s": self._idle_s,
             "name": "",
             "stdio": asdict(request.stdio),
             "ports": request.ports,
         }
         command = self._command(request) if request.kind is StreamKind.EXEC else None
-        fds = [connection_fd]
+        fds = [connection.fileno()]
         if command is not None:
             fields |= {"name": command.name, "words": steps.words(command.steps)}
             fds.append(steps.in_memory(steps.program(command.steps)))

@@ -12,8 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cri_py.errors import FailedPrecondition, KernelError
-from cri_py.kernel import syscalls
 from cri_py.kernel.steps import FORKED, REPORT_BYTES, REPORT_FD, Report, read_report
 from cri_py.runtime.child import ChildError, Parent
 from cri_py.runtime.container import Stdio
@@ -30,19 +28,19 @@ class StepFailed(Exception):
         self.report = report
 
 
-def start(program_fd: int, pid: int, stdio: Stdio) -> tuple[int, Parent]:
+def start(program_fd: int, target: int, stdio: Stdio) -> tuple[int, Parent]:
     """Execute the program behind ``program_fd``; returns the pid of the process that becomes the command, and the pair.
 
-    The program forks, as only a child can be born into a pid namespace, and the child is made our own. ``pid`` is the
-    container's init; ``stdio`` of -1 means a tty, which the program opens inside. The caller must not be dumpable.
+    The program forks, as only a child can be born into a pid namespace, and the child is made our own. ``target``:
+    a pidfd of the container's init; ``stdio`` of -1 means a tty, which the program opens inside.
     Raises StepFailed for what fails before the fork; what fails after it, ``hear`` tells.
     """
     parent = Parent()
     try:
-        with _high(program_fd, _target(pid), parent.child_fd, *stdio) as (program, target, report, *streams):
+        with _high(program_fd, target, parent.child_fd, *stdio) as (program, init, report, *streams):
             actions = [
                 (os.POSIX_SPAWN_DUP2, report, REPORT_FD),
-                (os.POSIX_SPAWN_DUP2, target, _TARGET_FD),
+                (os.POSIX_SPAWN_DUP2, init, _TARGET_FD),
                 *(_stream(number, fd) for number, fd in enumerate(streams)),
             ]
             first = os.posix_spawn(f"/proc/self/fd/{program}", [b"cri-exec"], {}, file_actions=actions)
@@ -68,13 +66,6 @@ def hear_with_terminal(parent: Parent) -> tuple[Report | None, int]:
     return (read_report(message) if message else None), -1
 
 
-def _target(pid: int) -> int:
-    try:
-        return syscalls.pidfd_open(pid)
-    except KernelError as error:
-        raise FailedPrecondition("the container is ending") from error
-
-
 def _stream(number: int, fd: int) -> tuple[int, ...] | tuple[int, int, str, int, int]:
     if fd < 0:
         return os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0
@@ -82,12 +73,12 @@ def _stream(number: int, fd: int) -> tuple[int, ...] | tuple[int, int, str, int,
 
 
 @contextmanager
-def _high(program: int, target: int, report: int, *streams: int) -> Iterator[list[int]]:
-    """The same descriptors, or copies of those that stand where another one goes to; ``target`` is ours to close."""
-    owned = [target]
+def _high(*descriptors: int) -> Iterator[list[int]]:
+    """The same descriptors, or copies of those that stand where another one goes to."""
+    owned: list[int] = []
     try:
         places = []
-        for fd in (program, target, report, *streams):
+        for fd in descriptors:
             if 0 <= fd < _FIRST_FREE:
                 owned.append(fd := fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE))
             places.append(fd)

@@ -25,8 +25,8 @@ from cri_py.images.reference import parse_ref, short_name
 from cri_py.images.registries_conf import by_registry, parse_conf
 from cri_py.model import Digest
 from cri_py.wire import channels, spdy, spdy_frames
+from cri_py.wire.channels import Agreement, Transport
 from cri_py.wire.events import Gone, Opened, Received, Session
-from cri_py.wire.negotiation import Agreement, Transport
 from cri_py.wire.session import port_forward, remote_command
 
 NODE: Final = manifest.Platform("linux", "amd64")

@@ -193,17 +193,18 @@ def commanded(group: str, *, probed: bool, dumpable: bool = False) -> list[Step]
     return [step for each in found for step in ((each, probe) if probed else (each,))]
 
 
-def executed(steps: list[Step], group: str, pid: int) -> tuple[Report | None, int]:
+def executed(steps: list[Step], group: str, pid: int, target: int = -1) -> tuple[Report | None, int]:
     """What it reports, and how it ends."""
     program, null = in_memory(make_program(steps)), os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    target = target if target >= 0 else os.pidfd_open(pid)
     try:
-        child, parent = runtime_exec.start(program, pid, Stdio(null, null, null))
+        child, parent = runtime_exec.start(program, target, Stdio(null, null, null))
         report = runtime_exec.hear(parent)
         parent.close()
         return report, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
-        os.close(program)
-        os.close(null)
+        for fd in (program, null, target):
+            os.close(fd)
         detect().exec_scope(group, "exec-1").drop()
 
 
@@ -230,11 +231,21 @@ async def test_an_exec_tells_which_step_failed_and_why(spawner: SpawnerClient, t
     await end(client)
 
 
-async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(group: str) -> None:
-    ended = await asyncio.create_subprocess_exec("true")
-    await ended.wait()
-    with pytest.raises(FailedPrecondition, match="the container is ending"):
-        executed(commanded(group, probed=False), group, ended.pid)
+async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(
+    spawner: SpawnerClient, tmp_path: Path, group: str
+) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    steps = commanded(group, probed=False)
+    target = os.pidfd_open(holder)
+    os.kill(holder, signal.SIGKILL)
+    await gone(holder)
+    with pytest.raises(runtime_exec.StepFailed) as failed:
+        executed(steps, group, holder, target)
+    refused = exec_steps.refusal(steps[failed.value.report.step], failed.value.report.number)
+    assert isinstance(refused, FailedPrecondition)
+    assert str(refused) == "the container is ending"
+    await end(client)
 
 
 async def test_what_a_monitor_does_not_have_is_missing(spawner: SpawnerClient, tmp_path: Path) -> None:

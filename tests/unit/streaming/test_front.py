@@ -18,24 +18,27 @@ import trustme
 from cri_py.config import StreamingConfig
 from cri_py.errors import FailedPrecondition, NotFound
 from cri_py.model import ContainerId, SandboxId, StreamKind, StreamRequest
-from cri_py.streaming.front import Front, Head
+from cri_py.streaming.front import Front
 from cri_py.streaming.sessions import Sessions
+from cri_py.wire.channels import Agreement, Transport
 
 REQUEST = StreamRequest(StreamKind.EXEC, SandboxId("a" * 64), ContainerId("b" * 64), ("true",))
-UPGRADE = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
+UPGRADE = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n"
 
 
 class MonitorSimulator:
     """Takes connections as a monitor does, by a descriptor of its own, and answers one line."""
 
     def __init__(self) -> None:
-        self.met: list[tuple[StreamRequest, Head]] = []
+        self.met: list[tuple[StreamRequest, Agreement, bytes]] = []
         self.failure: Exception | None = None
 
-    async def hand_over(self, request: StreamRequest, head: Head, connection: socket.socket) -> None:
+    async def hand_over(
+        self, request: StreamRequest, agreement: Agreement, rest: bytes, connection: socket.socket
+    ) -> None:
         if self.failure is not None:
             raise self.failure
-        self.met.append((request, head))
+        self.met.append((request, agreement, rest))
         with socket.socket(fileno=socket.dup(connection.fileno())) as own:
             own.sendall(b"here is the monitor\n")
 
@@ -70,10 +73,9 @@ async def test_a_right_request_reaches_the_monitor_with_all_that_the_client_has_
     async with front(monitor) as served:
         url = served.open(REQUEST)
         assert await talk(url, head_of(url) + b"\x80\x03early") == b"here is the monitor\n"
-    ((request, head),) = monitor.met
+    ((request, agreement, rest),) = monitor.met
     assert request is REQUEST
-    assert (head.method, head.target, head.rest) == ("POST", urlsplit(url).path, b"\x80\x03early")
-    assert ("upgrade", "SPDY/3.1") in head.headers
+    assert (agreement.transport, agreement.protocol, rest) == (Transport.SPDY, "v4.channel.k8s.io", b"\x80\x03early")
 
 
 async def test_a_head_that_comes_byte_by_byte_is_understood() -> None:
@@ -179,7 +181,7 @@ async def test_over_tls_the_monitor_answers_as_well(tmp_path: Path) -> None:
         url = served.open(REQUEST)
         assert url.startswith("https://")
         assert await talk(url, head_of(url) + b"early", trusting(authority)) == b"here is the monitor\n"
-    assert monitor.met[0][1].rest == b"early"
+    assert monitor.met[0][2] == b"early"
 
 
 async def test_a_certificate_that_changed_is_used_for_the_next_connection(tmp_path: Path) -> None:
