@@ -115,6 +115,14 @@ def become(identity: Identity, process: dict[str, Any], *, filtered: bool) -> No
     _raise_ambient(sets.get("ambient", ()), inheritable)
 
 
+def give_up_everything() -> None:
+    """No capability in any set, nor by any program that is executed, for good."""
+    syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
+    _drop_bounding(0)
+    os.setgroups([])
+    syscalls.capset(0, 0, 0)
+
+
 def load(secure: Filter) -> None:
     """Filter this process from now on."""
     seccomp.load_filter(secure.bpf, secure.flags)

@@ -141,3 +141,22 @@ def test_processes_of_another_pod_can_t_be_shared(kubelet: Kubelet, pod: Pod) ->
     options = namespaces(pid=pb.TARGET, target_id=theirs)
     with refused("INVALID_ARGUMENT", theirs, "another pod"):
         kubelet.create(pod, "true", linux=secure(namespace_options=options))
+
+
+def test_the_first_process_of_shared_pids_leads_nobody_to_the_node(kubelet: Kubelet) -> None:
+    """It is older than every container, and root: what a container may trace, it may walk through."""
+    config = kubelet.pod_config()
+    config.linux.security_context.namespace_options.CopyFrom(namespaces(pid=pb.POD))
+    pod = kubelet.run_pod(config)
+    tracing = pb.Capability(add_capabilities=["SYS_PTRACE", "SYS_ADMIN"])
+    asked = kubelet.container_config("sleep", "1000", linux=secure(capabilities=tracing))
+    asked.linux.security_context.namespace_options.CopyFrom(namespaces(pid=pb.POD))
+    container = kubelet.run(pod, config=asked)
+    assert kubelet.shell(container, "readlink /proc/1/exe >/dev/null && ls /proc/1/root/") == ""
+    status = kubelet.shell(container, "cat /proc/1/status")
+    for name in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"):
+        assert int(field_of(status, name), 16) == 0, name
+    asked.metadata.name = "second"
+    asked.linux.security_context.capabilities.Clear()
+    usual = kubelet.run(pod, config=asked)
+    assert "Permission denied" in kubelet.shell(usual, "ls /proc/1/root/ 2>&1; true")
