@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import platform
 import resource
@@ -22,7 +23,7 @@ from cri_py.config import Config
 from cri_py.errors import CriError, FailedPrecondition
 from cri_py.images.exchange import Exchange
 from cri_py.images.service import Images
-from cri_py.kernel import faults, procfs
+from cri_py.kernel import capabilities, faults, procfs, syscalls
 from cri_py.kernel.holder import write_program
 from cri_py.kernel.notify import notify
 from cri_py.model import Container, Created, Exited, ImageId, Lost, Nanos, Ready, Running
@@ -294,11 +295,19 @@ def spec_defaults(config: Config, cgroups: str) -> SpecDefaults:
         seccomp=config.runtime.seccomp,
         nofile=config.runtime.nofile,
         arch=platform.machine(),
+        kernel=_kernel_version(platform.release()),
+        capabilities=capabilities.names(syscalls.capget()[1]),
         cgroup_version=2 if cgroups == "V2" else 1,
         apparmor=os.path.exists("/sys/kernel/security/apparmor"),
         selinux=os.path.exists("/sys/fs/selinux/enforce"),
         node_hostname=platform.node(),
     )
+
+
+def _kernel_version(release: str) -> tuple[int, int]:
+    """Major and minor of what uname(2) says: 6.1.0-13-amd64."""
+    major, minor = release.split(".")[:2]
+    return int(major), int("".join(itertools.takewhile(str.isdigit, minor)))
 
 
 def _claim_directories(config: Config, stack: AsyncExitStack) -> None:

@@ -191,7 +191,11 @@ class RuntimeConfig:
     """Running containers."""
 
     handlers: tuple[str, ...] = key(("cri_py",), 'Names that RuntimeClasses may use; "" always works.')
-    seccomp: bool = key(True, "Whether containers that name no seccomp profile get the default one.")
+    seccomp: bool = key(
+        False,
+        "Whether containers that name no seccomp profile get the default one. CRI has them unconfined; a kubelet names "
+        "one always.",
+    )
     log_line_bytes: int = key(16384, "A longer line of a container is logged in parts.", within(256, 1 << 20))
     exec_output_bytes: int = key(16 << 20, "What ExecSync returns of each stream, at most.", within(1024, 1 << 30))
     exec_drain_s: float = key(2.0, "How long output is awaited after an ExecSync's process ended.", within(0, 3600))

@@ -179,7 +179,7 @@ class Containers:
             resources=config.resources,
         )
         user = spec_security.user_request(config, image.config)
-        bundle = await self._bundles.plan(sandbox, container, image, self._target_pid(config))
+        bundle = await self._bundles.plan(sandbox, container, image, self._target_pid(sandbox, config))
         async with AsyncExitStack() as undo:
             undo.callback(self._discard_files, container)
             self._bundles.write(container, bundle)
@@ -199,11 +199,16 @@ class Containers:
         self._publish(container, EventKind.CREATED)
         return container_id
 
-    def _target_pid(self, config: ContainerConfig) -> int | None:
+    def _target_pid(self, sandbox: Sandbox, config: ContainerConfig) -> int | None:
         target = config.security.namespaces.target_id
         if not target:
             return None
         container = self._ledger.container(target)
+        if container.sandbox_id != sandbox.id:
+            raise InvalidArgument(
+                f"container {target}, whose processes are to be shared, belongs to another pod",
+                hint="target_id names a container of the same pod sandbox",
+            )
         if not isinstance(container.state, Running):
             raise FailedPrecondition(f"container {target}, whose processes are to be shared, is not running")
         return container.state.pid

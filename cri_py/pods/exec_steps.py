@@ -208,16 +208,20 @@ def _message(packet: bytes, fd: int) -> tuple[Argument, ...]:
 
 
 def _reduced(process: Mapping[str, Any], identity: Identity, secure: Filter | None, rights: Rights) -> Iterator[Step]:
-    """Give up all that the document does not grant."""
+    """Give up all that the document does not grant, but for what loads the filter, which comes last.
+
+    Without no_new_privs that is CAP_SYS_ADMIN. execve takes it away: it is neither inheritable nor ambient, nor in the
+    bounding set (capabilities(7)).
+    """
     sets = process.get("capabilities", {})
     permitted = capabilities.mask(sets.get("permitted", ())) & rights.held
+    loading = 0
     yield Step("umask", (0o022,))
     if process.get("noNewPrivileges"):
         yield Step("prctl", (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     elif secure:
-        # Without no_new_privs a filter needs CAP_SYS_ADMIN, so it has to come before the capabilities go.
-        yield _filtered(secure)
-    bounding = capabilities.mask(sets.get("bounding", ()))
+        loading = capabilities.mask(("CAP_SYS_ADMIN",)) & rights.held
+    bounding = capabilities.mask(sets.get("bounding", ())) & rights.held
     for number in range(rights.last_capability + 1):
         if not bounding >> number & 1:
             yield Step("prctl", (PR_CAPBSET_DROP, number))
@@ -228,10 +232,13 @@ def _reduced(process: Mapping[str, Any], identity: Identity, secure: Filter | No
     # A change of ids makes the process dumpable again; others in its pid namespace could look into it until execve.
     yield Step("prctl", (PR_SET_DUMPABLE, 0))
     effective = capabilities.mask(sets.get("effective", ())) & permitted
-    yield _capabilities_set(effective, permitted, capabilities.mask(sets.get("inheritable", ())) & permitted)
+    inheritable = capabilities.mask(sets.get("inheritable", ())) & permitted
+    yield _capabilities_set(effective | loading, permitted | loading, inheritable)
     yield Step("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
     for name in sets.get("ambient", ()):
-        yield Step("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capabilities.NUMBERS[name], 0, 0))
+        number = capabilities.NUMBERS[name]
+        if inheritable >> number & 1:
+            yield Step("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0))
 
 
 def _filtered(secure: Filter) -> Step:
@@ -258,7 +265,7 @@ def _executed(process: Mapping[str, Any], identity: Identity, secure: Filter | N
     yield Step("rt_sigprocmask", (_SIG_SETMASK, bytes(8), 0, 8))
     # Set anew: a change of the user clears it. A monitor's death takes its containers along.
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
-    if secure and process.get("noNewPrivileges"):
+    if secure:
         yield _filtered(secure)
     yield from _tries(process["args"], _environment(process["env"], identity.home))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cri_py.errors import InvalidArgument, Unimplemented
+from cri_py.kernel import capabilities
 from cri_py.model import (
     ContainerConfig,
     ImageConfig,
@@ -45,9 +46,11 @@ _ANNOTATION: Final = "io.kubernetes.cri."  # runtimes of virtual machines read t
 class SpecDefaults:
     """What the node's config and kernel decide for every container."""
 
-    seccomp: bool = True  # whether containers that name no profile get the default one
+    seccomp: bool = False  # whether containers that name no profile get the default one
     nofile: int = 1048576  # RLIMIT_NOFILE, soft and hard
     arch: str = "x86_64"  # the machine, as uname(2) has it
+    kernel: tuple[int, int] = (5, 10)  # its version, major and minor
+    capabilities: tuple[str, ...] = capabilities.NAMES  # those that the daemon has, and can give
     cgroup_version: int = 1  # on 2 a container has a cgroup namespace of its own
     apparmor: bool = False  # whether the kernel has it
     selinux: bool = False
@@ -178,7 +181,7 @@ def _process(sandbox: Sandbox, config: ContainerConfig, image: ImageConfig, defa
         "args": _arguments(config, image),
         "env": _environment(sandbox, config, image, defaults),
         "cwd": cwd,
-        "capabilities": spec_security.process_capabilities(security),
+        "capabilities": spec_security.process_capabilities(security, defaults.capabilities),
         "rlimits": [{"type": "RLIMIT_NOFILE", "soft": defaults.nofile, "hard": defaults.nofile}],
         "noNewPrivileges": security.no_new_privs,
         "oomScoreAdj": config.resources.oom_score_adj if config.resources else 0,

@@ -119,17 +119,32 @@ def test_groups_go_before_the_gid_the_gid_before_the_uid_and_capabilities_last()
     assert found[order[2]].arguments == (1000,) * 3
 
 
-def test_without_no_new_privs_the_filter_comes_while_there_are_rights_to_load_it() -> None:
+def test_the_filter_is_the_last_before_execve() -> None:
+    for asked in (True, False):
+        found = listed(noNewPrivileges=asked)
+        assert calls(found)[at(found, "seccomp") + 1] == "execve"
+
+
+def test_without_no_new_privs_the_right_to_load_the_filter_is_kept_till_then_and_not_passed_on() -> None:
+    def permitted(**changes: Any) -> int:
+        found = listed(**changes)
+        sets = found[at(found, "capset")].arguments[1]
+        assert isinstance(sets, bytes)
+        assert sets[8:12] == bytes(4)  # nothing is inheritable
+        return int.from_bytes(sets[4:8], "little")
+
+    admin = 1 << NUMBERS["CAP_SYS_ADMIN"]
+    assert permitted() & admin
+    assert not permitted(noNewPrivileges=True) & admin
+    assert not permitted(secure=None) & admin
     found = listed()
-    assert at(found, "seccomp") < at(found, "prctl", k.PR_CAPBSET_DROP)
-    assert "seccomp" not in calls(found[at(found, "capset") :])
-    assert (k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) not in [step.arguments for step in found]
+    assert at(found, "prctl", k.PR_CAPBSET_DROP, NUMBERS["CAP_SYS_ADMIN"]) < at(found, "capset")
 
 
-def test_with_no_new_privs_the_filter_is_the_last_before_execve() -> None:
+def test_no_new_privs_comes_before_anything_is_given_up() -> None:
     found = listed(noNewPrivileges=True)
     assert at(found, "prctl", k.PR_SET_NO_NEW_PRIVS, 1) < at(found, "prctl", k.PR_CAPBSET_DROP)
-    assert calls(found)[at(found, "seccomp") + 1] == "execve"
+    assert (k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) not in [step.arguments for step in listed()]
 
 
 def test_an_unconfined_process_loads_no_filter() -> None:
@@ -142,13 +157,16 @@ def test_all_but_what_is_granted_is_dropped_from_the_bounding_set() -> None:
 
 
 def test_what_the_runtime_lacks_itself_is_not_asked_for() -> None:
-    found = listed(rights=RIGHTS._replace(held=1 << NUMBERS["CAP_KILL"]))
+    found = listed(secure=None, rights=RIGHTS._replace(held=1 << NUMBERS["CAP_KILL"]))
     _, sets = found[at(found, "capset")].arguments
     assert sets == b"\x20\0\0\0" * 2 + bytes(16)
 
 
 def test_ambient_capabilities_are_raised_after_the_sets() -> None:
-    found = listed(capabilities={**PROCESS["capabilities"], "ambient": ["CAP_KILL"]})
+    granted = {**PROCESS["capabilities"], "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL", "CAP_CHOWN"]}
+    found = listed(capabilities=granted)
+    raised = [step.arguments[2] for step in found if step.arguments[:2] == (k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE)]
+    assert raised == [NUMBERS["CAP_KILL"]]  # what is not inheritable can't be ambient
     assert at(found, "capset") < at(found, "prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, NUMBERS["CAP_KILL"])
 
 
