@@ -182,7 +182,7 @@ async def test_a_holder_that_cannot_be_made_is_refused_with_the_cause_and_the_mo
 
 
 def commanded(group: str, *, probed: bool, dumpable: bool = False) -> list[Step]:
-    """All steps but execve, as the holder's root is empty; ``probed``: after each one it looks whether it is dumpable."""
+    """All steps but execve, as the holder's root is empty; ``probed``: each looks whether it is dumpable, too."""
     rights = exec_steps.Rights(capget()[1], 40, {})
     process = {"args": ["/bin/true"], "env": [], "cwd": "/"}
     scope = detect().exec_scope(group, "exec-1")
