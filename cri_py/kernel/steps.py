@@ -35,8 +35,9 @@ SCRATCH = 0x20000000
 FORKED = -1  # in a report, where else the step stands
 REPORT_BYTES = 8
 _STEPS = 0x10000000
-_STEP = struct.Struct("<8Q")
-_MOST_ARGUMENTS = 6
+_STEP_WORDS = 8
+_STEP_BYTES = 8 * _STEP_WORDS
+_ZEROES = [0] * _STEP_WORDS
 _WORD = (1 << 64) - 1
 _MFD_EXEC = 0x10
 
@@ -112,14 +113,15 @@ def program(steps: Sequence[Step], machine: str = "") -> bytes:
 def encode(steps: Sequence[Step], machine: str) -> bytes:
     """The steps, and behind them what they point to."""
     column = _COLUMNS[machine]
-    heap = _Heap(_STEPS + len(steps) * _STEP.size)
-    rows = []
+    heap = _Heap(_STEPS + len(steps) * _STEP_BYTES)
+    words: list[int] = []
     for call, arguments, then, _ in steps:
-        number = 0 if then in (Then.GIVE_UP, Then.EXPECT) else _NUMBERS[call][column]
-        words = [heap.word(argument) for argument in arguments]
-        words += [0] * (_MOST_ARGUMENTS - len(words))
-        rows.append(_STEP.pack(*words, 0, then) if then == Then.EXPECT else _STEP.pack(number, *words, then))
-    return b"".join((*rows, *heap.parts))
+        if then is not Then.EXPECT and then is not Then.GIVE_UP:
+            words.append(_NUMBERS[call][column])
+        words += [each & _WORD if isinstance(each, int) else heap.word(each) for each in arguments]
+        words += _ZEROES[: -1 - len(words) % _STEP_WORDS]
+        words.append(then)
+    return struct.pack(f"<{len(words)}Q", *words) + b"".join(heap.parts)
 
 
 class _Heap:

@@ -96,24 +96,40 @@ class Identity(NamedTuple):
     home: str
 
 
-def steps(
-    process: Mapping[str, Any], identity: Identity, secure: Filter | None, scope: ExecScope, rights: Rights
-) -> list[Step]:
-    """From the first instruction to execve. ``process``: OCI's; ``terminal`` asks for a pty of the container's, whose
-    master is sent by the report's socket. ``scope`` is made by the process.
+class Template(NamedTuple):
+    """What all execs in a container have in common; ``template`` makes it."""
+
+    limited: tuple[Step, ...]  # done outside of the container
+    settled: tuple[Step, ...]  # done inside, up to execve
+    environment: tuple[Argument, ...]  # envp
+    path: str  # PATH of that
+
+
+def template(process: Mapping[str, Any], identity: Identity, secure: Filter | None, rights: Rights) -> Template:
+    """``process``: OCI's, of the container, but for its command. Raises InvalidArgument for a word that holds a NUL."""
+    environment = _environment(process["env"], identity.home)
+    try:
+        return Template(
+            tuple(_limited(process, rights.limits)),
+            (*_reduced(process, identity, secure, rights), *_settled(process, secure)),
+            vector([text(os.fsdecode(key + b"=" + value)) for key, value in environment.items()]),
+            os.fsdecode(environment.get(b"PATH", b"")),
+        )
+    except ValueError as error:
+        raise InvalidArgument(f"nothing can be executed in the container: {error}", hint="leave NULs out") from error
+
+
+def steps(common: Template, command: Sequence[str], scope: ExecScope, *, terminal: bool = False) -> list[Step]:
+    """From the first instruction to execve. ``terminal`` asks for a pty of the container's, whose master is sent by the
+    report's socket. ``scope`` is made by the process.
 
     Raises InvalidArgument for a word that holds a NUL.
     """
     try:
-        return [
-            *_born_into(scope),
-            *_limited(process, rights.limits),
-            *_walked_in(terminal=bool(process.get("terminal"))),
-            *_reduced(process, identity, secure, rights),
-            *_executed(process, identity, secure),
-        ]
+        tries = [*_tries(command, common)]
     except ValueError as error:
         raise InvalidArgument(f"the command can't be executed: {error}", hint="leave NULs out") from error
+    return [*_born_into(scope), *common.limited, *_walked_in(terminal=terminal), *common.settled, *tries]
 
 
 def refusal(step: Step, number: int) -> CriError:
@@ -251,7 +267,7 @@ def _capabilities_set(*sets: int) -> Step:
     return Step("capset", (header, struct.pack("=6I", *(s & 0xFFFFFFFF for s in sets), *(s >> 32 for s in sets))))
 
 
-def _executed(process: Mapping[str, Any], identity: Identity, secure: Filter | None) -> Iterator[Step]:
+def _settled(process: Mapping[str, Any], secure: Filter | None) -> Iterator[Step]:
     directory = process["cwd"]
     entered = Words(f"the working directory {directory!r} can't be entered")
     yield Step("chdir", (text(directory),), words=entered)  # as the user: what it may not enter it must not work in
@@ -267,7 +283,6 @@ def _executed(process: Mapping[str, Any], identity: Identity, secure: Filter | N
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
     if secure:
         yield _filtered(secure)
-    yield from _tries(process["args"], _environment(process["env"], identity.home))
 
 
 def _environment(pairs: Sequence[str], home: str) -> dict[bytes, bytes]:
@@ -277,15 +292,14 @@ def _environment(pairs: Sequence[str], home: str) -> dict[bytes, bytes]:
     return environment
 
 
-def _tries(arguments: Sequence[str], environment: Mapping[bytes, bytes]) -> Iterator[Step]:
+def _tries(command: Sequence[str], common: Template) -> Iterator[Step]:
     """execve, looked up in PATH where the name has no slash, as execvp(3) does."""
-    name = arguments[0]
+    name = command[0]
     candidates, missing = [name], {}
     if "/" not in name:
-        candidates = [f"{place}/{name}" for place in os.fsdecode(environment.get(b"PATH", b"")).split(":") if place]
+        candidates = [f"{place}/{name}" for place in common.path.split(":") if place]
         missing = {errno.ENOENT: f'exec: "{name}": executable file not found in $PATH'}
-    argv = vector(text(argument) for argument in arguments)
-    envp = vector(text(os.fsdecode(key + b"=" + value)) for key, value in environment.items())
+    argv = vector([text(word) for word in command])
     for candidate in candidates:
-        yield Step("execve", (text(candidate), argv, envp), Then.TRY)
+        yield Step("execve", (text(candidate), argv, common.environment), Then.TRY)
     yield Step("", (), Then.GIVE_UP, Words(f'exec: "{name}"', missing))

@@ -31,14 +31,6 @@ class Exec(NamedTuple):
     steps: Sequence[Step]
 
 
-class _Template(NamedTuple):
-    """What every exec in a container has from it."""
-
-    process: dict[str, Any]
-    identity: exec_steps.Identity
-    secure: exec_steps.Filter | None
-
-
 class Execs:
     """Knows of each container what a further process in it inherits."""
 
@@ -49,7 +41,7 @@ class Execs:
         self._cgroups = cgroups
         self._filter_of = filter_of
         self._rights = _rights()
-        self._templates: dict[ContainerId, _Template] = {}
+        self._templates: dict[ContainerId, exec_steps.Template] = {}
         self._compiled: dict[str, bytes] = {}  # by path: most containers have the same filter
         # Sessions outlive the daemon, and a container may give the next one the same pid: no group's name comes twice.
         self._mark = secrets.token_hex(4)
@@ -69,18 +61,17 @@ class Execs:
         """The container's own process with another command, as the user it runs as. Raises InvalidArgument."""
         if container.id not in self._templates:
             self._templates[container.id] = self._template(container, read(container))
-        process, identity, secure = self._templates[container.id]
         self._count += 1
         name = f"exec-{self._mark}-{self._count}"
         scope = self._cgroups.exec_scope(container.cgroup, name)
-        asked = {**process, "args": list(command), "terminal": terminal}
-        return Exec(container.id, name, exec_steps.steps(asked, identity, secure, scope, self._rights))
+        common = self._templates[container.id]
+        return Exec(container.id, name, exec_steps.steps(common, command, scope, terminal=terminal))
 
-    def _template(self, container: Container, document: dict[str, Any]) -> _Template:
+    def _template(self, container: Container, document: dict[str, Any]) -> exec_steps.Template:
         user = container.user
         assert user is not None  # a container whose user is unknown never runs
         identity = exec_steps.Identity(user.uid, user.gid, user.supplemental_groups, user.home)
-        return _Template(document["process"], identity, self._filter(document))
+        return exec_steps.template(document["process"], identity, self._filter(document), self._rights)
 
     def _filter(self, document: dict[str, Any]) -> exec_steps.Filter | None:
         found = self._filter_of(document)

@@ -184,9 +184,9 @@ async def test_a_holder_that_cannot_be_made_is_refused_with_the_cause_and_the_mo
 def commanded(group: str, *, probed: bool, dumpable: bool = False) -> list[Step]:
     """All steps but execve, as the holder's root is empty; ``probed``: each looks whether it is dumpable, too."""
     rights = exec_steps.Rights(capget()[1], 40, {})
-    process = {"args": ["/bin/true"], "env": [], "cwd": "/"}
-    scope = detect().exec_scope(group, "exec-1")
-    found = exec_steps.steps(process, exec_steps.Identity(1000, 1000, (), "/"), None, scope, rights)
+    process = {"env": [], "cwd": "/"}
+    common = exec_steps.template(process, exec_steps.Identity(1000, 1000, (), "/"), None, rights)
+    found = exec_steps.steps(common, ["/bin/true"], detect().exec_scope(group, "exec-1"))
     found = [step for step in found if step.then not in (Then.TRY, Then.GIVE_UP)] + [Step("exit_group", (0,))]
     if dumpable:
         found = [step for step in found if step.arguments[:1] != (PR_SET_DUMPABLE,)]

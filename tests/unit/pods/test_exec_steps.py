@@ -15,7 +15,7 @@ from cri_py.errors import FailedPrecondition, InvalidArgument, StartError
 from cri_py.kernel import constants as k
 from cri_py.kernel.capabilities import NUMBERS
 from cri_py.kernel.steps import Step, Then, encode
-from cri_py.pods.exec_steps import Filter, Identity, Rights, refusal, steps
+from cri_py.pods.exec_steps import Filter, Identity, Rights, refusal, steps, template
 
 WHO = Identity(1000, 2000, (30, 40), "/home/who")
 RIGHTS = Rights((1 << 41) - 1, 40, dict.fromkeys(range(16), resource.RLIM_INFINITY))
@@ -43,7 +43,9 @@ def v2() -> ExecScope:
 def listed(
     scope: ExecScope | None = None, secure: Filter | None = FILTER, rights: Rights = RIGHTS, **changes: Any
 ) -> list[Step]:
-    return steps({**PROCESS, **changes}, WHO, secure, scope or v1(), rights)
+    process = {**PROCESS, **changes}
+    common = template(process, WHO, secure, rights)
+    return steps(common, process["args"], scope or v1(), terminal=bool(changes.get("terminal")))
 
 
 def calls(found: list[Step]) -> list[str]:
