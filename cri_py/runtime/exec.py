@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 from cri_py.kernel.steps import FORKED, REPORT_BYTES, REPORT_FD, Report, read_report
 from cri_py.runtime.child import ChildError, Parent
@@ -18,6 +17,7 @@ from cri_py.runtime.container import Stdio
 
 _TARGET_FD = 4
 _FIRST_FREE = 5
+_DEV_NULL = tuple((os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in range(3))
 
 
 class StepFailed(Exception):
@@ -36,20 +36,33 @@ def start(program_fd: int, target: int, stdio: Stdio) -> tuple[int, Parent]:
     Raises StepFailed for what fails before the fork; what fails after it, ``hear`` tells.
     """
     parent = Parent()
+    copies: list[int] = []
     try:
-        with _high(program_fd, target, parent.child_fd, *stdio) as (program, init, report, *streams):
-            actions = [
-                (os.POSIX_SPAWN_DUP2, report, REPORT_FD),
-                (os.POSIX_SPAWN_DUP2, init, _TARGET_FD),
-                *(_stream(number, fd) for number, fd in enumerate(streams)),
-            ]
-            first = os.posix_spawn(f"/proc/self/fd/{program}", [b"cri-exec"], {}, file_actions=actions)
+        program = _high(program_fd, copies)
+        actions: list[tuple[Any, ...]] = [
+            (os.POSIX_SPAWN_DUP2, _high(parent.child_fd, copies), REPORT_FD),
+            (os.POSIX_SPAWN_DUP2, _high(target, copies), _TARGET_FD),
+        ]
+        for number, fd in enumerate(stdio):
+            actions.append(_DEV_NULL[number] if fd < 0 else (os.POSIX_SPAWN_DUP2, _high(fd, copies), number))
+        first = os.posix_spawn(f"/proc/self/fd/{program}", [b"cri-exec"], {}, file_actions=actions)
     except BaseException:
         parent.started()
         parent.close()
         raise
+    finally:
+        for fd in copies:
+            os.close(fd)
     parent.started()
     return _second(parent, first), parent
+
+
+def _high(fd: int, copies: list[int]) -> int:
+    """The same descriptor, or a copy if it stands where another one goes to."""
+    if fd >= _FIRST_FREE:
+        return fd
+    copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE))
+    return copies[-1]
 
 
 def hear(parent: Parent) -> Report | None:
@@ -64,28 +77,6 @@ def hear_with_terminal(parent: Parent) -> tuple[Report | None, int]:
     if master >= 0:
         return None, master
     return (read_report(message) if message else None), -1
-
-
-def _stream(number: int, fd: int) -> tuple[int, ...] | tuple[int, int, str, int, int]:
-    if fd < 0:
-        return os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0
-    return os.POSIX_SPAWN_DUP2, fd, number
-
-
-@contextmanager
-def _high(*descriptors: int) -> Iterator[list[int]]:
-    """The same descriptors, or copies of those that stand where another one goes to."""
-    owned: list[int] = []
-    try:
-        places = []
-        for fd in descriptors:
-            if 0 <= fd < _FIRST_FREE:
-                owned.append(fd := fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE))
-            places.append(fd)
-        yield places
-    finally:
-        for fd in owned:
-            os.close(fd)
 
 
 def _second(parent: Parent, first: int) -> int:
