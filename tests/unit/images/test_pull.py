@@ -458,6 +458,35 @@ async def test_an_artifact_is_kept_as_it_is(
         assert await images.check(deep=True) == []
 
 
+@pytest.mark.parametrize("algorithm", ["sha384", "sha512"])
+async def test_content_may_go_by_other_hashes_than_sha256(
+    open_images: OpenImages, registry: RegistrySimulator, algorithm: str
+) -> None:
+    def described(content: bytes, media_type: str) -> dict[str, object]:
+        digest = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+        registry.blobs[digest] = content
+        return {"mediaType": media_type, "digest": digest, "size": len(content)}
+
+    diff_id = f"{algorithm}:{hashlib.new(algorithm, BASE).hexdigest()}"
+    config = {"os": "linux", "architecture": ARCHITECTURE, "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": described(json.dumps(config).encode(), OCI_CONFIG),
+        "layers": [described(gzip.compress(BASE), "application/vnd.oci.image.layer.v1.tar+gzip")],
+    }
+    content = json.dumps(manifest).encode()
+    digest = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+    registry.manifests["app", digest] = (content, OCI_MANIFEST)
+    async with open_images() as images:
+        image = await images.pull(f"{registry.host}/app@{digest}", None)
+    async with open_images() as images:
+        assert images.list() == [image]
+        assert await images.check(deep=True) == []
+        await images.remove(image.id)
+        assert images.content.digests() == []
+
+
 async def test_an_index_that_holds_itself_ends(images: Images, registry: RegistrySimulator) -> None:
     document = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
     for _ in range(6):
