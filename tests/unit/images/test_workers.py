@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import os
 import random
@@ -140,6 +141,20 @@ async def test_errors_come_as_what_they_are_with_their_way_out(workers: Workers,
     with pytest.raises(DataLoss, match="leaves the layer") as caught:
         await unpack(workers, wicked, tmp_path / "2")
     assert caught.value.hint == "don't trust it"
+
+
+async def test_a_process_that_can_not_be_started_is_told_and_the_next_is(
+    workers: Workers, fed: Fed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> int:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    fed.grow()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_spawn", exhausted)
+        with pytest.raises(Internal, match="no process can be started that unpacks: Resource temporarily"):
+            await unpack(workers, fed, tmp_path / "1")
+    await unpack(workers, fed, tmp_path / "2")
 
 
 async def test_a_killed_process_is_told_and_replaced(workers: Workers, fed: Fed, tmp_path: Path) -> None:
