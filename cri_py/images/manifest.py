@@ -158,12 +158,8 @@ def parse_manifest(content: bytes, content_type: str, subject: str) -> Index | M
     if document.config is not None and document.layers is not None and media_type not in INDEX_TYPES:
         layers = tuple(_descriptor(entry, subject) for entry in document.layers)
         config = _descriptor(document.config, subject)
-        is_image = config.media_type in CONFIG_TYPES
-        return Manifest(
-            config,
-            layers,
-            "" if is_image else _named(document.artifact_type, subject) or config.media_type or "unknown",
-        )
+        artifact_type = _named(document.artifact_type, subject) or config.media_type or "unknown"
+        return Manifest(config, layers, "" if config.media_type in CONFIG_TYPES else artifact_type)
     raise DataLoss(f"{subject} is neither an image nor an index but {media_type or 'something without a media type'}")
 
 
