@@ -124,7 +124,7 @@ class Images:
 
         Equal pulls under way are joined. A caller who is cancelled takes the pull down unless others wait for it too.
         Raises InvalidArgument (the ref, an unusable kind of image), NotFound, PermissionDenied, Unavailable,
-        DeadlineExceeded, DataLoss, ResourceExhausted.
+        DeadlineExceeded, DataLoss, ResourceExhausted, SignatureValidationFailed.
         """
         candidates = self._registries.candidates(ref)
         began = self._clock()
@@ -156,10 +156,12 @@ class Images:
 
     async def _pull(self, ref: ImageRef, auth: RegistryAuth | None) -> Image:
         repository = await self._registries.repository(ref, auth)
-        meant = await repository.digest(ref.tag) if ref.tagged in self._names else None
+        cheap = ref.tagged in self._names and not self._registries.verifies()
+        meant = await repository.digest(ref.tag) if cheap else None
         if meant is not None and (known := await self._known(ref, meant)) is not None:
             return known
         first = await repository.manifest(ref.digest or ref.tag, ref.digest)
+        await self._registries.admit(ref, first)
         if (known := await self._known(ref, first.digest)) is not None:
             return known
         found = await resolve(first, repository, self.platform, str(ref))
