@@ -172,11 +172,11 @@ class Content:
             os.unlink(self.partial(digest))
 
     def drop_old_partials(self) -> None:
-        """Delete what has come of blobs that nobody asked for any more."""
+        """Delete what has come of blobs that nobody asked for any more; what is leased is about to be taken up."""
         oldest = time.time() - PARTIAL_AGE_S
         for entry in os.scandir(os.path.join(self._directory, _PARTIAL)):
             with contextlib.suppress(FileNotFoundError):
-                if entry.stat().st_mtime < oldest:
+                if entry.stat().st_mtime < oldest and not self.leased(Digest(entry.name.replace("-", ":"))):
                     os.unlink(entry.path)
 
     def sync(self) -> None:

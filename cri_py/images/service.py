@@ -362,7 +362,7 @@ class Images:
 
     async def _repair(self, found: Iterable[Trouble]) -> None:
         """Delete what is damaged and what is orphaned, then make again what can be made."""
-        in_use, changes, blobless = self._used(), list[Change](), set[str]()
+        changes, blobless = list[Change](), set[str]()
         directories = []
         for trouble in found:
             if trouble.kind is Kind.DIRECTORY:
@@ -372,7 +372,7 @@ class Images:
             elif trouble.kind is Kind.BLOB:
                 if await self._drop_damaged(Digest(trouble.subject)):
                     blobless.update(trouble.images)
-            elif any(each in in_use for each in trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
+            elif self._used().intersection(trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
                 log.warning("a damaged layer is in use: remove the containers first", layer=trouble.subject)
             elif (chain_id := ChainId(trouble.subject)) in self._snapshots:
                 directories.append(self._snapshots.path(chain_id))
@@ -565,6 +565,7 @@ class Images:
                     directories += [self._snapshots.directory(each) for each in taken.recorded.values()]
         finally:  # on a disk so full that no record can be written, what makes room goes all the same
             await on_thread(self._disk, delete_files, files)
+            await on_thread(self._disk, self.content.drop_old_partials)
             for directory in directories:
                 await on_thread(self._disk, remove_tree, directory)
 

@@ -186,6 +186,7 @@ async def test_a_mirror_that_serves_damaged_content_is_passed_over(
         config = {"registry.example": RegistryConfig(mirrors=(damaged.url, registry.url))}
         async with open_images(registries=config) as images:
             assert (await images.pull("registry.example/app:1", None)).id == pushed.config
+        assert (damaged.count(pushed.layers[0]), registry.count(pushed.layers[0])) == (1, 1)
 
 
 async def test_credentials_for_the_host_are_not_shown_to_its_mirrors(
@@ -205,6 +206,7 @@ async def test_credentials_that_name_a_mirror_are_for_it(open_images: OpenImages
         auth = RegistryAuth(mirror.user, mirror.secret, server_address=mirror.host)
         async with open_images(registries={"registry.example": RegistryConfig(mirrors=(mirror.url,))}) as images:
             await images.pull("registry.example/app:1", auth)
+        assert mirror.asked[-1].authorization == mirror.basic()
 
 
 async def test_a_short_name_is_searched_for_and_found_again(
@@ -283,6 +285,7 @@ async def test_a_redirect_within_the_host_keeps_credentials(images: Images, regi
     registry.push("app", "1", [BASE])
     registry.faults.append(Fault("/blobs/", redirect="{path}?again", times=1))
     await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
+    assert [asked.authorization for asked in registry.asked if "?again" in asked.path] == [registry.basic()]
 
 
 # -------------------------------------------------------------------- what breaks
