@@ -160,6 +160,17 @@ class ImagesConfig:
         each(_ABSOLUTE),
     )
     credential_helper_timeout_s: float = key(10.0, "How long a docker-credential-… program may take.", _POSITIVE_S)
+    signature_policy: str = key(
+        "/etc/containers/policy.json",
+        'Which images may be pulled, as containers-policy.json(5) says; read at every pull; "" is all.',
+        _ABSOLUTE_OR_NONE,
+    )
+    image_verifiers: str = key(
+        "/opt/containerd/image-verifier/bin",
+        'A directory of programs that may refuse what is pulled, called as containerd calls them; "" is none.',
+        _ABSOLUTE_OR_NONE,
+    )
+    image_verifier_timeout_s: float = key(10.0, "How long each of them may take.", _POSITIVE_S)
     pinned: tuple[str, ...] = key((), "Glob patterns of image refs that the kubelet never collects.")
 
 

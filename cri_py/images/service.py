@@ -124,7 +124,7 @@ class Images:
 
         Equal pulls under way are joined. A caller who is cancelled takes the pull down unless others wait for it too.
         Raises InvalidArgument (the ref, an unusable kind of image), NotFound, PermissionDenied, Unavailable,
-        DeadlineExceeded, DataLoss, ResourceExhausted.
+        DeadlineExceeded, DataLoss, ResourceExhausted, SignatureValidationFailed.
         """
         candidates = self._registries.candidates(ref)
         began = self._clock()
@@ -156,10 +156,12 @@ class Images:
 
     async def _pull(self, ref: ImageRef, auth: RegistryAuth | None) -> Image:
         repository = await self._registries.repository(ref, auth)
-        meant = await repository.digest(ref.tag) if ref.tagged in self._names else None
+        cheap = ref.tagged in self._names and not self._registries.verifies()
+        meant = await repository.digest(ref.tag) if cheap else None
         if meant is not None and (known := await self._known(ref, meant)) is not None:
             return known
         first = await repository.manifest(ref.digest or ref.tag, ref.digest)
+        await self._registries.admit(ref, first)
         if (known := await self._known(ref, first.digest)) is not None:
             return known
         found = await resolve(first, repository, self.platform, str(ref))
@@ -360,7 +362,7 @@ class Images:
 
     async def _repair(self, found: Iterable[Trouble]) -> None:
         """Delete what is damaged and what is orphaned, then make again what can be made."""
-        in_use, changes, blobless = self._used(), list[Change](), set[str]()
+        changes, blobless = list[Change](), set[str]()
         directories = []
         for trouble in found:
             if trouble.kind is Kind.DIRECTORY:
@@ -370,7 +372,7 @@ class Images:
             elif trouble.kind is Kind.BLOB:
                 if await self._drop_damaged(Digest(trouble.subject)):
                     blobless.update(trouble.images)
-            elif any(each in in_use for each in trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
+            elif self._used().intersection(trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
                 log.warning("a damaged layer is in use: remove the containers first", layer=trouble.subject)
             elif (chain_id := ChainId(trouble.subject)) in self._snapshots:
                 directories.append(self._snapshots.path(chain_id))
@@ -563,6 +565,7 @@ class Images:
                     directories += [self._snapshots.directory(each) for each in taken.recorded.values()]
         finally:  # on a disk so full that no record can be written, what makes room goes all the same
             await on_thread(self._disk, delete_files, files)
+            await on_thread(self._disk, self.content.drop_old_partials)
             for directory in directories:
                 await on_thread(self._disk, remove_tree, directory)
 

@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from cri_py.errors import CriError, DataLoss, Internal, Unimplemented
+from cri_py.images.content import refused
 from cri_py.images.downloads import Following, Restarted, Watch, unwatched
 from cri_py.images.flights import Flights, on_thread
 from cri_py.images.layers import Unpacked, adopt
@@ -302,7 +303,7 @@ def _make_directory(path: str) -> None:
         os.mkdir(path)
         os.chmod(path, 0o755)  # noqa: S103 (a root directory; without umask, and without a set-gid bit from above)
     except OSError as error:
-        raise Internal(f"{path} can't be made: {error.strerror}") from error
+        raise refused(path, error) from error
 
 
 def remove_tree(path: str) -> None:

@@ -17,13 +17,21 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
-from cri_py.errors import ConfigError, CriError, FailedPrecondition, InvalidArgument, NotFound
+from cri_py.errors import (
+    ConfigError,
+    CriError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    SignatureValidationFailed,
+)
 from cri_py.images import auth, manifest
 from cri_py.images.endpoints import SYSTEM_TRUST, by_default
 from cri_py.images.hosts import by_hosts_file, parse_hosts
 from cri_py.images.layers import unpack
 from cri_py.images.reference import parse_ref, short_name
 from cri_py.images.registries_conf import by_registry, parse_conf
+from cri_py.images.signatures import Policy, parse_policy
 from cri_py.model import Digest
 from cri_py.streaming.heads import Head, HeadReader, Refused
 from cri_py.wire import channels, spdy, spdy_frames
@@ -115,6 +123,24 @@ def auth_file(content: bytes) -> None:
         auth.parse_keychain_answer(content, "program")
     with contextlib.suppress(CriError):
         auth.token_from(content, "https://r")
+
+
+def policy_file(content: bytes) -> None:
+    """A policy is understood whole, or refused by its name."""
+    try:
+        found = parse_policy(content, FILE)
+    except ConfigError as error:
+        said = error.message
+    else:
+        said = f"{FILE}: "
+        admit_all(found)
+    assert said.startswith(f"{FILE}: ")
+
+
+def admit_all(found: Policy) -> None:
+    for ref in REFS:
+        with contextlib.suppress(SignatureValidationFailed):
+            found.admit(ref)
 
 
 ALL: Final = channels.Streams(stdin=True, stdout=True, stderr=False, tty=True)
@@ -230,6 +256,7 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = MappingProxyType(
         "hosts_toml": hosts_toml,
         "registries_conf": registries_conf,
         "auth_file": auth_file,
+        "policy_file": policy_file,
         "spdy": spdy_frames_of,
         "channels": channels_of,
         "http_head": http_head,

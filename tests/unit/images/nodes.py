@@ -17,7 +17,13 @@ from cri_py.model import RegistryAuth
 
 # Reads nothing of the machine's, and doesn't wait between attempts.
 HERMETIC = ImagesConfig(
-    pull_progress_timeout_s=5.0, pull_retry_wait_s=0.0, certs_d=(), registries_conf="", auth_files=()
+    pull_progress_timeout_s=5.0,
+    pull_retry_wait_s=0.0,
+    certs_d=(),
+    registries_conf="",
+    auth_files=(),
+    signature_policy="",
+    image_verifiers="",
 )
 BLOB = bytes(range(256)) * 4000
 AUTH = RegistryAuth("robot", "s3cr3t")

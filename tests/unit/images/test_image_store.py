@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cri_py import telemetry
 from cri_py.errors import Internal, InvalidArgument, NotFound
 from cri_py.images.service import Images
 from cri_py.images.snapshots import RECORD
-from cri_py.model import Image, ImageId
+from cri_py.model import Digest, Image, ImageId
 from cri_py.state.store import Change, Delete, Store
 from tests.simulators.registry import File, RegistrySimulator, tar_layer
 from tests.unit.images.conftest import OpenImages
@@ -199,6 +200,25 @@ async def test_what_is_left_of_a_lost_image_stays_for_its_containers_over_a_rest
         assert (root / "layers" / Path(base).name / "etc/base").exists()
         await images.collect()
         assert layers_on_disk(root) == 0
+
+
+async def test_what_came_of_blobs_a_day_ago_goes_without_a_restart_unless_it_is_wanted_again(
+    images: Images, registry: RegistrySimulator, root: Path
+) -> None:
+    noise = random.Random(1).randbytes(500_000)
+    pushed = registry.push("app", "1", [tar_layer(File("noise", noise))])
+    partial = root / "blobs/partial" / pushed.layers[0].replace(":", "-")
+    forgotten = root / "blobs/partial" / f"sha256-{'0' * 64}"
+    forgotten.write_bytes(b"part")
+    partial.write_bytes(registry.blobs[pushed.layers[0]][:300_000])
+    for path in (partial, forgotten):
+        os.utime(path, (1, 1))
+    with images.content.lease([Digest(pushed.layers[0])]):
+        await pulled(images, registry, "other", TOP)
+        await images.remove(f"{registry.host}/other:1")
+        assert (partial.exists(), forgotten.exists()) == (True, False)
+        await images.pull(f"{registry.host}/app:1", None)
+    assert registry.asked[-1].headers["range"] == "bytes=300000-"
 
 
 async def refused(_: Store, *__: Change) -> None:
