@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +33,7 @@ from critest.images.make import push
 from critest.images.programs import cache
 from tests.bench.compare import BUSYBOX, installed, serving
 from tests.bench.peers import PAUSE, remove_groups
-from tests.simulators.kubelet import Kubelet, Pod, wait_for
+from tests.simulators.kubelet import Kubelet, Pod, namespaces, wait_for
 from tests.simulators.stream_client import StreamClient
 
 NAMES: Final = ("cri_py", "runc")
@@ -41,7 +43,7 @@ _FRAME: Final = 32 << 10  # what clients of Kubernetes copy at once
 _PATIENCE_S: Final = 300.0
 _SETTLE_S: Final = 1.0
 _STUCK: Final = 20
-_RUNTIME: Final = ("cri-", "python", "containerd", "grpc")  # how processes of a runtime are called
+_RUNTIME: Final = ("cri-", "python", "containerd")  # how processes of a runtime are called
 
 Figures = dict[str, float]
 
@@ -74,17 +76,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
     taken: dict[str, list[Figures]] = {}
     if options.endpoint:
-        taken["it"] = [
-            measured(options.endpoint.removeprefix("unix://"), options.scale, set()) for _ in range(options.rounds)
-        ]
+        taken["it"] = [measured(options.endpoint.removeprefix("unix://"), options.scale) for _ in range(options.rounds)]
     else:
         with registry.running(cache() / "registry") as address:
             push(address, [e for e in entries() if {BUSYBOX, PAUSE.partition("/")[2]} & set(e.names)], quiet=True)
             names = list(installed(options.only or NAMES))
             for name in names * options.rounds:
-                before = set(os.listdir("/proc"))
-                with serving(name, address) as socket:
-                    taken.setdefault(name, []).append(measured(socket, options.scale, before))
+                with serving(name, address) as path:
+                    taken.setdefault(name, []).append(measured(path, options.scale))
     print(table(taken))
     return 0
 
@@ -92,19 +91,18 @@ def main() -> int:
 # ------------------------------------------------------------------ one round
 
 
-def measured(socket: str, scale: float, strangers: set[str]) -> Figures:
-    """``strangers``: entries of /proc that are none of the runtime's."""
+def measured(path: str, scale: float) -> Figures:
+    """``path``: of the CRI socket."""
     with tempfile.TemporaryDirectory(prefix="streams-") as directory:
         (Path(directory) / "unit").write_bytes(os.urandom(_UNIT_MIB * _MIB))
-        (Path(directory) / "part").write_bytes(os.urandom(_MIB))
         mount = pb.Mount(container_path="/data", host_path=directory, readonly=True)
-        with Kubelet(socket, Path(directory) / "logs", "/cribench-streams") as kubelet:
+        with Kubelet(path, Path(directory) / "logs", "/cribench-streams") as kubelet:
             image = f"registry.k8s.io/{BUSYBOX}"
             kubelet.pull(image)
             pod = kubelet.run_pod()
             bench = _Bench(kubelet, pod, image, mount, max(1, round(1024 * scale / _UNIT_MIB)))
             try:
-                return bench.all(max(1, round(256 * scale)), strangers)
+                return bench.all(max(1, round(256 * scale)))
             finally:
                 kubelet.remove_pod(pod)
                 remove_groups("/cribench-streams")
@@ -122,24 +120,21 @@ class _Bench:
 
         self._container = run("idle", "sleep", "100000")
         run("sender", "nc", "-ll", "-p", "9000", "-e", "sh", "-c", self._script)
-        run("files", "httpd", "-f", "-p", "8080", "-h", "/data")
-        wait_for(self._listening, lambda shown: ":2328 " in shown and ":1F90 " in shown, _PATIENCE_S)
+        wait_for(self._listening, lambda shown: ":2328 " in shown, _PATIENCE_S)
 
     def _listening(self) -> str:
         return self._kubelet.shell(self._container, "cat /proc/net/tcp /proc/net/tcp6")
 
-    def all(self, in_mib: int, strangers: set[str]) -> Figures:
+    def all(self, in_mib: int) -> Figures:
         first = [self._first_byte_s() for _ in range(100)]
-        figures = {
+        return {
             "first": statistics.median(first) * 1e3,
             "out": self._out(),
             "in": self._in(in_mib),
             "forward": self._forward(),
             "many": self._many(),
+            "memory": self._stuck_mib(),
         }
-        if strangers:
-            figures["memory"] = self._stuck_mib(strangers)
-        return figures
 
     @contextmanager
     def _exec(self, *command: str, stdin: bool = False) -> Iterator[StreamClient]:
@@ -149,8 +144,8 @@ class _Bench:
             yield client.open("error", *(["stdin"] if stdin else []), "stdout")
 
     @contextmanager
-    def _forwarded(self, port: int) -> Iterator[StreamClient]:
-        url = self._kubelet.PortForward(pod_sandbox_id=self._pod.id, port=[port]).url
+    def _forwarded(self, pod: Pod, port: int) -> Iterator[StreamClient]:
+        url = self._kubelet.PortForward(pod_sandbox_id=pod.id, port=[port]).url
         with StreamClient(url, "portforward.k8s.io") as client:
             client.socket.settimeout(_PATIENCE_S)
             yield client
@@ -169,7 +164,7 @@ class _Bench:
             return _drain(client, self._units * _UNIT_MIB * _MIB)
 
     def _forward(self) -> float:
-        with self._forwarded(9000) as client:
+        with self._forwarded(self._pod, 9000) as client:
             client.forward(9000, "0")
             return _drain(client, self._units * _UNIT_MIB * _MIB)
 
@@ -187,26 +182,57 @@ class _Bench:
         return mib * _MIB / took / 1e6
 
     def _many(self) -> float:
-        with self._forwarded(8080) as client:
-            names = [str(number) for number in range(100)]
+        """In a pod of the node's network: the image's programs take nine connections at once, others a second late."""
+        security = pb.LinuxSandboxSecurityContext(namespace_options=namespaces(network=pb.NODE))
+        config = self._kubelet.pod_config(linux=pb.LinuxPodSandboxConfig(security_context=security))
+        config.hostname = ""  # the node's
+        pod = self._kubelet.run_pod(config)
+        names = [str(number) for number in range(100)]
+        with _giving(_MIB, len(names)) as port, self._forwarded(pod, port) as client:
             since = time.perf_counter()
             for name in names:
-                client.forward(8080, name).send(("data", name), b"GET /part HTTP/1.0\r\n\r\n")
+                client.forward(port, name)
             for name in names:
                 client.until_end(("data", name))
             took = time.perf_counter() - since
             for name in names:
-                assert len(client.received["data", name]) > _MIB, client.received["error", name]
+                assert len(client.received["data", name]) == _MIB, client.received["error", name]
+        self._kubelet.remove_pod(pod)
         return took
 
-    def _stuck_mib(self, strangers: set[str]) -> float:
+    def _stuck_mib(self) -> float:
         time.sleep(_SETTLE_S)
-        before = _pss_kib(strangers)
+        before = _pss_kib(self._kubelet.socket)
         with ExitStack() as stack:
             for _ in range(_STUCK):
                 stack.enter_context(self._exec("cat", "/dev/zero"))
             time.sleep(_SETTLE_S)
-            return (_pss_kib(strangers) - before) / _STUCK / 1024
+            return (_pss_kib(self._kubelet.socket) - before) / _STUCK / 1024
+
+
+_GIVER: Final = """
+import socket, sys, threading
+size, connections = map(int, sys.argv[1:])
+listener = socket.create_server(("127.0.0.1", 0), backlog=connections)
+print(listener.getsockname()[1], flush=True)
+def give(connection):
+    with connection:
+        connection.sendall(bytes(size))
+for _ in range(connections):
+    threading.Thread(target=give, args=[listener.accept()[0]]).start()
+"""
+
+
+@contextmanager
+def _giving(size: int, connections: int) -> Iterator[int]:
+    """The port of a process that gives ``size`` bytes to each of so many connections."""
+    arguments = [sys.executable, "-c", _GIVER, str(size), str(connections)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as giver:
+        assert giver.stdout is not None
+        try:
+            yield int(giver.stdout.readline())
+        finally:
+            giver.kill()
 
 
 def _drain(client: StreamClient, size: int) -> float:
@@ -236,16 +262,24 @@ def _drain(client: StreamClient, size: int) -> float:
     return size / (time.perf_counter() - since) / 1e6
 
 
-def _pss_kib(strangers: set[str]) -> int:
-    """Of all processes of the runtime that is measured."""
+def _pss_kib(path: str) -> int:
+    """Of the runtime that listens at ``path``: its daemon, what that has started, and what is named after the socket's
+    directory, as shims are."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    family, mark = {int.from_bytes(credentials[:4], sys.byteorder)}, os.path.dirname(path).encode()
     total = 0
-    for pid in set(os.listdir("/proc")) - strangers:
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        place = Path(f"/proc/{pid}")
         try:
-            name = Path(f"/proc/{pid}/comm").read_text()
-            if pid.isdigit() and int(pid) != os.getpid() and name.startswith(_RUNTIME):
-                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        except (FileNotFoundError, ProcessLookupError, NotADirectoryError, StopIteration):
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if pid in family or parent in family or mark in (place / "cmdline").read_bytes():
+                family.add(pid)
+                if (place / "comm").read_text().startswith(_RUNTIME):
+                    lines = (place / "smaps_rollup").read_text().splitlines()
+                    total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except (FileNotFoundError, ProcessLookupError, StopIteration):
             continue
     return total
 
