@@ -15,6 +15,7 @@ from cri_py.wire.channels import Buffer
 from cri_py.wire.events import Dropped, Event, Forward, Gone, HalfClosed, Opened, Received
 
 _PLACES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+_PODS_AT_ONCE = 8
 _KIND = (socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
@@ -28,6 +29,7 @@ class _Connection:
         self.ends = False  # the client sends nothing more
         self.made = False
         self.over = False  # the pod sends nothing more
+        self.reads = False  # it is waited for what the pod sends
         self.refusal = ""
         self.socket = socket.socket(*_KIND)
 
@@ -67,7 +69,10 @@ class ForwardPump:
         self._pod = pod
         self._idle_s = idle_s
         self._interests = Interests()
+        self._readable = select.epoll()  # pods that may have said something; one descriptor, to be left out as a whole
         self._connections: dict[int, _Connection] = {}  # by lane
+        self._lanes: dict[int, int] = {}  # by descriptor
+        self._changed: set[int] = set()  # lanes that may have to wait for something else than before
         self._happened: dict[int, int] = {}  # what is still to be looked at in this turn
         self._error = ""
 
@@ -86,18 +91,34 @@ class ForwardPump:
             self._error = f"the client's connection broke: {error.strerror}"
         for connection in self._connections.values():
             connection.socket.close()
+        self._readable.close()
         self._link.linger()
         return self._error
 
+    # -------------------------------------------------------------------- turns
+
     def _register(self) -> None:
+        """The cost is that of what has changed, not of all connections."""
         self._link.register(self._interests)
-        for lane, connection in self._connections.items():
-            fd = connection.socket.fileno()
-            if not connection.made:
-                self._interests.want(fd, write=True)
-                continue
-            reads = not connection.over and self._link.has_room and self._session.room(lane) > 0
-            self._interests.want(fd, read=reads, write=bool(connection.to_pod))
+        self._interests.want(self._readable.fileno(), read=self._link.has_room)
+        for lane in list(self._changed):
+            connection = self._connections.get(lane)
+            if connection is None or self._adjust(lane, connection):
+                self._changed.remove(lane)
+
+    def _adjust(self, lane: int, connection: _Connection) -> bool:
+        """Wait for what can come next; False if only the client's next grant can tell."""
+        fd = connection.socket.fileno()
+        self._lanes[fd] = lane
+        self._interests.want(fd, write=not connection.made or bool(connection.to_pod))
+        speaks = connection.made and not connection.over
+        reads = speaks and self._session.room(lane) > 0
+        if reads and not connection.reads:
+            self._readable.register(fd, select.EPOLLIN)
+        elif connection.reads and not reads:
+            self._readable.unregister(fd)
+        connection.reads = reads
+        return reads or not speaks
 
     def _turn(self, happened: dict[int, int]) -> None:
         if not happened and time.monotonic() >= self._link.active_at + self._idle_s:
@@ -105,18 +126,38 @@ class ForwardPump:
             self._session.leave()
             return
         self._happened = happened
-        self._take(self._link.receive(happened.get(self._link.fd, 0)))
-        for lane, connection in list(self._connections.items()):
-            mask = happened.pop(connection.socket.fileno(), 0)
-            if mask and not connection.made:
-                self._advance(lane, connection)
-            elif mask:
-                self._serve(lane, connection, mask)
+        self._take(self._link.receive(happened.pop(self._link.fd, 0)))
+        hears = happened.pop(self._readable.fileno(), 0)
+        while happened:
+            fd, _ = happened.popitem()
+            lane = self._lanes[fd]
+            self._changed.add(lane)
+            if self._connections[lane].made:
+                self._write(lane, self._connections[lane])
+            else:
+                self._advance(lane, self._connections[lane])
+        if hears:
+            self._hear_pods()
+
+    def _hear_pods(self) -> None:
+        """In turn, which the kernel keeps; as many as the client's connection takes."""
+        for fd, _ in self._readable.poll(0, _PODS_AT_ONCE):
+            lane = self._lanes[fd]
+            self._changed.add(lane)
+            self._read(lane, self._connections[lane])
+            self._link.flush()
+            if not self._link.has_room:
+                return
 
     def _let_go(self, connection: _Connection) -> None:
         """The number of its descriptor may come again within this turn: what happened to it is no news of the next."""
-        self._interests.drop(connection.socket.fileno())
-        self._happened.pop(connection.socket.fileno(), None)
+        fd = connection.socket.fileno()
+        self._interests.drop(fd)
+        self._happened.pop(fd, None)
+        self._lanes.pop(fd, None)
+        if connection.reads:
+            self._readable.unregister(fd)
+            connection.reads = False
 
     def _take(self, events: list[Event]) -> None:
         for event in events:
@@ -138,10 +179,12 @@ class ForwardPump:
             self._session.fail(event.lane, f"port {event.port} can't be connected to: {error.strerror}")
             self._session.end(event.lane)
             return
+        self._changed.add(event.lane)
         if not connection.try_next():
             self._fail(event.lane, connection)
 
     def _hear(self, connection: _Connection, event: Received | HalfClosed | Dropped) -> None:
+        self._changed.add(event.lane)
         if isinstance(event, Received):
             self._feed(event.lane, connection, event.payload)
         elif isinstance(event, HalfClosed):
@@ -165,15 +208,12 @@ class ForwardPump:
         self._session.fail(lane, text)
         self._end(lane)
 
-    def _serve(self, lane: int, connection: _Connection, mask: int) -> None:
-        if mask & select.POLLOUT:
-            self._write(lane, connection)
-        if lane in self._connections and mask & ~select.POLLOUT and not connection.over:
-            self._read(lane, connection)
-
     def _read(self, lane: int, connection: _Connection) -> None:
+        room = self._session.room(lane)
+        if not room:
+            return  # a lane before it has taken all, or the client has left
         try:
-            received = connection.socket.recv(min(READ_BYTES, max(1, self._session.room(lane))))
+            received = connection.socket.recv(min(READ_BYTES, room))
         except BlockingIOError:
             return
         except OSError as error:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cri_py.monitor import link, stream, stream_command
+from cri_py.monitor import stream, stream_command
 from cri_py.monitor.link import Link
 from cri_py.monitor.stream_command import CommandPump
 from cri_py.monitor.stream_forward import ForwardPump
@@ -90,7 +90,7 @@ def test_a_client_that_opens_no_streams_is_given_up(monkeypatch: pytest.MonkeyPa
 
 def test_a_client_that_takes_its_time_gets_the_last_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """They stand in this process and in the kernel when the session is over; a pager may hold them for long."""
-    monkeypatch.setattr(link, "_LINGER_S", 0.02)
+    monkeypatch.setattr(Link.linger, "__defaults__", (0.02,))
     monkeypatch.setattr(stream_command, "DRAIN_S", 0.02)
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

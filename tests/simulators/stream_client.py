@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from cri_py.wire import channels, spdy, websocket
 from cri_py.wire import spdy_frames as frames
+from cri_py.wire.channels import Buffer
 from tests.simulators.websocket_client import MASK, FrameReader
 
 PATIENCE_S: Final = 20.0
@@ -113,9 +114,13 @@ class StreamClient(_Client):
         if windows:
             self.put(self._connection.send(frames.Settings({frames.INITIAL_WINDOW_SIZE: spdy.WINDOW})))
 
-    def put(self, content: bytes) -> None:
+    def put(self, content: Buffer) -> None:
         """Send bytes of the connection, right or wrong."""
         self.socket.sendall(content)
+
+    def number(self, name: Any) -> int:
+        """The id of a stream."""
+        return self._streams[name]
 
     def _get(self) -> bytes:
         return self.socket.recv(1 << 18)
@@ -195,8 +200,8 @@ class TunnelClient(StreamClient):
         self._frames = FrameReader()
         super().__init__(url, upgrade=_websocket(channels.TUNNEL))
 
-    def put(self, content: bytes) -> None:
-        self.socket.sendall(masked(content))
+    def put(self, content: Buffer) -> None:
+        self.socket.sendall(masked(bytes(content)))
 
     def _get(self) -> bytes:
         content = b""

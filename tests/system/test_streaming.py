@@ -203,6 +203,20 @@ def test_the_container_s_end_ends_its_execs(kubelet: Kubelet, container: str) ->
         assert client.exit_code() == 137
 
 
+def test_an_exec_in_a_container_that_is_being_stopped_works(kubelet: Kubelet, pod: Pod) -> None:
+    container = kubelet.run(pod, "sh", "-c", "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; done")
+    wait_for(lambda: kubelet.log(container), bool)
+    stopping = threading.Thread(target=kubelet.stop, args=[container, 3])
+    stopping.start()
+    try:
+        wait_for(lambda: kubelet.log(container), lambda lines: len(lines) > 1)
+        with executing(kubelet, container, "sh", "-c", "echo last words; exit 9") as client:
+            assert client.exit_code() == 9
+            assert client.received["stdout"] == b"last words\n"
+    finally:
+        stopping.join()
+
+
 def test_a_client_that_never_reads_costs_a_bounded_memory(kubelet: Kubelet, container: str) -> None:
     before = set(stream_processes())
     with StreamClient(exec_url(kubelet, container, "cat", "/dev/zero")) as client:
