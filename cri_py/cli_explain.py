@@ -23,7 +23,7 @@ def explain(config: Config, parsed: argparse.Namespace, out: TextIO) -> int:
     with RuntimeClient(config.listen) as client:
         explanation = look(client, parsed.container)
     if parsed.json:
-        out.write(json.dumps(account.as_document(explanation), indent=1, ensure_ascii=False) + "\n")
+        out.write(json.dumps(account.as_document(explanation), indent=1) + "\n")
     else:
         terminal = out.isatty()
         width = min(shutil.get_terminal_size((_PLAIN_WIDTH, 24)).columns, _WIDEST) if terminal else _PLAIN_WIDTH

@@ -23,7 +23,7 @@ def mounts(subject: Subject, seen: Seen) -> Section:
         facts.append(
             Fact(
                 name=mount.path,
-                value=_mount_value(mount, hidden=last[mount.path] != mount.id),
+                value=_mount_value(subject, mount, hidden=last[mount.path] != mount.id),
                 text=_mount_text(subject, mount, origin),
                 origin=origin,
                 read=read,
@@ -33,9 +33,13 @@ def mounts(subject: Subject, seen: Seen) -> Section:
     return words.section("mounts", facts)
 
 
-def _mount_value(mount: MountPoint, *, hidden: bool) -> dict[str, Any]:
+_MASKS: Final = {True: "hidden behind /dev/null", False: "hidden behind an empty directory"}
+
+
+def _mount_value(subject: Subject, mount: MountPoint, *, hidden: bool) -> dict[str, Any]:
     """``hidden``: whether a later mount lies on the same place."""
     return {
+        "host_path": _bound_from(subject, mount),
         "type": mount.fstype,
         "source": mount.source,
         "root": mount.root,
@@ -48,6 +52,8 @@ def _mount_value(mount: MountPoint, *, hidden: bool) -> dict[str, Any]:
 
 
 def _mount_text(subject: Subject, mount: MountPoint, origin: Origin) -> str:
+    if origin.field.endswith("masked_paths"):
+        return _MASKS[mount.root.endswith("/null")]
     access = "read-only" if "ro" in mount.options else "writable"
     restrictions = [option for option in ("nosuid", "nodev", "noexec") if option in mount.options]
     said = [access, *restrictions, *_propagation_words(mount.propagation)]
@@ -58,16 +64,20 @@ def _what(subject: Subject, mount: MountPoint, origin: Origin) -> str:
     if mount.path == "/":
         layers = sum(len(option.split(":")) for option in mount.super_options if option.startswith("lowerdir"))
         return f"overlay of {layers} layer{'s' if layers != 1 else ''} of the image" if layers else mount.fstype
-    if origin.field.endswith("masked_paths"):
-        return "hidden behind an empty directory" if mount.fstype == "tmpfs" else "hidden behind /dev/null"
     if origin.field.endswith("readonly_paths"):
         return "bound over itself"
     source = _bound_from(subject, mount)
     if source:
-        return f"{source} of the node"
+        return whose(subject, source)
     if mount.fstype in ("cgroup", "cgroup2"):
         return "its own cgroup" if mount.path != "/sys/fs/cgroup" or mount.root != "/" else "the cgroups"
     return mount.fstype
+
+
+def whose(subject: Subject, source: str) -> str:
+    """A path of the node in short: what lies in the pod's own directory is the pod's."""
+    of_pod = subject.bundle.partition("/containers/")[0] + "/"
+    return f"the pod's {source.removeprefix(of_pod)}" if source.startswith(of_pod) else f"{source} of the node"
 
 
 def _bound_from(subject: Subject, mount: MountPoint) -> str:

@@ -9,7 +9,7 @@ from cri_py.cgroups import cpu_weight
 from cri_py.cgroups.limits import Reading, is_unlimited
 from cri_py.explain import words
 from cri_py.explain.facts import Fact, Json, Origin, Section, Seen, Subject
-from cri_py.explain.origins import RESOURCES, look_up, of_container
+from cri_py.explain.origins import RESOURCES, look_up, of_container, of_sandbox
 from cri_py.kernel.isolation import ResourceLimit
 
 _PAGE: Final = 4096
@@ -41,8 +41,15 @@ _BYTES: Final = ("memory.", "hugetlb.")
 
 
 def cgroup(subject: Subject, seen: Seen) -> Section:
-    facts = [_reading(subject, reading) for reading in seen.cgroups if reading.file != "devices.list"]
+    order = [*_FILES, *(reading.file for reading in seen.cgroups)]
+    found = sorted(seen.cgroups, key=lambda reading: order.index(reading.file))
+    facts = [group(subject), *(_reading(subject, reading) for reading in found if reading.file != "devices.list")]
     return words.section("cgroup", facts)
+
+
+def group(subject: Subject) -> Fact:
+    origin = of_sandbox(subject.asked, "linux.cgroup_parent")
+    return Fact("path", subject.cgroup, subject.cgroup, origin, means="below the root of every hierarchy")
 
 
 def _reading(subject: Subject, reading: Reading) -> Fact:
@@ -188,5 +195,5 @@ def limit_text(limit: ResourceLimit) -> str:
     unit = f" {limit.unit}" if limit.unit else ""
     if limit.soft == limit.hard:
         return "unlimited" if limit.soft < 0 else f"{limit.soft}{unit}"
-    hard = "without end" if limit.hard < 0 else str(limit.hard)
-    return f"{limit.soft}{unit}, may be raised to {hard}" if limit.soft >= 0 else f"unlimited, hard {limit.hard}"
+    hard = "without end" if limit.hard < 0 else f"to {limit.hard}"
+    return f"{limit.soft}{unit}, may be raised {hard}" if limit.soft >= 0 else f"unlimited, hard {limit.hard}"

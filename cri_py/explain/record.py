@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from cri_py.explain import files, limits, sections, words
 from cri_py.explain.facts import Fact, Origin, Section, Subject
-from cri_py.explain.origins import RESOURCES, SECURITY, is_privileged, of_container, of_sandbox
+from cri_py.explain.origins import RESOURCES, SECURITY, is_privileged, of_container
 from cri_py.kernel import capabilities
 from cri_py.kernel.isolation import ResourceLimit
 
@@ -93,7 +93,7 @@ def _mounts(subject: Subject, document: Mapping[str, Any]) -> Iterator[Fact]:
     yield Fact("/", root, f"the image's layers: {access}", files.mount_origin(subject.asked, "/"), _bundle(subject))
     for mount in document.get("mounts", ()):
         path = files.clean(mount["destination"])
-        what = f"{mount['source']} of the node" if mount.get("type") == "bind" else mount.get("type", "")
+        what = files.whose(subject, mount["source"]) if mount.get("type") == "bind" else mount.get("type", "")
         text = f"{what}: {', '.join(mount.get('options', ()))}"
         yield Fact(path, mount, text, files.mount_origin(subject.asked, path), _bundle(subject))
     for key, field, text in (
@@ -115,7 +115,7 @@ def _devices(subject: Subject, document: Mapping[str, Any]) -> Iterator[Fact]:
 
 
 def _resources(subject: Subject) -> Iterator[Fact]:
-    yield Fact("path", subject.cgroup, subject.cgroup, of_sandbox(subject.asked, "linux.cgroup_parent", ""))
+    yield limits.group(subject)
     for field, value in subject.resources.items():
         origin = of_container(subject.asked, f"{RESOURCES}.{field}")
         yield Fact(field, origin.asked if origin.asked is not None else value, str(value), origin)

@@ -13,21 +13,21 @@ from cri_py.kernel.isolation import IdRange
 
 # ------------------------------------------------------------- namespaces
 
-_HIDES: Final = {
-    "mnt": "the tree of files: what is mounted here nobody outside sees, and the other way round",
-    "pid": "other processes: those of the namespace have numbers of their own, the first one is 1",
+_HOLDS: Final = {
+    "mnt": "the tree of files: what is mounted in here nobody outside sees, and the other way round",
+    "pid": "process numbers: it sees no processes but those in here, and the first of them is 1",
     "net": "interfaces, addresses, routes, ports and firewall rules",
     "uts": "the host name",
     "ipc": "System V shared memory, semaphores and queues, POSIX message queues",
-    "user": "what a uid means: root in here may be somebody else out there",
-    "cgroup": "where in the tree of cgroups it is: it takes its own group for the root",
-    "time": "since when the monotonic clocks run; nobody asks for it, so it is the node's",
+    "user": "what a uid means: root in one of its own may be nobody outside",
+    "cgroup": "how it sees the tree of cgroups: in one of its own its group looks like the root",
+    "time": "since when the monotonic clocks run: CRI has no field for it",
 }
 
 
 def namespaces(subject: Subject, seen: Seen) -> Section:
     facts = []
-    for name in sorted(seen.namespaces, key=[*_HIDES, *seen.namespaces].index):
+    for name in sorted(seen.namespaces, key=[*_HOLDS, *seen.namespaces].index):
         number = seen.namespaces[name]
         same = [party for party in seen.parties if party.namespaces.get(name) == number]
         value = {"id": number, "sharing": _sharing(same), "with": [_party(party) for party in same]}
@@ -38,7 +38,7 @@ def namespaces(subject: Subject, seen: Seen) -> Section:
                 text=_sharing_text(same),
                 origin=namespace_origin(subject, name),
                 read=f"/proc/{seen.pid}/ns/{name}",
-                means=f"hides {_HIDES[name]}" if name in _HIDES else "",
+                means=_HOLDS.get(name, ""),
             )
         )
     return words.section("namespaces", facts)
@@ -64,7 +64,7 @@ def _sharing_text(same: Sequence[Party]) -> str:
     if kind == "node":
         return "the node's own: nothing of it is hidden"
     if kind == "pod":
-        return f"the pod's, shared{among or ' with no other container yet'}"
+        return f"the pod's, shared{among or ' with its holder alone'}"
     return f"shared{among}" if kind == "container" else "its own"
 
 
@@ -246,7 +246,7 @@ def seccomp_origin(subject: Subject) -> Origin:
         return of_container(subject.asked, f"{SECURITY}.privileged")
     origin = of_container(subject.asked, f"{SECURITY}.seccomp")
     if origin.asked is None:
-        return Origin("node", "runtime.seccomp")
+        return Origin("node", "runtime.seccomp", "seccomp" in subject.asked.document.get("linux", {}))
     # RuntimeDefault is 0 in the protobuf, and so is not in its JSON
     return Origin("container", origin.field, {"profile_type": "RuntimeDefault", **origin.asked})
 
@@ -266,19 +266,22 @@ def profile_value(profile: Any) -> dict[str, Any]:
 
 def profile_text(profile: Any) -> str:
     value = profile_value(profile)
-    rules = [f"{count} calls {_ACTIONS.get(action, action)}" for action, count in value["calls"].items()]
+    rules = [
+        f"{count} system call{'s' if count != 1 else ''}: {_ACTIONS.get(action, action)}"
+        for action, count in value["calls"].items()
+    ]
     rest = value["default_action"]
-    return ", ".join([*rules, f"all others {_ACTIONS.get(rest, rest)}"])
+    return ", ".join([*rules, f"all others: {_ACTIONS.get(rest, rest)}"])
 
 
 _ACTIONS: Final = {
-    "SCMP_ACT_ALLOW": "pass",
-    "SCMP_ACT_ERRNO": "are refused with an error",
-    "SCMP_ACT_KILL": "end the thread",
-    "SCMP_ACT_KILL_THREAD": "end the thread",
-    "SCMP_ACT_KILL_PROCESS": "end the process",
-    "SCMP_ACT_LOG": "pass and are logged",
-    "SCMP_ACT_TRAP": "raise SIGSYS",
+    "SCMP_ACT_ALLOW": "let pass",
+    "SCMP_ACT_ERRNO": "an error",
+    "SCMP_ACT_KILL": "the end of the thread",
+    "SCMP_ACT_KILL_THREAD": "the end of the thread",
+    "SCMP_ACT_KILL_PROCESS": "the end of the process",
+    "SCMP_ACT_LOG": "let pass, logged",
+    "SCMP_ACT_TRAP": "SIGSYS",
 }
 
 
