@@ -48,4 +48,6 @@ def look_up(config: Json, field: str, default: Any = None) -> Any:
 def _number(value: Any) -> Any:
     if isinstance(value, list):
         return [int(each) for each in value]
+    if isinstance(value, Mapping):  # CRI's Int64Value, in which a 0 is left out
+        return int(value.get("value", 0))
     return int(value)

@@ -41,7 +41,7 @@ def _container() -> dict[str, Any]:
             "resources": {"cpu_shares": "102", "memory_limit_in_bytes": "67108864", "oom_score_adj": "500"},
             "security_context": {
                 "namespace_options": {"pid": "CONTAINER"},
-                "run_as_user": "1234",
+                "run_as_user": {"value": "1234"},
                 "supplemental_groups": ["7"],
                 "capabilities": {"add_capabilities": ["SYS_ADMIN"]},
                 "masked_paths": ["/proc/kcore", "/proc/acpi"],

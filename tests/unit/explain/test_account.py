@@ -74,7 +74,7 @@ def test_the_user_comes_from_the_config_or_the_image(subject: Subject, seen: See
 
 
 def test_root_by_its_number_zero_is_one_that_was_asked_for(subject: Subject, seen: Seen) -> None:
-    origin = fact(account.of_kernel(asking(subject, run_as_user="0"), seen), "user", "uid").origin
+    origin = fact(account.of_kernel(asking(subject, run_as_user={}), seen), "user", "uid").origin
     assert origin == Origin("container", f"{CONTEXT}.run_as_user", 0)
 
 
