@@ -133,10 +133,13 @@ def _read_more(directory: str, names: Iterable[str], read: set[str]) -> Iterator
 def _huge_pages(directory: str, version1: bool, version2: bool) -> Iterator[Reading]:
     """One file for each size of pages; the reservations (rsvd) repeat them."""
     ending = ".max" if version2 else ".limit_in_bytes"
-    if version1 or version2:
-        for file in sorted(os.listdir(directory)):
-            if file.startswith("hugetlb.") and file.endswith(ending) and ".rsvd." not in file:
-                yield Reading("hugetlb", directory, file, _text(f"{directory}/{file}"), "", ())
+    try:
+        names = sorted(os.listdir(directory)) if version1 or version2 else []
+    except FileNotFoundError:
+        names = []  # the group went meanwhile
+    for file in names:
+        if file.startswith("hugetlb.") and file.endswith(ending) and ".rsvd." not in file:
+            yield Reading("hugetlb", directory, file, _text(f"{directory}/{file}"), "", ())
 
 
 def _limits_above(directory: str, top: str, file: str) -> Iterator[Above]:

@@ -20,6 +20,7 @@ from cri_py.kernel import isolation, procfs, syscalls
 from cri_py.kernel.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 
 Read = TypeVar("Read")
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_NODES: Final = frozenset({"pts", "shm", "mqueue"})  # file systems of their own, with terminals and what not
 
 
@@ -129,10 +130,13 @@ def _nodes(fd: int, path: str) -> Iterator[Device]:
     """The nodes in the directory behind ``fd``, which is closed, and below it."""
     try:
         for name in os.listdir(fd):
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode) and name not in _NOT_NODES:
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                yield from _nodes(os.open(name, flags, dir_fd=fd), f"{path}/{name}")
+            try:
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                below = os.open(name, _DIRECTORY, dir_fd=fd) if _may_hold_nodes(name, found) else -1
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # the container works there meanwhile
+            if below >= 0:
+                yield from _nodes(below, f"{path}/{name}")
             elif stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
                 kind = "c" if stat.S_ISCHR(found.st_mode) else "b"
                 major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
@@ -140,3 +144,7 @@ def _nodes(fd: int, path: str) -> Iterator[Device]:
                 yield Device(f"{path}/{name}", kind, major, minor, mode, found.st_uid, found.st_gid)
     finally:
         os.close(fd)
+
+
+def _may_hold_nodes(name: str, found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode) and name not in _NOT_NODES

@@ -1,6 +1,6 @@
 """Five pods under ours and under containerd + runc: every difference in what isolates their processes, explained.
 
-    .venv/bin/python -m tests.bench.isolation [--peer runc|crun] [--pod NAME]
+    .venv/bin/python -m tests.bench.isolation [--pod NAME]
 
 Needs root and Debian's containerd and runc, as ``compare`` does; takes some twenty seconds. In each pod there are two
 containers. Of the first one's program is read from outside: /proc/PID/status, namespaces, mountinfo, limits, cgroups;
@@ -24,7 +24,7 @@ from cri_py.cgroups import limits
 from cri_py.kernel import capabilities, isolation, procfs
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.bench.isolation_reasons import reason_for
-from tests.bench.peers import RUNTIMES, missing
+from tests.bench.peers import missing
 from tests.simulators.busybox import BUSYBOX, push_images
 from tests.simulators.kubelet import Kubelet, namespaces
 from tests.simulators.registry import RegistrySimulator
@@ -40,6 +40,7 @@ _STATUS: Final = (
     *("ShdPnd", "CoreDumping", "THP_enabled", "untag_mask", "Speculation_Store_Bypass", "SpeculationIndirectBranch"),
     *("Cpus_allowed_list", "Mems_allowed_list", "Threads"),
 )
+_PEER: Final = "runc"  # the reasons are about it
 _REFUSED: Final = "refused"
 _SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _DEVICES: Final = 'find /dev -exec stat -c "%n|%F|%t:%T|%a|%u:%g" {} +'
@@ -263,10 +264,9 @@ def rows(ours: Mapping[str, Properties], theirs: Mapping[str, Properties]) -> It
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", choices=tuple(RUNTIMES), default="runc")
     parser.add_argument("--pod", action="append", choices=tuple(PODS), help="may be given more than once")
     options = parser.parse_args()
-    if lacking := missing(options.peer):
+    if lacking := missing(_PEER):
         print(f"not installed: {', '.join(lacking)}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
@@ -279,10 +279,10 @@ def main() -> int:
             ours = measure(daemon.kubelet, pods)
         finally:
             daemon.destroy()
-        with serving(options.peer, registry) as kubelet:
+        with serving(_PEER, registry) as kubelet:
             theirs = measure(kubelet, pods)
     found = list(rows(ours, theirs))
-    print(f"| pod | what | cri_py | containerd + {options.peer} | why |\n|---|---|---|---|---|")
+    print(f"| pod | what | cri_py | containerd + {_PEER} | why |\n|---|---|---|---|---|")
     for row in found:
         print("| " + " | ".join(cell.replace("|", "\\|") or "**not explained**" for cell in row) + " |")
     return 1 if any(not row[-1] for row in found) else 0

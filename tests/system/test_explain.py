@@ -172,6 +172,17 @@ def test_a_privileged_container_has_all_devices_and_no_filter(kubelet: Kubelet, 
     assert nodes["others"]["from"] == {"of": "container", "field": "linux.security_context.privileged", "asked": True}
 
 
+def test_what_a_container_puts_into_its_dev_leads_nowhere(kubelet: Kubelet, pod: Pod, explain: Explain) -> None:
+    container = kubelet.run(pod, "sleep", "1000")
+    kubelet.shell(
+        container, "mkdir /dev/own; mknod /dev/own/n c 1 3; ln -s /proc/1/root/dev /dev/link; ln -s /dev /dev/up"
+    )
+    nodes = facts(document(explain, container), "devices")
+    assert [node["path"] for node in nodes["others"]["value"]] == ["/dev/own/n"]
+    kubelet.shell(container, "rm -r /dev/own")
+    assert "others" not in facts(document(explain, container), "devices")
+
+
 def test_the_page_has_every_section_and_no_colours_where_there_is_no_terminal(
     kubelet: Kubelet, pod: Pod, explain: Explain
 ) -> None:
