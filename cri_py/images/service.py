@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 import os
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -333,7 +334,9 @@ class Images:
         layers = not self._config.discard_unpacked_layers
         recorded = Recorded(tuple(self._records.values()), self._snapshots.ready, retired, layers)
         directory = os.path.join(self._root, "layers")
-        found = await on_thread(self._disk, functools.partial(look, recorded, self.content, directory, deep=deep))
+        stop = threading.Event()
+        looked = functools.partial(look, recorded, self.content, directory, deep=deep, stop=stop)
+        found = await on_thread(self._disk, looked, stop=stop)
         found = [trouble for trouble in found if self._stands(trouble, recorded)]
         if repair:
             await self._repair(found)
