@@ -15,8 +15,7 @@ from enum import Enum
 from cri_py.errors import Aborted
 from cri_py.images.content import Content
 from cri_py.images.layers import measure
-from cri_py.images.records import IMAGE, RETIRED, ImageRecord, decode_retired
-from cri_py.images.records import decode as decode_image
+from cri_py.images.records import IMAGE, RETIRED, ImageRecord, decode_retired, readable
 from cri_py.images.snapshots import RECORD, Snapshot
 from cri_py.images.snapshots import decode as decode_snapshots
 from cri_py.model import ChainId, Digest
@@ -62,7 +61,7 @@ class Recorded:
 
 def stored(store: Store, *, keeps_layers: bool) -> Recorded:
     """What a store says that no daemon has opened."""
-    images = [decode_image(put) for put in store.load(IMAGE)]
+    images, _ = readable(store.load(IMAGE))  # of the others nothing is known: what they have looks orphaned
     retired = [chain_id for put in store.load(RETIRED) for chain_id in decode_retired(put)]
     return Recorded(images, decode_snapshots(store.load(RECORD)), retired, keeps_layers)
 

@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO, Final
 
@@ -136,6 +136,11 @@ class Content:
     def put(self, digest: Digest, content: bytes) -> None:
         """Keep a blob that was verified by the caller."""
         self._write(digest, iter((content,)))
+
+    def put_all(self, contents: Mapping[Digest, bytes]) -> None:
+        """The same for several."""
+        for digest, content in contents.items():
+            self.put(digest, content)
 
     def put_file(self, digest: Digest, source: Source) -> int:
         """Keep what ``source`` holds from where it stands to its end; returns the size in bytes.
