@@ -35,10 +35,14 @@ def program(machine: str = "") -> bytes:
 
 
 def write_program(path: str) -> None:
-    """Put the program at ``path`` if it is not there yet, whole or not at all."""
+    """Put the program at ``path`` if it is not there yet, whole or not at all.
+
+    Nobody but root may read it: who executes what it can't read can't be traced, and a look through /proc/PID/root,
+    from a container that shares the holder's pid and user namespaces, would show the node's files (ptrace(2)).
+    """
     if os.path.exists(path):
         return
     temporary = f"{path}.{os.getpid()}"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755), "wb") as file:
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o711), "wb") as file:
         file.write(program())
     os.rename(temporary, path)

@@ -46,6 +46,7 @@ from cri_py.kernel.constants import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
+    CLONE_NEWUSER,
     CLONE_NEWUTS,
 )
 
@@ -55,7 +56,7 @@ MEMFD: Final = b"memfd"
 WORDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "hello": (),
-        "hold": ("hostname", "ipc", "pid"),
+        "hold": ("hostname", "ipc", "pid", "net", "uid_map", "gid_map"),
         "create": (
             *("id", "cgroup", "log", "line_bytes", "stdin", "stdin_once", "tty", "own_pids"),
             *("new", "joined", "holder"),
@@ -79,6 +80,7 @@ _NAMESPACES: Final = {
     "ipc": CLONE_NEWIPC,
     "uts": CLONE_NEWUTS,
     "cgroup": CLONE_NEWCGROUP,
+    "user": CLONE_NEWUSER,
 }
 
 

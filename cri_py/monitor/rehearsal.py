@@ -41,6 +41,9 @@ _ID = "0" * 64
 _MOUNTS = [
     {"type": "tmpfs", "source": "tmpfs", "destination": "/dev", "options": ["nosuid", "mode=755", "ro", "slave"]}
 ]
+_NO_NAMESPACES: dict[str, object] = {
+    **{"hostname": "", "ipc": False, "pid": False, "net": False, "uid_map": "", "gid_map": ""}
+}
 _DOCUMENT = json.dumps({"process": {"args": ["a"], "noNewPrivileges": True, "oomScoreAdj": 1.5}, "mounts": _MOUNTS})
 
 
@@ -120,7 +123,7 @@ def _script(null: int) -> tuple[tuple[str, dict[str, object], tuple[int, ...]], 
         **protocol.namespace_words(()),
     }
     return (
-        ("hold", {"hostname": "", "ipc": False, "pid": False, "program": ""}, (null,)),
+        ("hold", _NO_NAMESPACES | {"program": ""}, (null,)),
         ("create", {**create, "bundle": ""}, ()),
         ("start", {"id": _ID}, ()),
         ("exec", {"id": _ID, "name": "exec-1", "process": {}}, (null, null, null)),

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from cri_py.config import RuntimeConfig
 from cri_py.errors import DeadlineExceeded
+from cri_py.kernel import userns
 from cri_py.kernel.faults import trace
-from cri_py.model import Container, ContainerId, ExecResult
+from cri_py.model import Container, ContainerId, ExecResult, User
 from cri_py.monitor.client import MonitorClient
 
 _READ_BYTES: Final = 64 << 10
@@ -23,7 +24,7 @@ class Execs:
     def __init__(self, config: RuntimeConfig, filter_of: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
         self._config = config
         self._filter_of = filter_of
-        self._templates: dict[ContainerId, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+        self._templates: dict[ContainerId, tuple[dict[str, Any], dict[str, Any] | None, list[int] | None]] = {}
         self._count = 0
 
     def forget(self, container_id: ContainerId) -> None:
@@ -33,12 +34,13 @@ class Execs:
         self, container: Container, read: Callable[[Container], dict[str, Any]], command: Sequence[str]
     ) -> dict[str, Any]:
         """The monitor's request: the container's own process with another command, as the user it runs as."""
-        if container.id not in self._templates:
-            document = read(container)
-            self._templates[container.id] = document["process"], self._filter_of(document)
-        process, secure = self._templates[container.id]
         user = container.user
         assert user is not None  # a container whose user is unknown never runs
+        if container.id not in self._templates:
+            document = read(container)
+            owner = _owner(user, document["linux"])
+            self._templates[container.id] = document["process"], self._filter_of(document), owner
+        process, secure, owner = self._templates[container.id]
         self._count += 1
         return {
             "id": container.id,
@@ -51,6 +53,7 @@ class Execs:
                 "home": user.home,
             },
             "seccomp": secure,
+            "owner": owner,
         }
 
     async def run(self, monitor: MonitorClient, request: dict[str, Any], timeout_s: int) -> ExecResult:
@@ -93,6 +96,13 @@ class Execs:
         waits = [stream.ended for stream in streams if not stream.ended.done()]
         if waits:
             await asyncio.wait(waits, timeout=self._config.exec_drain_s)
+
+
+def _owner(user: User, linux: dict[str, Any]) -> list[int] | None:
+    """Who the user is on the node, where the container has a user namespace."""
+    if "uidMappings" not in linux:
+        return None
+    return [userns.outside(linux["uidMappings"], user.uid), userns.outside(linux["gidMappings"], user.gid)]
 
 
 class Collector:

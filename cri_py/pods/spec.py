@@ -21,7 +21,7 @@ from cri_py.model import (
     Sandbox,
     SandboxConfig,
 )
-from cri_py.pods import spec_mounts, spec_security
+from cri_py.pods import spec_mounts, spec_security, spec_userns
 from cri_py.pods.files import sandbox_hostname
 from cri_py.pods.spec_mounts import DeviceNode, SandboxFiles
 from cri_py.pods.spec_security import user_request
@@ -52,6 +52,7 @@ class SpecDefaults:
     apparmor: bool = False  # whether the kernel has it
     selinux: bool = False
     node_hostname: str = ""
+    userns_refusal: str = ""  # why pods can't have user namespaces here, "" if they can
 
 
 def container_document(
@@ -88,6 +89,7 @@ def container_document(
         "mounts": spec_mounts.mounts(sandbox, config, files),
         "annotations": _annotations(sandbox, config, container_id),
         "linux": _linux(config, device_nodes or ())
+        | spec_userns.mappings(sandbox.config.namespaces)
         | {"namespaces": _namespaces(sandbox, config, holder_pid, target_pid, defaults)},
     }
     if cgroup:
@@ -115,6 +117,8 @@ def sandbox_namespaces(config: SandboxConfig) -> tuple[str, ...]:
         own.append("ipc")
     if asked.pid is NamespaceMode.POD:
         own.append("pid")
+    if spec_userns.has_own(asked):
+        own.append("user")
     return tuple(own)
 
 
@@ -124,17 +128,9 @@ def check_sandbox_security(config: SandboxConfig, defaults: SpecDefaults) -> Non
     The other fields of the sandbox's security context (user, groups, read-only root, seccomp) are about a pause
     container. Ours has none: the holder executes nothing of any image and has no root file system of its own.
     """
-    _check_userns(config.namespaces)
+    spec_userns.check_sandbox(config, why_not=defaults.userns_refusal)
     spec_security.check_apparmor(config.apparmor, enabled=defaults.apparmor)
     spec_security.check_selinux(config.selinux, enabled=defaults.selinux)
-
-
-def _check_userns(asked: NamespaceOption) -> None:
-    if asked.userns is None or asked.userns.mode is NamespaceMode.NODE:
-        return
-    if asked.userns.mode is not NamespaceMode.POD:
-        raise InvalidArgument(f"userns_options.mode is {asked.userns.mode.name}", hint="use POD or NODE")
-    raise Unimplemented("user namespaces (userns_options.mode POD) are not supported by this version")
 
 
 def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
@@ -246,9 +242,11 @@ def _namespaces(
             )
         if field != "pid" and wanted in {NamespaceMode.CONTAINER, NamespaceMode.TARGET}:
             raise InvalidArgument(f"namespace_options.{field} is {wanted.name}", hint="use POD or NODE")
-    _check_userns(asked)
+    spec_userns.check_container(config, pod)
     own = sandbox_namespaces(sandbox.config)
     listed: list[Json] = [{"type": "mount"}]
+    if spec_userns.has_own(pod):
+        listed.append({"type": "user", "path": f"/proc/{holder_pid}/ns/user"})
     for kind, name in (("network", "net"), ("uts", "uts"), ("ipc", "ipc")):
         if kind in own:
             listed.append({"type": kind, "path": f"/proc/{holder_pid}/ns/{name}"})

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cri_py.errors import InvalidArgument, Unimplemented
 from cri_py.model import ContainerConfig, Mount, MountPropagation, NamespaceMode, Sandbox
+from cri_py.pods import spec_userns
 
 Json = dict[str, Any]
 
@@ -133,14 +134,13 @@ def _standard(sandbox: Sandbox, config: ContainerConfig, files: SandboxFiles) ->
     quiet = ["nosuid", "noexec", "nodev"]
     shm = _SHM if sandbox.config.namespaces.ipc is NamespaceMode.NODE else files.shm
     access = "ro" if config.security.readonly_rootfs else "rw"
+    # gid 5 is tty in every distribution
+    tty = ["gid=5"] if spec_userns.has_tty_group(sandbox.config.namespaces) else []
     return [
         _mount("/proc", "proc", "proc", quiet),
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        _mount("/sys", "sysfs", "sysfs", [*quiet, *restricted]),
-        # gid 5 is tty in every distribution
-        _mount(
-            "/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
-        ),
+        _sys(sandbox, [*quiet, *restricted]),
+        _mount("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *tty]),
         _mount("/dev/mqueue", "mqueue", "mqueue", quiet),
         _mount(_SHM, "bind", shm, ["rbind", "rprivate", *quiet, "rw"]),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*quiet, "relatime", *restricted]),
@@ -148,6 +148,15 @@ def _standard(sandbox: Sandbox, config: ContainerConfig, files: SandboxFiles) ->
         _mount("/etc/hostname", "bind", files.hostname, ["rbind", "rprivate", access]),
         _mount("/etc/resolv.conf", "bind", files.resolv_conf, ["rbind", "rprivate", access]),
     ]
+
+
+def _sys(sandbox: Sandbox, options: list[str]) -> Json:
+    """A sysfs shows a network, and only who has rights over that can mount one: a pod with a user namespace on the
+    node's network gets the node's own /sys, with nothing below it writable."""
+    namespaces = sandbox.config.namespaces
+    if spec_userns.has_own(namespaces) and namespaces.network is NamespaceMode.NODE:
+        return _mount("/sys", "bind", "/sys", ["rbind", "rprivate", "rro", "rnosuid", "rnoexec", "rnodev"])
+    return _mount("/sys", "sysfs", "sysfs", options)
 
 
 def _mount(destination: str, kind: str, source: str, options: list[str]) -> Json:

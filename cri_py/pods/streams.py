@@ -103,4 +103,4 @@ class Streams:
         container = self._ledger.container(request.container_id or ContainerId(""))
         asked = self._execs.request(container, self._read, request.command)
         process = {**asked["process"], "terminal": request.stdio.tty}
-        return {"name": asked["name"], "process": process, "user": asked["user"], "seccomp": asked["seccomp"]}
+        return {key: asked[key] for key in ("name", "user", "seccomp", "owner")} | {"process": process}

@@ -26,6 +26,7 @@ from cri_py.kernel.constants import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
+    CLONE_NEWUSER,
     CLONE_NEWUTS,
     PR_SET_PDEATHSIG,
     TIOCGPTPEER,
@@ -33,6 +34,7 @@ from cri_py.kernel.constants import (
 )
 from cri_py.runtime import container, security
 from cri_py.runtime.child import Parent, arrange, keep_only
+from cri_py.runtime.crossing import become_root
 
 _PTMX = os.makedev(5, 2)
 _SYNC_FD = 3
@@ -49,7 +51,8 @@ def start(
     """Fork the process that becomes the program; returns its pid and the pair.
 
     The pair brings an error, or the end of file that means execve; with a tty, which is meant by ``stdio`` of -1, first
-    the tty's master. ``body``: JSON {process (OCI), user {uid, gid, groups, home}, seccomp}, parsed by the child;
+    the tty's master. ``body``: JSON {process (OCI), user {uid, gid, groups, home}, seccomp, owner}, parsed by the
+    child; ``owner``: [uid, gid] of the node that the user is in the pod's user namespace, null without one;
     ``pid`` is the container's init. The caller must not be dumpable. ``scope`` is made here, by the child where it can
     be (v1), and is the caller's to drop. ``walk_in``: what the child does, for rehearsals.
     """
@@ -90,18 +93,23 @@ def _walk_in(body: bytes, target: int, stdio: container.Stdio, scope: ExecScope,
     process = request["process"]
     security.set_oom_score(process.get("oomScoreAdj"))
     security.set_limits(process.get("rlimits", []))
+    user, owner = request["user"], request["owner"]
+    if owner or user["uid"]:
+        container.give_stdio(*(owner or (user["uid"], user["gid"])))
     try:
-        syscalls.setns(_TARGET_FD, _ALL)
+        syscalls.setns(_TARGET_FD, _ALL | (CLONE_NEWUSER if owner else 0))
     except KernelError as error:
         raise _ending(error) from error
     os.close(_TARGET_FD)
+    if owner:
+        become_root()
     os.setsid()
     if tty:
         master = _open_terminal()
+        container.give_stdio(user["uid"], user["gid"])
         parent.say_ready(0, b"", master)
         os.close(master)
     syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    user = request["user"]
     identity = security.Identity(user["uid"], user["gid"], user["groups"])
     launch = container.prepare(process, identity, user["home"], secure)
     container.execute(launch)

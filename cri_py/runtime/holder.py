@@ -2,6 +2,9 @@
 
 Forked by the monitor, it enters or makes the pod's namespaces and executes the program of ``kernel.holder``, with
 SIGCHLD ignored, so that the kernel reaps its children, also where it is pid 1 of a shared pid namespace.
+
+With a user namespace it is born into it, and makes all the others inside: whose namespaces they are decides who may
+mount their /proc and /sys and set their addresses (user_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -14,19 +17,44 @@ from typing import NamedTuple
 
 from cri_py.cgroups import Cgroups
 from cri_py.errors import InvalidArgument
-from cri_py.kernel import syscalls
-from cri_py.kernel.constants import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, PR_SET_PDEATHSIG
-from cri_py.runtime.child import Parent, keep_only
+from cri_py.kernel import syscalls, userns
+from cri_py.kernel.constants import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    PR_SET_PDEATHSIG,
+)
+from cri_py.runtime.child import ChildError, Parent, keep_only
+from cri_py.runtime.crossing import become_root
 
 Become = Callable[["Own", bytes, int, Cgroups, Parent], None]
 
 
 class Own(NamedTuple):
-    """Which namespaces the pod has of its own; an empty hostname keeps the host's UTS namespace."""
+    """Which namespaces the pod has of its own; an empty hostname keeps the host's UTS namespace.
+
+    ``uid_map`` and ``gid_map`` (``kernel.userns``), if not empty, are those of its user namespace; ``net``: the
+    network is to be made inside it.
+    """
 
     hostname: str
     ipc: bool
     pid: bool
+    net: bool = False
+    uid_map: bytes = b""
+    gid_map: bytes = b""
+
+    def flags(self) -> int:
+        """For clone3."""
+        return (
+            (CLONE_NEWIPC if self.ipc else 0)
+            | (CLONE_NEWPID if self.pid else 0)
+            | (CLONE_NEWUTS if self.hostname else 0)
+            | (CLONE_NEWNET if self.net else 0)
+            | (CLONE_NEWUSER if self.uid_map else 0)
+        )
 
 
 def spawn(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, become: Become | None = None) -> int:
@@ -35,13 +63,14 @@ def spawn(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, become: Become
     ``body``: JSON {program (path), sysctls ({path below /proc/sys: value}), cgroup (path)}, which the child parses.
     ``netns_fd``: the pod's network, -1: the host's. ``become``: what the child does, for rehearsals.
     """
-    flags = (CLONE_NEWIPC if own.ipc else 0) | (CLONE_NEWPID if own.pid else 0) | (CLONE_NEWUTS if own.hostname else 0)
     parent = Parent()
-    child = syscalls.clone3(flags)
+    child = syscalls.clone3(own.flags())
     if child == 0:
         parent.run_child(lambda: (become or _become)(own, body, netns_fd, cgroups, parent))
     parent.started()
     try:
+        if own.uid_map:
+            _give_ids(own, child, body, parent)
         parent.expect_exec(timeout_s=10.0)
     except BaseException:
         os.kill(child, signal.SIGKILL)
@@ -51,19 +80,52 @@ def spawn(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, become: Become
 
 def _become(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, parent: Parent) -> None:
     request = json.loads(body)
-    syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     cgroups.enter(request["cgroup"])
+    program = os.open(request["program"], os.O_PATH | os.O_CLOEXEC)  # the pod's root may not walk there
+    if own.uid_map:
+        if not parent.await_go():
+            os._exit(0)
+        become_root()
+    syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if netns_fd >= 0:
         syscalls.setns(netns_fd, CLONE_NEWNET)
     if own.hostname:
         syscalls.sethostname(own.hostname)
-    for path, value in request["sysctls"].items():
-        _set_sysctl(path, value)
-    keep_only(parent.child_fd, null_stdio=True)
+    if not own.uid_map:
+        _set_sysctls(request["sysctls"])
+    keep_only(parent.child_fd, program, null_stdio=True)
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.chdir("/")
-    os.execve(request["program"], ["cri-holder"], {})
+    syscalls.execveat(program, ["cri-holder"], [])
+
+
+def _give_ids(own: Own, child: int, body: bytes, parent: Parent) -> None:
+    """What the node's root alone can do for a holder in a user namespace: map its ids, and set its sysctls, of which
+    not every kernel lets a namespace's own root change all."""
+    userns.write_mappings(child, own.uid_map, own.gid_map)
+    setter = Parent()
+    if syscalls.clone3(0) == 0:
+        setter.run_child(lambda: _set_sysctls_of(own, child, body))
+    setter.started()
+    said = setter.hear()
+    setter.close()
+    if said:
+        raise ChildError(said[2].decode("utf-8", "surrogateescape"), said[1].decode())
+    parent.go()
+
+
+def _set_sysctls_of(own: Own, holder: int, body: bytes) -> None:
+    sysctls = json.loads(body)["sysctls"]
+    if joined := own.flags() & (CLONE_NEWIPC | CLONE_NEWNET):
+        syscalls.setns(syscalls.pidfd_open(holder), joined)
+        _set_sysctls(sysctls)
+    os._exit(0)
+
+
+def _set_sysctls(sysctls: dict[str, str]) -> None:
+    for path, value in sysctls.items():
+        _set_sysctl(path, value)
 
 
 def _set_sysctl(path: str, value: str) -> None:
