@@ -19,7 +19,7 @@ from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
 from cri_py.pods import spec, spec_security, spec_userns
 from cri_py.pods.places import Places
 from cri_py.pods.seccomp_default import default_profile
-from cri_py.pods.spec_mounts import DeviceNode
+from cri_py.pods.spec_mounts import DeviceNode, ImageVolumes
 
 log = structlog.get_logger()
 
@@ -46,7 +46,14 @@ class Bundles:
         self._filters: dict[str, dict[str, Any]] = {}
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="seccomp")
 
-    async def plan(self, sandbox: Sandbox, container: Container, image: Image, target_pid: int | None) -> Bundle:
+    async def plan(
+        self,
+        sandbox: Sandbox,
+        container: Container,
+        image: Image,
+        target_pid: int | None,
+        image_volumes: ImageVolumes,
+    ) -> Bundle:
         """Everything that the container will be, before anything of it is made."""
         assert isinstance(sandbox.state, Ready)
         config = container.config
@@ -62,6 +69,7 @@ class Bundles:
             cgroup=container.cgroup,
             target_pid=target_pid,
             device_nodes=_device_nodes(config, own_users=spec_userns.has_own(sandbox.config.namespaces)),
+            image_volumes=image_volumes,
         )
         profile = document["linux"].pop("seccomp", None)
         return Bundle(document, profile, await self._filter(profile) if profile else None)

@@ -8,12 +8,13 @@ and ``os.fsencode`` turns back.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cri_py.errors import InvalidArgument, Unimplemented
 from cri_py.model import (
     ContainerConfig,
+    Features,
     ImageConfig,
     LinuxResources,
     NamespaceMode,
@@ -52,7 +53,7 @@ class SpecDefaults:
     apparmor: bool = False  # whether the kernel has it
     selinux: bool = False
     node_hostname: str = ""
-    userns_refusal: str = ""  # why pods can't have user namespaces here, "" if they can
+    features: Features = field(default_factory=Features)
 
 
 def container_document(
@@ -69,13 +70,15 @@ def container_document(
     target_pid: int | None = None,
     device_nodes: Sequence[DeviceNode] | None = None,
     localhost_seccomp: Mapping[str, Any] | None = None,
+    image_volumes: spec_mounts.ImageVolumes | None = None,
 ) -> Json:
     """The whole document of a container.
 
     ``root_path``: its mounted root file system. ``holder_pid``: the process whose namespaces the pod shares.
     ``cgroup``: below the root of every hierarchy, "" to leave it out. ``target_pid``: a process of the container that
     pid mode TARGET names. ``device_nodes``: config.devices, looked up, and for privileged containers the host's.
-    ``localhost_seccomp``: the profile that the seccomp field names, in OCI's form.
+    ``localhost_seccomp``: the profile that the seccomp field names, in OCI's form. ``image_volumes``: the directories
+    of the images that mounts name, by container_path.
 
     Raises InvalidArgument or Unimplemented that names the field which can't be honoured.
     """
@@ -86,7 +89,15 @@ def container_document(
         "ociVersion": "1.3.0",
         "root": {"path": root_path, "readonly": security.readonly_rootfs},
         "process": _process(sandbox, config, image, defaults),
-        "mounts": spec_mounts.mounts(sandbox, config, files),
+        "mounts": spec_mounts.mounts(
+            sandbox,
+            config,
+            files,
+            image_volumes=image_volumes or {},
+            declared=image.volumes,
+            root_path=root_path,
+            features=defaults.features,
+        ),
         "annotations": _annotations(sandbox, config, container_id),
         "linux": _linux(config, device_nodes or ())
         | spec_userns.mappings(sandbox.config.namespaces)
@@ -128,7 +139,7 @@ def check_sandbox_security(config: SandboxConfig, defaults: SpecDefaults) -> Non
     The other fields of the sandbox's security context (user, groups, read-only root, seccomp) are about a pause
     container. Ours has none: the holder executes nothing of any image and has no root file system of its own.
     """
-    spec_userns.check_sandbox(config, why_not=defaults.userns_refusal)
+    spec_userns.check_sandbox(config, why_not=defaults.features.no_user_namespaces)
     spec_security.check_apparmor(config.apparmor, enabled=defaults.apparmor)
     spec_security.check_selinux(config.selinux, enabled=defaults.selinux)
 
@@ -230,18 +241,18 @@ def _namespaces(
 ) -> list[Json]:
     """``linux.namespaces``: without a path a new one, with a path a joined one, not listed the host's."""
     asked, pod = config.security.namespaces, sandbox.config.namespaces
-    for field, wanted, given in (
+    for name, wanted, given in (
         ("network", asked.network, pod.network),
         ("ipc", asked.ipc, pod.ipc),
         ("pid", asked.pid, pod.pid),
     ):
         if wanted is NamespaceMode.NODE and given is not NamespaceMode.NODE:
             raise InvalidArgument(
-                f"namespace_options.{field} of container {config.metadata.name} is NODE, its sandbox's is {given.name}",
+                f"namespace_options.{name} of container {config.metadata.name} is NODE, its sandbox's is {given.name}",
                 hint="a container shares the namespaces of its sandbox: run the sandbox with NODE",
             )
-        if field != "pid" and wanted in {NamespaceMode.CONTAINER, NamespaceMode.TARGET}:
-            raise InvalidArgument(f"namespace_options.{field} is {wanted.name}", hint="use POD or NODE")
+        if name != "pid" and wanted in {NamespaceMode.CONTAINER, NamespaceMode.TARGET}:
+            raise InvalidArgument(f"namespace_options.{name} is {wanted.name}", hint="use POD or NODE")
     spec_userns.check_container(config, pod)
     own = sandbox_namespaces(sandbox.config)
     listed: list[Json] = [{"type": "mount"}]

@@ -119,19 +119,32 @@ def _set_sysctls_of(own: Own, holder: int, body: bytes) -> None:
     sysctls = json.loads(body)["sysctls"]
     if joined := own.flags() & (CLONE_NEWIPC | CLONE_NEWNET):
         syscalls.setns(syscalls.pidfd_open(holder), joined)
-        _set_sysctls(sysctls)
+        _set_sysctls(sysctls, int(own.uid_map.split()[1]))
     os._exit(0)
 
 
-def _set_sysctls(sysctls: dict[str, str]) -> None:
+def _set_sysctls(sysctls: dict[str, str], owner: int = 0) -> None:
+    """``owner``: the root of the namespaces' user namespace."""
     for path, value in sysctls.items():
-        _set_sysctl(path, value)
+        try:
+            _write_sysctl(path, value, owner)
+        except OSError as error:
+            name = path.replace("/", ".")
+            raise InvalidArgument(f"the sysctl {name} can't be set to {value[:64]!r}: {error.strerror}") from error
 
 
-def _set_sysctl(path: str, value: str) -> None:
+def _write_sysctl(path: str, value: str, owner: int) -> None:
+    """As the node's root or, which is who may set those of IPC since Linux 6.11, as the namespace's."""
     try:
-        with open(f"/proc/sys/{path}", "w") as file:
-            file.write(value)
-    except OSError as error:
-        name = path.replace("/", ".")
-        raise InvalidArgument(f"the sysctl {name} can't be set to {value[:64]!r}: {error.strerror}") from error
+        _write(f"/proc/sys/{path}", value)
+    except PermissionError:
+        os.seteuid(owner)
+        try:
+            _write(f"/proc/sys/{path}", value)
+        finally:
+            os.seteuid(0)
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "w") as file:
+        file.write(value)

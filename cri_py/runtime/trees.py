@@ -95,7 +95,8 @@ def take_rest(
         if trees[number] >= 0:
             continue
         if operation.lower:
-            trees[number] = _take_image(operation, place, namespaces.own_fd)
+            userns_fd = namespaces.own_fd if everything else namespaces.fd_of(operation)
+            trees[number] = _take_image(operation, place, userns_fd)
         elif operation.fstype == "bind" and (everything or operation.apart):
             trees[number] = _take_bind(operation, namespaces.fd_of(operation))
 
@@ -146,7 +147,7 @@ def _take_image(operation: MountOp, place: str, userns_fd: int) -> int:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise named(error, operation) from error
         raise FailedPrecondition(
-            f"the image volume at {operation.destination} can't be mounted: the image has no {operation.subdir!r}",
+            f"ImageVolumeMountFailed: the image of the volume at {operation.destination} has no {operation.subdir!r}",
             hint="image_sub_path names a directory or a file of the image",
         ) from error
     return tree
