@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import platform
 import resource
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import structlog
@@ -24,10 +23,10 @@ from cri_py.config import Config
 from cri_py.errors import CriError, FailedPrecondition
 from cri_py.images.exchange import Exchange
 from cri_py.images.service import Images
-from cri_py.kernel import faults, procfs
+from cri_py.kernel import capabilities, faults, procfs, syscalls
 from cri_py.kernel.holder import write_program
 from cri_py.kernel.notify import notify
-from cri_py.model import Container, Created, Exited, Features, ImageId, Lost, Nanos, Ready, Running, StreamRequest
+from cri_py.model import Container, Created, Exited, Features, ImageId, Lost, Nanos, Ready, Running
 from cri_py.monitor.client import SpawnerClient
 from cri_py.network.bridge import Bridge
 from cri_py.pods.bundles import Bundles
@@ -52,7 +51,7 @@ from cri_py.rpc.runtime_service import RuntimeService
 from cri_py.rpc.server import IMAGE, OWN_EXCHANGE, OWN_IMAGES, RUNTIME, Server
 from cri_py.state.claim import claimed
 from cri_py.state.store import Store
-from cri_py.streaming.front import Front, Head
+from cri_py.streaming.front import Front
 from cri_py.streaming.sessions import Sessions
 
 log = structlog.get_logger()
@@ -136,7 +135,7 @@ class App:
             self.bundles.read,
             self._config.streaming.idle_timeout_s,
         )
-        self.front = Front(self._config.streaming, Sessions(time.monotonic), self._hand_over)
+        self.front = Front(self._config.streaming, Sessions(time.monotonic), self.streams.hand_over)
         self.streams.open = self.front.open
         self.node = Node(self._config, cgroups, self.network, self._features)
         self.monitors.on_exit = self.containers.on_exit
@@ -199,10 +198,6 @@ class App:
             timeout_s=self._config.runtime.monitor_timeout_s,
             clock=clock,
         )
-
-    async def _hand_over(self, request: StreamRequest, head: Head, connection: socket.socket) -> None:
-        """From the front to the pods, which know nothing of each other."""
-        await self.streams.hand_over(request, asdict(head) | {"rest": head.rest.decode("latin-1")}, connection.fileno())
 
     def _in_use(self) -> set[ImageId]:
         return self.containers.image_ids_in_use()
@@ -301,12 +296,20 @@ def spec_defaults(config: Config, cgroups: str, features: Features) -> SpecDefau
         seccomp=config.runtime.seccomp,
         nofile=config.runtime.nofile,
         arch=platform.machine(),
+        kernel=_kernel_version(platform.release()),
+        capabilities=capabilities.names(syscalls.capget()[1]),
         cgroup_version=2 if cgroups == "V2" else 1,
         apparmor=os.path.exists("/sys/kernel/security/apparmor"),
         selinux=os.path.exists("/sys/fs/selinux/enforce"),
         node_hostname=platform.node(),
         features=features,
     )
+
+
+def _kernel_version(release: str) -> tuple[int, int]:
+    """Major and minor of what uname(2) says: 6.1.0-13-amd64."""
+    major, minor = release.split(".")[:2]
+    return int(major), int("".join(itertools.takewhile(str.isdigit, minor)))
 
 
 def _claim_directories(config: Config, stack: AsyncExitStack) -> None:

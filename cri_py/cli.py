@@ -25,6 +25,7 @@ cri_py is a container runtime for Kubernetes nodes: it serves CRI v1 on a unix s
 
   cri-py check                     what this machine lacks, and the remedy
   cri-py serve                     run the daemon, as /etc/cri_py/config.toml says
+  cri-py explain CONTAINER         what isolates a container and what limits it
   crictl -r unix:///run/cri_py/cri.sock info
 """
 
@@ -57,6 +58,15 @@ examples:
   cri-py check
   cri-py check --json | python3 -m json.tool
   cri-py check --root /srv/second --state /run/second
+"""
+
+_EXPLAIN: Final = """\
+Reads the container's namespaces, user, capabilities, filter, mounts, devices and limits back from the kernel, and says
+of each which field of which config it came from, and where it is not what was asked for. Run it on the node, as root.
+
+examples:
+  cri-py explain 4f2c1a
+  cri-py explain 4f2c1a --json | jq '.sections.namespaces.facts[] | {name, value}'
 """
 
 _IMAGE: Final = """\
@@ -182,8 +192,8 @@ def _check(parsed: argparse.Namespace, out: TextIO) -> int:
     return 1 if any(finding.verdict is cli_check.Verdict.MISSING for finding in findings) else 0
 
 
-def _image(name: str, module: str = "cli_image") -> Callable[[argparse.Namespace, TextIO], int]:
-    """A command of ``cri-py image``, imported when it runs: it brings grpc along."""
+def _asking(name: str, module: str = "cli_image") -> Callable[[argparse.Namespace, TextIO], int]:
+    """A command that asks a running daemon, imported when it runs: it brings grpc along."""
 
     def command(parsed: argparse.Namespace, out: TextIO) -> int:
         loaded = _load(parsed)
@@ -234,6 +244,11 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "serve", _serve, "run the daemon", _SERVE)
     check = _add(commands, "check", _check, "what this machine lacks, and the remedy", _CHECK)
     check.add_argument("--json", action="store_true", help="for programs: a list of findings")
+    explain = _add(
+        commands, "explain", _asking("explain", "cli_explain"), "what isolates and limits a container", _EXPLAIN
+    )
+    explain.add_argument("container", metavar="CONTAINER", help="its id or the beginning of it")
+    explain.add_argument("--json", action="store_true", help="for programs: docs/explain.md has the shape")
     _add_image_commands(commands)
     _add_config_commands(commands)
     version = commands.add_parser("version", help="print the version")
@@ -244,19 +259,19 @@ def _parser() -> argparse.ArgumentParser:
 def _add_image_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parent = _described(commands.add_parser, name="image", help="the images of the node", epilog=_IMAGE)
     inner = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    pull = _add(inner, "pull", _image("pull"), "make an image present", "")
+    pull = _add(inner, "pull", _asking("pull"), "make an image present", "")
     pull.add_argument("ref", metavar="REF", help="such as registry.k8s.io/pause:3.10")
-    ls = _add(inner, "ls", _image("ls"), "list the images that are here", "")
+    ls = _add(inner, "ls", _asking("ls"), "list the images that are here", "")
     ls.add_argument("--json", action="store_true", help="for programs")
-    inspect = _add(inner, "inspect", _image("inspect"), "names, layers and config of an image, as JSON", "")
+    inspect = _add(inner, "inspect", _asking("inspect"), "names, layers and config of an image, as JSON", "")
     inspect.add_argument("ref", metavar="REF", help="a tag, a digest, an id or its beginning")
-    tag = _add(inner, "tag", _image("tag"), "give an image a further tag", "")
+    tag = _add(inner, "tag", _asking("tag"), "give an image a further tag", "")
     tag.add_argument("ref", metavar="REF", help="a tag, a digest, an id or its beginning")
     tag.add_argument("tag", metavar="TAG", help="the new one, NAME:TAG")
-    rm = _add(inner, "rm", _image("rm"), "remove a tag, or with an id or the last tag an image", "")
+    rm = _add(inner, "rm", _asking("rm"), "remove a tag, or with an id or the last tag an image", "")
     rm.add_argument("refs", metavar="REF", nargs="+", help="a tag, a digest, an id or its beginning")
     _add_exchange_commands(inner)
-    check = _add(inner, "check", _image("check"), "find what is damaged or left over in the image store", _IMAGE_CHECK)
+    check = _add(inner, "check", _asking("check"), "find what is damaged or left over in the image store", _IMAGE_CHECK)
     check.add_argument("--deep", action="store_true", help="read every byte")
     check.add_argument("--repair", action="store_true", help="mend what can be mended, forget what can't")
     check.add_argument("--dry-run", action="store_true", help="with --repair: change nothing, tell what would be done")
@@ -264,16 +279,16 @@ def _add_image_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
 def _add_exchange_commands(inner: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Images without a registry."""
-    take = _add(inner, "import", _image("take", "cli_exchange"), "take images from an archive", _IMAGE_IMPORT)
+    take = _add(inner, "import", _asking("take", "cli_exchange"), "take images from an archive", _IMAGE_IMPORT)
     take.add_argument(
         "path", metavar="PATH", help="an archive, a directory with an OCI layout, or - for standard input"
     )
     take.add_argument("--tag", metavar="NAME:TAG", default="", help="for an image that brings no name")
-    give = _add(inner, "export", _image("give", "cli_exchange"), "write images into an archive", _IMAGE_EXPORT)
+    give = _add(inner, "export", _asking("give", "cli_exchange"), "write images into an archive", _IMAGE_EXPORT)
     give.add_argument("refs", metavar="REF", nargs="+", help="a tag, a digest, an id or its beginning")
     give.add_argument("--output", "-o", metavar="PATH", default="-", help="the archive (default: standard output)")
     give.add_argument("--layout", action="store_true", help="make PATH a directory with an OCI layout, no archive")
-    build = _add(inner, "build", _image("build", "cli_exchange"), "make an image of a directory", _IMAGE_BUILD)
+    build = _add(inner, "build", _asking("build", "cli_exchange"), "make an image of a directory", _IMAGE_BUILD)
     build.add_argument("directory", metavar="DIR", help="its tree becomes the image's root")
     build.add_argument("--tag", metavar="NAME:TAG", required=True, help="the image's name")
     for flag, metavar, purpose in _WORDS:
@@ -282,7 +297,7 @@ def _add_exchange_commands(inner: argparse._SubParsersAction[argparse.ArgumentPa
         build.add_argument(flag, metavar=metavar, action="append", default=[], help=f"{purpose}; may come often")
     for flag, metavar, purpose in _ONCE:
         build.add_argument(flag, metavar=metavar, default="", help=purpose)
-    commit = _add(inner, "commit", _image("commit", "cli_exchange"), "make an image of a container's changes", "")
+    commit = _add(inner, "commit", _asking("commit", "cli_exchange"), "make an image of a container's changes", "")
     commit.add_argument("container", metavar="CONTAINER", help="its id or the beginning of it")
     commit.add_argument("--tag", metavar="NAME:TAG", required=True, help="the image's name")
 

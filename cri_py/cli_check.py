@@ -177,7 +177,7 @@ def _open_filesystem(fstype: str) -> None:
 
 def _seccomp(config: Config) -> Iterator[Finding]:
     wanted = Verdict.MISSING if config.runtime.seccomp else Verdict.WORSE
-    without = "or set runtime.seccomp = false: containers then run unconfined"
+    without = "or set runtime.seccomp = false and have no container ask for a profile"
     if "Seccomp" not in (procfs.status(os.getpid()) or {}):
         yield Finding("seccomp", wanted, "not in this kernel", f"use a kernel with CONFIG_SECCOMP_FILTER, {without}")
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -105,23 +106,26 @@ def as_text(outcome: Outcome, *, repair: bool, dry_run: bool) -> str:
 
 
 class _Bars:
-    """A line per layer, drawn over the one before (ECMA-48 cursor movements)."""
+    """A line per layer, drawn over the one before (ECMA-48 cursor movements), as many as the terminal has."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._drawn: Sequence[LayerProgress] = ()
+        self._seen: Sequence[LayerProgress] = ()
+        self._drawn = 0
 
     def layers(self, layers: Sequence[LayerProgress]) -> None:
-        lines = [_bar(layer) for layer in layers]
-        back = f"\x1b[{len(self._drawn)}A" if self._drawn else ""
-        self._out.write(back + "".join(f"\r\x1b[K{line}\n" for line in lines))
+        columns, rows = shutil.get_terminal_size()
+        # A line that is wrapped or has scrolled away can't be drawn over.
+        lines = [line[: columns - 1] for line in _fitting(layers, max(rows - 1, 1))]
+        back = f"\x1b[{self._drawn}A\x1b[J" if self._drawn else ""
+        self._out.write(back + "".join(f"\r{line}\n" for line in lines))
         self._out.flush()
-        self._drawn = layers
+        self._seen, self._drawn = layers, len(lines)
 
     def end(self) -> None:
         """The image is here: so is all of every layer, whatever was seen last."""
-        if self._drawn:
-            self.layers([replace(layer, fetched=layer.size, unpacked=layer.size) for layer in self._drawn])
+        if self._seen:
+            self.layers([replace(layer, fetched=layer.size, unpacked=layer.size) for layer in self._seen])
 
 
 class _Lines:
@@ -143,6 +147,24 @@ class _Lines:
 
     def end(self) -> None:
         """There is nothing to finish."""
+
+
+def _fitting(layers: Sequence[LayerProgress], rows: int) -> list[str]:
+    """A bar for each layer; if there are more than rows, for those in motion and the next, and a line for the rest."""
+    if len(layers) <= rows:
+        return [_bar(layer) for layer in layers]
+    ranked = sorted(range(len(layers)), key=lambda position: _rank(layers[position]))
+    shown = sorted(ranked[: rows - 1])
+    rest = [layers[position] for position in ranked[rows - 1 :]]
+    there = sum(layer.unpacked >= layer.size for layer in rest)
+    return [*(_bar(layers[position]) for position in shown), f"and {len(rest)} more, {there} of them here"]
+
+
+def _rank(layer: LayerProgress) -> int:
+    """Those that move first, then those that wait, then those that are here."""
+    if layer.unpacked >= layer.size:
+        return 2
+    return 0 if layer.fetched else 1
 
 
 def _bar(layer: LayerProgress) -> str:

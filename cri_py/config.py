@@ -160,6 +160,17 @@ class ImagesConfig:
         each(_ABSOLUTE),
     )
     credential_helper_timeout_s: float = key(10.0, "How long a docker-credential-… program may take.", _POSITIVE_S)
+    signature_policy: str = key(
+        "/etc/containers/policy.json",
+        'Which images may be pulled, as containers-policy.json(5) says; read at every pull; "" is all.',
+        _ABSOLUTE_OR_NONE,
+    )
+    image_verifiers: str = key(
+        "/opt/containerd/image-verifier/bin",
+        'A directory of programs that may refuse what is pulled, called as containerd calls them; "" is none.',
+        _ABSOLUTE_OR_NONE,
+    )
+    image_verifier_timeout_s: float = key(10.0, "How long each of them may take.", _POSITIVE_S)
     pinned: tuple[str, ...] = key((), "Glob patterns of image refs that the kubelet never collects.")
 
 
@@ -191,7 +202,11 @@ class RuntimeConfig:
     """Running containers."""
 
     handlers: tuple[str, ...] = key(("cri_py",), 'Names that RuntimeClasses may use; "" always works.')
-    seccomp: bool = key(True, "Whether containers that name no seccomp profile get the default one.")
+    seccomp: bool = key(
+        False,
+        "Whether containers that name no seccomp profile get the default one. CRI has them unconfined; a kubelet names "
+        "one always.",
+    )
     log_line_bytes: int = key(16384, "A longer line of a container is logged in parts.", within(256, 1 << 20))
     exec_output_bytes: int = key(16 << 20, "What ExecSync returns of each stream, at most.", within(1024, 1 << 30))
     exec_drain_s: float = key(2.0, "How long output is awaited after an ExecSync's process ended.", within(0, 3600))
@@ -212,7 +227,9 @@ class StreamingConfig:
     )
     tls: bool = key(False, "Whether to speak TLS: sessions then pass through the daemon and end with it.")
     tls_certificate: str = key(
-        "", "PEM file with the certificate and its chain; read again when it changes.", _ABSOLUTE_OR_NONE
+        "",
+        "PEM file with the certificate and its chain, read again when it changes; without one an own is made.",
+        _ABSOLUTE_OR_NONE,
     )
     tls_key: str = key("", "PEM file with the key.", _ABSOLUTE_OR_NONE)
     tls_min_version: str = key("1.2", "The oldest version that is spoken.", one_of("1.2", "1.3"))

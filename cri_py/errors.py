@@ -73,6 +73,15 @@ class RegistryUnavailable(Unavailable):
         super().__init__(f"RegistryUnavailable: {message}", hint=hint)
 
 
+class SignatureValidationFailed(CriError):
+    """The node's policy, or a program that verifies images, refuses an image; told as RegistryUnavailable is."""
+
+    code = "UNKNOWN"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"SignatureValidationFailed: {message}", hint=hint)
+
+
 class DeadlineExceeded(CriError):
     """The act did not end within its time."""
 

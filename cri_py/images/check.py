@@ -53,6 +53,10 @@ class Recorded:
     retired: Collection[ChainId]
     keeps_layers: bool
 
+    def blobs(self, record: ImageRecord) -> tuple[Digest, ...]:
+        """Those that an image must have: its layers' may have gone before they were to be kept."""
+        return record.blobs(layers=self.keeps_layers and not record.discarded)
+
 
 def stored(store: Store, *, keeps_layers: bool) -> Recorded:
     """What a store says that no daemon has opened."""
@@ -82,7 +86,7 @@ def _blobs(recorded: Recorded, content: Content, *, deep: bool) -> Iterator[Trou
         sizes.update((each.digest, each.size) for each in record.layers)
         if not record.image.artifact_type:  # whose id is its manifest's digest
             sizes[Digest(record.image.id)] = len(record.config_file)
-        for digest in dict.fromkeys(record.blobs(layers=recorded.keeps_layers)):
+        for digest in dict.fromkeys(recorded.blobs(record)):
             needed.setdefault(digest, []).append(record.image.id)
     for digest, images in needed.items():
         size, wanted = content.size(digest), sizes.get(digest)

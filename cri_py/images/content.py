@@ -11,6 +11,7 @@ to the partial ones, where a later pull takes up what is good of them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -20,16 +21,16 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Final
 
-from cri_py.errors import DataLoss, Internal, NotFound, ResourceExhausted
+from cri_py.errors import CriError, DataLoss, Internal, NotFound, ResourceExhausted
 from cri_py.images.compression import Source
 from cri_py.kernel.syscalls import syncfs
 from cri_py.model import Digest
 
-ALGORITHMS: Final = ("sha256", "sha512")
+ALGORITHMS: Final = ("sha256", "sha384", "sha512")
 PARTIAL_AGE_S: Final = 86_400.0  # what nobody took up for so long is dropped
 _PIECE: Final = 1 << 20
 _PARTIAL: Final = "partial"
-_PARTIAL_NAME: Final = re.compile(r"sha(256|512)-[0-9a-f]+")
+_PARTIAL_NAME: Final = re.compile(r"sha(256|384|512)-[0-9a-f]+")
 
 
 class Content:
@@ -153,8 +154,11 @@ class Content:
         return self._write(digest, hashed())
 
     def keep(self, digest: Digest, path: str) -> None:
-        """Give the verified file ``path``, on the same filesystem, the place of its blob."""
-        os.replace(path, self.path(digest))
+        """Give the verified file ``path``, on the same filesystem, the place of its blob. Raises ResourceExhausted."""
+        try:
+            os.replace(path, self.path(digest))
+        except OSError as error:
+            raise refused(self.path(digest), error) from error
 
     def remove(self, digest: Digest) -> None:
         """Delete a blob and what lies of it among the partial ones; missing is fine."""
@@ -168,11 +172,11 @@ class Content:
             os.unlink(self.partial(digest))
 
     def drop_old_partials(self) -> None:
-        """Delete what has come of blobs that nobody asked for any more."""
+        """Delete what has come of blobs that nobody asked for any more; what is leased is about to be taken up."""
         oldest = time.time() - PARTIAL_AGE_S
         for entry in os.scandir(os.path.join(self._directory, _PARTIAL)):
             with contextlib.suppress(FileNotFoundError):
-                if entry.stat().st_mtime < oldest:
+                if entry.stat().st_mtime < oldest and not self.leased(Digest(entry.name.replace("-", ":"))):
                     os.unlink(entry.path)
 
     def sync(self) -> None:
@@ -193,10 +197,7 @@ class Content:
                 size = file.tell()
             self.keep(digest, temporary)
         except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise Internal(f"{temporary} can't be made: {error.strerror}") from error
-            hint = "free space below the root directory"
-            raise ResourceExhausted(f"{temporary} can't be written: {error.strerror}", hint=hint) from error
+            raise refused(temporary, error) from error
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -230,6 +231,14 @@ class Content:
                     os.replace(self.path(digest), name)
                     gone.append(name)
         return gone
+
+
+def refused(path: str, error: OSError) -> CriError:
+    """What it means that the disk did not take ``path``: ResourceExhausted if it is full, else Internal."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        hint = "free space below the root directory"
+        return ResourceExhausted(f"{path} can't be written: {error.strerror}", hint=hint)
+    return Internal(f"{path} can't be written: {error.strerror}", hint="check the disk")
 
 
 def _private(path: str, flags: int) -> int:

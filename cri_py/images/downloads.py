@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from cri_py.errors import DataLoss, Internal, ResourceExhausted
-from cri_py.images.content import Content
+from cri_py.images.content import Content, refused
 from cri_py.images.flights import Flights, on_thread
 from cri_py.images.manifest import Descriptor
 from cri_py.images.registry import Repository
@@ -107,7 +107,10 @@ class BlobFile:
         # must not see this one's bytes.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
-        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise refused(self._path, error) from error
 
     async def _flush(self) -> None:
         batch, self._batch, self._batched = self._batch, [], 0
@@ -116,8 +119,7 @@ class BlobFile:
         try:
             await on_thread(self._executor, self._put, batch)
         except OSError as error:
-            hint = "free space below the root directory"
-            raise ResourceExhausted(f"{self._path} can't be written: {error.strerror}", hint=hint) from error
+            raise refused(self._path, error) from error
         self._on_change(self._taken)
 
     def _put(self, batch: Sequence[bytes]) -> None:

@@ -26,7 +26,7 @@ from cri_py.images.building import Wishes
 from cri_py.images.compression import inflate
 from cri_py.images.flights import on_thread
 from cri_py.images.layerize import layer_pieces
-from cri_py.images.layers import BOMB_FLOOR, BOMB_RATIO
+from cri_py.images.layers import plain_most
 from cri_py.images.manifest import MANIFEST_LIMIT, Descriptor
 from cri_py.images.records import ImageRecord
 from cri_py.images.reference import ImageRef, parse_ref
@@ -295,7 +295,7 @@ def _plain(spooled: _Spool, directory: str) -> _Spool:
         return spooled
     plain = _Spool(directory, spooled.stop)
     try:
-        for piece in inflate(spooled, _NAME, max(BOMB_FLOOR, BOMB_RATIO * size)):
+        for piece in inflate(spooled, _NAME, plain_most(size)):
             _write(plain, piece)
         plain.seek(0)
     except BaseException:

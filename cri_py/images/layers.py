@@ -26,7 +26,8 @@ from cri_py.kernel.syscalls import openat2
 if TYPE_CHECKING:
     from cri_py.model import Digest
 
-ENTRIES_MAX: Final = 1_000_000
+ENTRIES_MAX: Final = 1_000_000  # with the directories that entries imply: each may imply hundreds
+IMPLIED_BYTES_MAX: Final = 16 << 20  # of their names: the daemon holds them while layers below are unpacked
 BOMB_RATIO: Final = 200  # gzip reaches 1,032; what people ship stays below 50
 BOMB_FLOOR: Final = 1 << 30
 OPAQUE: Final = "trusted.overlay.opaque"
@@ -37,6 +38,7 @@ _HIDDEN_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _INSIDE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+_REPLACED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # by way of a symlink: another name says so
 _CACHED_DIRECTORIES: Final = 64
 _ALLOCATION: Final = 4096
 _HOPS_MAX: Final = 40  # as the kernel has it (path_resolution(7))
@@ -52,6 +54,11 @@ class Unpacked(NamedTuple):
     implied: tuple[bytes, ...] = ()  # parents before children
 
 
+def plain_most(size: int) -> int:
+    """How many plain bytes may come out of ``size`` compressed ones: more is a bomb."""
+    return max(BOMB_FLOOR, BOMB_RATIO * size)
+
+
 def unpack(
     blob: Source, target: str, *, size: int, diff_id: Digest, base: bool, subject: str, watch: Callable[[int], None]
 ) -> Unpacked:
@@ -64,7 +71,7 @@ def unpack(
     """
     algorithm, _, expected = diff_id.partition(":")
     hasher = hashlib.new(algorithm)
-    pieces = inflate(blob, subject, max(BOMB_FLOOR, BOMB_RATIO * size))
+    pieces = inflate(blob, subject, plain_most(size))
     inflow = Inflow(_hashed(pieces, hasher.update, watch), subject)
     root = os.open(target, _DIRECTORY | os.O_CLOEXEC)
     try:
@@ -89,12 +96,18 @@ def adopt(target: str, implied: Sequence[bytes], lowers: Sequence[str]) -> None:
     Overlayfs shows the uppermost directory's attributes: without this, a layer that holds ``tmp/x`` but not ``tmp/``
     would turn a 1777 /tmp into 0755. ``lowers`` are the layers below, topmost first.
     """
+    below: list[tuple[bytes, os.stat_result]] = []
+    absent: set[bytes] = set()
+    for path in implied:
+        found = _find_below(lowers, path) if path.rpartition(b"/")[0] not in absent else None
+        if found is None:
+            absent.add(path)
+        else:
+            below.append((path, found))
     root = os.open(target, _DIRECTORY | os.O_CLOEXEC)
     try:
-        for path in reversed(implied):
-            found = _find_below(lowers, path)
-            if found is not None:
-                _restyle(root, path, found)
+        for path, found in reversed(below):
+            _restyle(root, path, found)
     finally:
         os.close(root)
 
@@ -138,7 +151,12 @@ def _stat_inside(root: int, path: bytes) -> os.stat_result:
 
 
 def _restyle(root: int, path: bytes, found: os.stat_result) -> None:
-    fd = openat2(root, path or b".", _DIRECTORY | os.O_NOFOLLOW, resolve=_INSIDE)
+    try:
+        fd = openat2(root, path or b".", _DIRECTORY | os.O_NOFOLLOW, resolve=_INSIDE)
+    except OSError as error:
+        if error.errno in _REPLACED:
+            return
+        raise
     try:
         _own(fd, found.st_uid, found.st_gid)
         os.fchmod(fd, stat.S_IMODE(found.st_mode))
@@ -188,6 +206,7 @@ class _Writer:
         self._open: dict[bytes, int] = {}
         self._described: dict[bytes, Entry] = {}  # directories, to be finished when nothing touches them any more
         self._implied: dict[bytes, None] = {}
+        self._implied_bytes = 0
         self._bytes = _ALLOCATION
         self._inodes = 1
         self._file_bytes = 0
@@ -196,9 +215,7 @@ class _Writer:
 
     def add(self, entry: Entry, inflow: Inflow) -> None:
         """Place one entry, taking its content from ``inflow``."""
-        self._entries += 1
-        if self._entries > ENTRIES_MAX:
-            raise ResourceExhausted(f"{self._subject} holds more than {ENTRIES_MAX} entries")
+        self._admit()
         path = self._inside(entry.path)
         try:
             self._place(path, entry, inflow)
@@ -208,6 +225,11 @@ class _Writer:
             what = f"{entry.path!r} ({entry.kind.value}) of {self._subject}"
             raise DataLoss(f"{what} holds what no filesystem takes: {error}") from error
 
+    def _admit(self) -> None:
+        self._entries += 1
+        if self._entries > ENTRIES_MAX:
+            raise ResourceExhausted(f"{self._subject} holds more than {ENTRIES_MAX} entries")
+
     def finish(self) -> None:
         """Set modes and times of directories, the deepest first: placing a file would have changed them again."""
         for path in sorted(self._described, reverse=True):
@@ -215,8 +237,8 @@ class _Writer:
             try:
                 fd = openat2(self._root, path or b".", _DIRECTORY | os.O_NOFOLLOW, resolve=_INSIDE)
             except OSError as error:
-                if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
-                    continue  # replaced through another name, by way of a symlink
+                if error.errno in _REPLACED:
+                    continue
                 raise self._failed(error, entry) from error
             try:
                 self._style(fd, entry)
@@ -367,12 +389,19 @@ class _Writer:
             link = os.readlink(name, dir_fd=parent)
         except OSError:  # the usual case: nothing, or no link
             if self._make_directory(parent, path):
-                self._implied[path] = None
+                self._imply(path)
         else:
             if hops >= _HOPS_MAX:
                 raise DataLoss(f"{self._subject} holds links that lead in a circle at {path!r}")
             self._parent(self._inside(link if link.startswith(b"/") else parent_path + b"/" + link), hops + 1)
         return openat2(self._root, path, _DIRECTORY, resolve=_INSIDE)
+
+    def _imply(self, path: bytes) -> None:
+        self._admit()
+        self._implied[path] = None
+        self._implied_bytes += len(path)
+        if self._implied_bytes > IMPLIED_BYTES_MAX:
+            raise ResourceExhausted(f"{self._subject} uses too many directories without describing them")
 
     def _make_directory(self, parent: int, path: bytes) -> bool:
         """Make a directory, over whatever has its name; False if it was there."""
@@ -410,10 +439,10 @@ class _Writer:
         name = path.rpartition(b"/")[2]
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
-            self._clear_directory(parent, name)
-            for known in (self._described, self._implied):
-                for gone in [each for each in known if each == path or each.startswith(path + b"/")]:
-                    del known[gone]
+            for inner in self._clear_directory(parent, name):
+                gone = path + inner
+                self._described.pop(gone, None)
+                self._implied.pop(gone, None)
         else:
             self._uncount(found)
             os.unlink(name, dir_fd=parent)
@@ -422,8 +451,11 @@ class _Writer:
             for cached in [each for each in self._open if self._open[each] != parent]:
                 os.close(self._open.pop(cached))
 
-    def _clear_directory(self, parent: int, name: bytes) -> None:
-        for _, directories, files, fd in os.fwalk(name, topdown=False, dir_fd=parent):
+    def _clear_directory(self, parent: int, name: bytes) -> list[bytes]:
+        """Remove a tree; returns what stood behind its name in the paths of its directories."""
+        gone: list[bytes] = []
+        for path, directories, files, fd in os.fwalk(name, topdown=False, dir_fd=parent):
+            gone.append(path[len(name) :])
             for each in files:
                 self._uncount(os.stat(each, dir_fd=fd, follow_symlinks=False))
                 os.unlink(each, dir_fd=fd)
@@ -436,6 +468,7 @@ class _Writer:
                 self._uncount(found)
         self._uncount(os.stat(name, dir_fd=parent, follow_symlinks=False))
         os.rmdir(name, dir_fd=parent)
+        return gone
 
     # -------------------------------------------------------------- attributes
 

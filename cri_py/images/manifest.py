@@ -27,6 +27,9 @@ INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 CONFIG_TYPES: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 MANIFEST_LIMIT: Final = 4 << 20  # distribution-spec: registries should take 4 MiB; more is refused
 CONFIG_LIMIT: Final = 8 << 20
+MEDIA_TYPE_LIMIT: Final = 255  # RFC 6838 §4.2: 127 for each half; they are remembered, listed and logged
+PLATFORM_SHOWN: Final = 80  # characters, for messages: those of strangers may be of any length
+PLATFORMS_TOLD: Final = 20
 
 _Document = TypeVar("_Document")
 
@@ -44,7 +47,7 @@ class Platform:
     variant: str = ""
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)[:PLATFORM_SHOWN]
 
 
 # 64-bit processors run the 32-bit programs of their family, but for some arm64 servers; peers try these last, too.
@@ -143,7 +146,7 @@ def parse_manifest(content: bytes, content_type: str, subject: str) -> Index | M
     for schema 1 and other unusable kinds.
     """
     document = _decoded(content, _DocumentJson, f"the manifest of {subject}")
-    media_type = document.media_type or content_type.partition(";")[0].strip()
+    media_type = _named(document.media_type or content_type.partition(";")[0].strip(), subject)
     if document.schema_version == 1:
         hint = "push it again with a current tool"
         raise InvalidArgument(f"{subject} is a schema 1 manifest, which no digest protects", hint=hint)
@@ -155,8 +158,8 @@ def parse_manifest(content: bytes, content_type: str, subject: str) -> Index | M
     if document.config is not None and document.layers is not None and media_type not in INDEX_TYPES:
         layers = tuple(_descriptor(entry, subject) for entry in document.layers)
         config = _descriptor(document.config, subject)
-        is_image = config.media_type in CONFIG_TYPES
-        return Manifest(config, layers, "" if is_image else document.artifact_type or config.media_type or "unknown")
+        artifact_type = _named(document.artifact_type, subject) or config.media_type or "unknown"
+        return Manifest(config, layers, "" if config.media_type in CONFIG_TYPES else artifact_type)
     raise DataLoss(f"{subject} is neither an image nor an index but {media_type or 'something without a media type'}")
 
 
@@ -206,8 +209,10 @@ def fitting(index: Index, wanted: Platform, subject: str) -> tuple[Descriptor, .
     fits = sorted((rank, position) for rank, position in ranked if rank is not None)
     if fits:
         return tuple(index.manifests[position] for _, position in fits)
-    there = ", ".join(str(entry.platform) for entry in index.manifests) or "nothing"
-    raise NotFound(f"{subject} has no image for {wanted}", hint=f"it holds: {there}")
+    platforms = list(dict.fromkeys(str(entry.platform) for entry in index.manifests))
+    there = ", ".join(platforms[:PLATFORMS_TOLD]) or "nothing"
+    more = f" and {len(platforms) - PLATFORMS_TOLD} more" if len(platforms) > PLATFORMS_TOLD else ""
+    raise NotFound(f"{subject} has no image for {wanted}", hint=f"it holds: {there}{more}")
 
 
 def chain_ids(diff_ids: Sequence[Digest]) -> tuple[ChainId, ...]:
@@ -251,9 +256,16 @@ def _platform(found: _PlatformJson) -> Platform:
 
 def _descriptor(found: _DescriptorJson, subject: str) -> Descriptor:
     if found.size < 0:
-        raise DataLoss(f"the manifest of {subject} gives {found.digest} a negative size")
+        raise DataLoss(f"the manifest of {subject} gives {found.digest[:80]} a negative size")
     platform = _platform(found.platform) if found.platform is not None and found.platform.architecture else None
-    return Descriptor(found.media_type, _digest(found.digest, subject), found.size, platform)
+    return Descriptor(_named(found.media_type, subject), _digest(found.digest, subject), found.size, platform)
+
+
+def _named(media_type: str, subject: str) -> str:
+    """The media type itself, if it may be one."""
+    if len(media_type) > MEDIA_TYPE_LIMIT or not media_type.isprintable():
+        raise DataLoss(f"the manifest of {subject} names the media type {media_type[:80]!r}, which can't be one")
+    return media_type
 
 
 def _digest(text: str, subject: str) -> Digest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
@@ -23,13 +23,18 @@ RETIRED: Final = "retired"  # removed, but containers still use its layers
 class ImageRecord:
     """An image, the digests of the manifest and index that led to it, its config as it came, and its layers' blobs.
 
-    Records of before blobs were kept have no ``layers``.
+    Records of before blobs were kept have no ``layers``. ``discarded``: the layers' blobs went once they were unpacked.
     """
 
     image: Image
     manifests: tuple[Digest, ...]
     config_file: bytes = b""
     layers: tuple[Descriptor, ...] = ()
+    discarded: bool = False
+
+    def without_layers(self) -> ImageRecord:
+        """It, once the blobs of its layers are discarded; an artifact is nothing but its blobs, and stays as it is."""
+        return self if self.image.artifact_type else replace(self, discarded=True)
 
     def blobs(self, *, layers: bool) -> tuple[Digest, ...]:
         """The content that belongs to it: manifests, config and, if kept, layers."""
@@ -41,16 +46,17 @@ class _Body(msgspec.Struct):
     image: Image
     manifests: tuple[Digest, ...]
     layers: tuple[Descriptor, ...] = ()
+    discarded: bool = False
 
 
 def encode(record: ImageRecord) -> Put:
-    body = msgspec.json.encode(_Body(record.image, record.manifests, record.layers))
+    body = msgspec.json.encode(_Body(record.image, record.manifests, record.layers, record.discarded))
     return Put(IMAGE, record.image.id, body, record.config_file)
 
 
 def decode(put: Put) -> ImageRecord:
     body = msgspec.json.decode(put.body, type=_Body)
-    return ImageRecord(body.image, body.manifests, put.verbatim, body.layers)
+    return ImageRecord(body.image, body.manifests, put.verbatim, body.layers, body.discarded)
 
 
 def encode_retired(image: Image) -> Put:
@@ -59,6 +65,27 @@ def encode_retired(image: Image) -> Put:
 
 def decode_retired(put: Put) -> tuple[ChainId, ...]:
     return msgspec.json.decode(put.body, type=tuple[ChainId, ...])
+
+
+def merged(record: ImageRecord, known: Mapping[ImageId, ImageRecord]) -> ImageRecord:
+    """The record, if its image is here already with what that has: the same config may come by another manifest."""
+    here = known.get(record.image.id)
+    if here is None:
+        return record
+    manifests = tuple(dict.fromkeys(here.manifests + record.manifests))
+    before = () if here.discarded and not record.discarded else here.layers  # their blobs are not here
+    layers = tuple(dict.fromkeys(before + record.layers))
+    return replace(here, manifests=manifests, layers=layers, discarded=record.discarded)
+
+
+def verbose(record: ImageRecord) -> bytes:
+    """JSON with the chain id and the whole image config, or the blobs of an artifact."""
+    image = record.image
+    if image.artifact_type:
+        blobs = [{"mediaType": each.media_type, "digest": each.digest, "size": each.size} for each in record.layers]
+        return msgspec.json.encode({"artifactType": image.artifact_type, "blobs": blobs})
+    top = image.chain_ids[-1] if image.chain_ids else ""
+    return msgspec.json.encode({"chainID": top, "imageSpec": msgspec.Raw(record.config_file)})
 
 
 def attach(records: Iterable[ImageRecord], record: ImageRecord, ref: ImageRef, digest: Digest) -> list[ImageRecord]:

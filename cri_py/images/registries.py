@@ -18,10 +18,13 @@ from cri_py.images import endpoints as routes
 from cri_py.images.auth import Credentials
 from cri_py.images.credentials import AuthFiles
 from cri_py.images.endpoints import SYSTEM_TRUST, Endpoint
+from cri_py.images.flights import on_thread
 from cri_py.images.hosts import CertsDirectories, by_hosts_file
 from cri_py.images.reference import ImageRef, parse_ref, short_name
 from cri_py.images.registries_conf import ConfFiles, by_registry
-from cri_py.images.registry import Patience, Repository
+from cri_py.images.registry import FetchedManifest, Patience, Repository
+from cri_py.images.signatures import Verifiers, parse_policy
+from cri_py.images.tables import Fresh
 from cri_py.images.tokens import Logins
 from cri_py.images.transport import Pace, Transport
 from cri_py.model import RegistryAuth
@@ -50,6 +53,8 @@ class Registries:
         # Of its own, and no thread of the disk's: a helper may take its whole time.
         self._threads = ThreadPoolExecutor(CREDENTIAL_THREADS, "credentials")
         self._transport = Transport(Pace(config.pull_progress_timeout_s, config.pull_minimum_bytes_per_s), environment)
+        self._policy = Fresh(parse_policy)
+        self._verifiers = Verifiers(config.image_verifiers, environment, config.image_verifier_timeout_s)
         self._logins = Logins(self._transport, self._credentials, clock_s)
         self._patience = Patience(config.pull_attempts, config.pull_retry_wait_s, chance, sleep)
 
@@ -68,12 +73,25 @@ class Registries:
     async def repository(self, ref: ImageRef, auth: RegistryAuth | None) -> Repository:
         """Where ``ref`` is pulled from, with the credentials ``auth`` that came with the request.
 
-        Raises ConfigError that names file and line, FailedPrecondition for a blocked registry.
+        Raises ConfigError that names file and line, FailedPrecondition for a blocked registry,
+        SignatureValidationFailed for what the policy refuses.
         """
+        policy = self._policy.get(self._config.signature_policy) if self._config.signature_policy else None
+        if policy is not None:
+            policy.admit(ref)
         found = [self._trusting(endpoint) for endpoint in self._routes(ref)]
         return Repository(
             ref, found, auth=auth, transport=self._transport, logins=self._logins, patience=self._patience
         )
+
+    def verifies(self) -> bool:
+        """Whether programs want to see what is pulled, also what is here already."""
+        return bool(self._verifiers.programs())
+
+    async def admit(self, ref: ImageRef, manifest: FetchedManifest) -> None:
+        """Let them. Raises SignatureValidationFailed, or Unavailable or DeadlineExceeded if one can't tell."""
+        if self.verifies():
+            await on_thread(self._threads, self._verifiers.admit, ref, manifest)
 
     def _routes(self, ref: ImageRef) -> Sequence[Endpoint]:
         """The endpoints by the family that wins: our own, the host's hosts.toml, registries.conf, the default."""

@@ -42,7 +42,7 @@ COMPLAINT_S: Final = 5.0
 RETRY_AFTER_MAX_S: Final = 60.0  # a host that wants more is not waited for: the kubelet comes again by itself
 PROGRESS_BYTES: Final = 1 << 20  # a blob that got on by so much starts its attempts anew
 LOGINS_MAX: Final = 3
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 HOST_FAILURES: Final = (Unavailable, NotFound, PermissionDenied, DeadlineExceeded, DataLoss)
@@ -150,7 +150,7 @@ class Repository:
             content = await answer.body(MANIFEST_LIMIT)
             said = answer.header("Docker-Content-Digest")
             media_type = answer.header("Content-Type")
-        digest = expected or Digest(said if said.startswith(("sha256:", "sha512:")) else "sha256:")
+        digest = expected or Digest(said if said.startswith(("sha256:", "sha384:", "sha512:")) else "sha256:")
         algorithm = digest.partition(":")[0]
         found = Digest(f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}")
         if found != digest and (expected is not None or said):

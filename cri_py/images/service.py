@@ -6,19 +6,19 @@ import asyncio
 import functools
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Final
 
-import msgspec
 import structlog
 
 from cri_py import telemetry
 from cri_py.config import ImagesConfig
 from cri_py.errors import CriError, InvalidArgument, NotFound, PermissionDenied, Unavailable
-from cri_py.images import records
+from cri_py.images import records, usage
 from cri_py.images.artifacts import files_of, lay_out
 from cri_py.images.check import Kind, Recorded, Trouble, look
 from cri_py.images.content import Content, delete_files
@@ -26,7 +26,6 @@ from cri_py.images.downloads import Downloads
 from cri_py.images.flights import Flights, on_thread
 from cri_py.images.manifest import (
     MANIFEST_LIMIT,
-    Descriptor,
     Manifest,
     node_platform,
     parse_config,
@@ -37,15 +36,13 @@ from cri_py.images.records import ImageRecord
 from cri_py.images.reference import ImageRef, parse_ref
 from cri_py.images.registries import Registries
 from cri_py.images.resolving import Resolved, resolve
-from cri_py.images.snapshots import RECORD, FollowBlob, Layer, Snapshots, first_of, remove_tree
+from cri_py.images.snapshots import RECORD, FollowBlob, Layer, Snapshots, Taken, remove_tree, take_all
 from cri_py.images.syncs import Syncs
 from cri_py.images.workers import Workers
 from cri_py.kernel import faults
 from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageId, Nanos, RegistryAuth
-from cri_py.state.store import Change, Delete, Put, Store
+from cri_py.state.store import Change, Delete, Store
 
-INDEX_DEPTH: Final = 4  # an index may name another (image-spec image-index.md)
-LAYERS_MAX: Final = 500  # what overlayfs stacks
 DISK_THREADS: Final = 2
 
 Wanted = tuple[Sequence[ImageRef], Resolved]  # an image, and the refs that it is to go by
@@ -84,6 +81,7 @@ class Images:
         self._records: dict[ImageId, ImageRecord] = {}
         self._retired: dict[ImageId, tuple[ChainId, ...]] = {}
         self._names: dict[str, ImageId] = {}
+        self._using: Counter[ImageId] = Counter()
 
     # ------------------------------------------------------------ from start to end
 
@@ -96,10 +94,22 @@ class Images:
         await on_thread(self._disk, self.content.settle, self._needed_blobs(record for _, record in decoded))
         await on_thread(self._disk, self._snapshots.sweep)
         self._records = {record.image.id: self._pinned(record) for _, record in decoded}
+        changes += self._mark_discarded()
         for put in stored[records.RETIRED]:
             self._retired[ImageId(put.key)] = records.decode_retired(put)
         telemetry.IMAGES.read_by(lambda: {"": len(self._records)})
-        await self._reconcile(changes)
+        with ExitStack() as held:  # which containers there are is not known yet: what one may use stays for ``collect``
+            for image_id in self._records:
+                held.enter_context(self.using(image_id))
+            await self._reconcile(changes)
+
+    def _mark_discarded(self) -> list[Change]:
+        """Remember which layers' blobs are not kept any more, for when they are to be kept again."""
+        if not self._config.discard_unpacked_layers:
+            return []
+        marked = [record.without_layers() for record in self._records.values() if not record.discarded]
+        self._records.update({record.image.id: record for record in marked})
+        return [records.encode(record) for record in marked]
 
     async def close(self) -> None:
         """Close connections and threads; pulls that run are cancelled by who asked for them, before."""
@@ -115,7 +125,7 @@ class Images:
 
         Equal pulls under way are joined. A caller who is cancelled takes the pull down unless others wait for it too.
         Raises InvalidArgument (the ref, an unusable kind of image), NotFound, PermissionDenied, Unavailable,
-        DeadlineExceeded, DataLoss, ResourceExhausted.
+        DeadlineExceeded, DataLoss, ResourceExhausted, SignatureValidationFailed.
         """
         candidates = self._registries.candidates(ref)
         began = self._clock()
@@ -147,10 +157,12 @@ class Images:
 
     async def _pull(self, ref: ImageRef, auth: RegistryAuth | None) -> Image:
         repository = await self._registries.repository(ref, auth)
-        meant = await repository.digest(ref.tag) if ref.tagged in self._names else None
+        cheap = ref.tagged in self._names and not self._registries.verifies()
+        meant = await repository.digest(ref.tag) if cheap else None
         if meant is not None and (known := await self._known(ref, meant)) is not None:
             return known
         first = await repository.manifest(ref.digest or ref.tag, ref.digest)
+        await self._registries.admit(ref, first)
         if (known := await self._known(ref, first.digest)) is not None:
             return known
         found = await resolve(first, repository, self.platform, str(ref))
@@ -189,7 +201,7 @@ class Images:
         record, stack = found.record(), found.stack()
         with self.progress.pull(subject, record.layers, self._present(stack)):
             if record.image.artifact_type:
-                await _take_all(record.layers, follow_blob)
+                await take_all(record.layers, follow_blob)
             await self._snapshots.prepare(stack, follow_blob, subject, whole=not self._config.discard_unpacked_layers)
 
     @property
@@ -245,7 +257,9 @@ class Images:
             changes: list[Change] = []
             ids, chain_ids = list[ImageId](), list[ChainId]()
             for refs, found in wanted:
-                record = _merged(found.record(), known)
+                record = found.record()
+                record = record.without_layers() if self._config.discard_unpacked_layers else record
+                record = records.merged(record, known)
                 attached = records.attach_all(known.values(), record, refs, found.digest)
                 changed.update({each.image.id: each for each in attached})
                 known.update(changed)
@@ -288,38 +302,38 @@ class Images:
 
         await on_thread(self._disk, work)
 
+    @contextmanager
+    def using(self, image_id: ImageId) -> Iterator[None]:
+        """Within the block the image counts as in use, as it will once a container that is being made is recorded."""
+        self._using[image_id] += 1
+        try:
+            yield
+        finally:
+            self._using[image_id] -= 1
+            self._using += Counter()  # drops what nobody uses any more
+
+    def _used(self) -> set[ImageId]:
+        return {*self._in_use(), *self._using}
+
     def verbose(self, image: Image) -> dict[str, str]:
         """``info``: JSON with the chain id and the whole image config, as ``crictl inspecti`` shows it."""
         record = self._records.get(image.id)
         if record is None:
             return {}
-        if image.artifact_type:
-            blobs = [{"mediaType": each.media_type, "digest": each.digest, "size": each.size} for each in record.layers]
-            return {"info": msgspec.json.encode({"artifactType": image.artifact_type, "blobs": blobs}).decode()}
-        top = image.chain_ids[-1] if image.chain_ids else ""
-        answer = {"chainID": top, "imageSpec": msgspec.Raw(record.config_file)}
-        return {"info": msgspec.json.encode(answer).decode()}
+        return {"info": records.verbose(record).decode()}
 
     async def filesystem_usage(self) -> list[FilesystemUsage]:
-        """What the layers take, from the sizes noted while they were unpacked."""
-        return [FilesystemUsage(self._root, self._snapshots.used_bytes, self._snapshots.inodes, self._clock())]
+        """What blobs and layers take, the latter from the sizes noted while they were unpacked."""
+        used_bytes, inodes = await on_thread(self._disk, self.content.usage)
+        used_bytes, inodes = used_bytes + self._snapshots.used_bytes, inodes + self._snapshots.inodes
+        return [FilesystemUsage(self._root, used_bytes, inodes, self._clock())]
 
     async def container_filesystem_usage(self) -> list[FilesystemUsage]:
         """What the containers' disk holds, if it is another than the images'; of all that is on it, as statvfs(3) tells
         without a walk."""
-        return await on_thread(self._disk, self._containers_disk)
-
-    def _containers_disk(self) -> list[FilesystemUsage]:
-        directory = os.path.join(os.path.dirname(self._root), "containers")
-        try:
-            apart = os.stat(directory).st_dev != os.stat(self._root).st_dev
-            disk = os.statvfs(directory)
-        except FileNotFoundError:
-            return []
-        if not apart:
-            return []
-        used, inodes = (disk.f_blocks - disk.f_bfree) * disk.f_frsize, disk.f_files - disk.f_ffree
-        return [FilesystemUsage(directory, used, inodes, self._clock())]
+        containers = os.path.join(os.path.dirname(self._root), "containers")
+        found = await on_thread(self._disk, usage.of_another_disk, containers, self._root)
+        return [] if found is None else [FilesystemUsage(containers, *found, self._clock())]
 
     # ------------------------------------------------------------- check and mend
 
@@ -330,10 +344,19 @@ class Images:
         recorded = Recorded(tuple(self._records.values()), self._snapshots.ready, retired, layers)
         directory = os.path.join(self._root, "layers")
         found = await on_thread(self._disk, functools.partial(look, recorded, self.content, directory, deep=deep))
-        found = [trouble for trouble in found if trouble.images or not self._wanted(trouble)]
+        found = [trouble for trouble in found if self._stands(trouble, recorded)]
         if repair:
             await self._repair(found)
         return found
+
+    def _stands(self, trouble: Trouble, recorded: Recorded) -> bool:
+        """Whether it is still so: images come and go while the disk is looked at."""
+        if not trouble.images:
+            return not self._wanted(trouble)
+        if not any(ImageId(each) in self._records for each in trouble.images):
+            return False
+        chain_id = ChainId(trouble.subject)
+        return trouble.kind is not Kind.LAYER or self._snapshots.ready.get(chain_id) == recorded.snapshots.get(chain_id)
 
     def _wanted(self, trouble: Trouble) -> bool:
         """Whether what looked orphaned belongs to a pull that was under way or has ended meanwhile."""
@@ -349,7 +372,7 @@ class Images:
 
     async def _repair(self, found: Iterable[Trouble]) -> None:
         """Delete what is damaged and what is orphaned, then make again what can be made."""
-        in_use, changes, blobless = self._in_use(), list[Change](), set[str]()
+        changes, blobless = list[Change](), set[str]()
         directories = []
         for trouble in found:
             if trouble.kind is Kind.DIRECTORY:
@@ -357,10 +380,9 @@ class Images:
             elif not trouble.images:
                 continue  # it goes with all that nobody needs
             elif trouble.kind is Kind.BLOB:
-                if not self.content.leased(Digest(trouble.subject)):
-                    await on_thread(self._disk, self.content.remove, Digest(trouble.subject))
+                if await self._drop_damaged(Digest(trouble.subject)):
                     blobless.update(trouble.images)
-            elif any(each in in_use for each in trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
+            elif self._used().intersection(trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
                 log.warning("a damaged layer is in use: remove the containers first", layer=trouble.subject)
             elif (chain_id := ChainId(trouble.subject)) in self._snapshots:
                 directories.append(self._snapshots.path(chain_id))
@@ -370,40 +392,60 @@ class Images:
         for directory in directories:
             await on_thread(self._disk, remove_tree, directory)
 
-    async def _reconcile(self, changes: list[Change], blobless: Collection[str] = ()) -> None:
+    async def _drop_damaged(self, digest: Digest) -> bool:
+        """Delete a blob unless it is sound by now, or on its way; whether it is missing then."""
+        if await on_thread(self._disk, self.content.intact, digest) or self.content.leased(digest):
+            return False
+        await on_thread(self._disk, delete_files, self.content.take_unneeded((), [digest]))
+        return True
+
+    async def _reconcile(self, changes: Sequence[Change], blobless: Collection[str] = ()) -> None:
         """Unpack lost layers again, from their blobs; forget images for which that can't be, and what nobody needs.
 
         ``blobless`` images, some of whose blobs are lost, stay if they can be run.
         """
-        for record in list(self._records.values()):
-            image_id = record.image.id
-            try:
-                if not all(chain_id in self._snapshots for chain_id in record.image.chain_ids):
-                    changes += await self._mend(record)
-            except CriError as error:
-                log.warning("image has lost layers and is forgotten: pull it again", image_id=image_id, why=str(error))
-                del self._records[image_id]
-                changes.append(Delete(records.IMAGE, image_id))
-                continue
-            if image_id in blobless:
-                log.warning("image has lost blobs: it runs, to export it pull it again", image_id=image_id)
-                self._records[image_id] = replace(record, layers=())
-                changes.append(records.encode(self._records[image_id]))
-        self._index()
         if changes:
             await self._store.commit(*changes)
-            self._snapshots.recorded([ChainId(each.key) for each in changes if isinstance(each, Put)])
+        for record in list(self._records.values()):
+            chain_ids = record.image.chain_ids
+            with self._snapshots.lease(chain_ids), self.content.lease(record.blobs(layers=True)):
+                failure = await self._mend(record)
+                async with self._lock:
+                    if record.image.id in self._records:  # else it was removed meanwhile
+                        await self._record_mended(record.image.id, failure, blobless)
+        self._index()
         await self._drop_unneeded()
 
-    async def _mend(self, record: ImageRecord) -> list[Change]:
-        """Unpack what is lost of an image; the records to be committed. Raises CriError if its blobs are gone, too."""
-        stack = await on_thread(self._disk, self._stack, record)
-        chain_ids, name = record.image.chain_ids, (*record.image.repo_tags, record.image.id)[0]
-        with self._snapshots.lease(chain_ids), self.content.lease(record.blobs(layers=True)):
+    async def _mend(self, record: ImageRecord) -> CriError | None:
+        """Unpack what is lost of an image, and leased; why that can't be, if its blobs are gone, too."""
+        if all(chain_id in self._snapshots for chain_id in record.image.chain_ids):
+            return None
+        name = (*record.image.repo_tags, record.image.id)[0]
+        try:
+            stack = await on_thread(self._disk, self._stack, record)
             await self._snapshots.prepare(stack, self._downloads.here, name, whole=False)
             await self._syncs.done()
+        except CriError as error:
+            return error
         log.info("layers unpacked again", image=name)
-        return self._snapshots.unrecorded(chain_ids)
+        return None
+
+    async def _record_mended(self, image_id: ImageId, failure: CriError | None, blobless: Collection[str]) -> None:
+        """Called with the lock held."""
+        record = self._records[image_id]
+        if failure is not None:
+            log.warning("image has lost layers and is forgotten: pull it again", image_id=image_id, why=str(failure))
+            await self._forget(record.image)
+            return
+        changes: list[Change] = self._snapshots.unrecorded(record.image.chain_ids)
+        if image_id in blobless:
+            log.warning("image has lost blobs: it runs, to export it pull it again", image_id=image_id)
+            record = replace(record, layers=())
+            changes.append(records.encode(record))
+        if changes:
+            await self._store.commit(*changes)
+            self._snapshots.recorded(record.image.chain_ids)
+            self._records[image_id] = record
 
     def _stack(self, record: ImageRecord) -> list[Layer]:
         """The image's layers, read from its manifest."""
@@ -454,16 +496,20 @@ class Images:
             image = self.find(ref_or_id)
             if image is None:
                 return
-            changes: list[Change] = [Delete(records.IMAGE, image.id)]
-            in_use = image.id in self._in_use()
-            if in_use:
-                changes.append(records.encode_retired(image))
-            await self._store.commit(*changes)
-            del self._records[image.id]
-            if in_use:
-                self._retired[image.id] = image.chain_ids
-            self._index()
+            await self._forget(image)
         await self._drop_unneeded()
+
+    async def _forget(self, image: Image) -> None:
+        """Drop its record, but keep in mind what containers use. Called with the lock held."""
+        changes: list[Change] = [Delete(records.IMAGE, image.id)]
+        in_use = image.id in self._used()
+        if in_use:
+            changes.append(records.encode_retired(image))
+        await self._store.commit(*changes)
+        del self._records[image.id]
+        if in_use:
+            self._retired[image.id] = image.chain_ids
+        self._index()
 
     async def tag(self, ref_or_id: str, tag: str) -> str:
         """Let a further tag name an image that is here; returns it in full. Raises NotFound, InvalidArgument."""
@@ -502,7 +548,7 @@ class Images:
         if not self._retired:
             return
         async with self._lock:
-            in_use = self._in_use()
+            in_use = self._used()
             unused = [image_id for image_id in self._retired if image_id not in in_use]
             if not unused:
                 return
@@ -517,16 +563,28 @@ class Images:
         Blobs go with the image, or with the pull that wanted them: those of retired images are of no use any more.
         """
         listed = await on_thread(self._disk, self.content.digests)
-        async with self._lock:
-            stacks = [record.image.chain_ids for record in self._records.values()]
-            needed = set(itertools.chain(*stacks, *self._retired.values()))
-            gone = self._snapshots.take_unneeded(needed)
-            if gone:
-                await self._store.commit(*(Delete(RECORD, chain_id) for chain_id, _ in gone))
-            blobs = self.content.take_unneeded(self._needed_blobs(self._records.values()), listed)
-        await on_thread(self._disk, delete_files, blobs)
-        for _, directory in gone:
-            await on_thread(self._disk, remove_tree, directory)
+        files, directories = list[str](), list[str]()
+        try:
+            async with self._lock:
+                stacks = [record.image.chain_ids for record in self._records.values()]
+                taken = self._snapshots.take_unneeded(set(itertools.chain(*stacks, *self._retired.values())))
+                files += self.content.take_unneeded(self._needed_blobs(self._records.values()), listed)
+                directories += taken.unrecorded
+                if taken.recorded:
+                    await self._drop_records(taken)
+                    directories += [self._snapshots.directory(each) for each in taken.recorded.values()]
+        finally:  # on a disk so full that no record can be written, what makes room goes all the same
+            await on_thread(self._disk, delete_files, files)
+            await on_thread(self._disk, self.content.drop_old_partials)
+            for directory in directories:
+                await on_thread(self._disk, remove_tree, directory)
+
+    async def _drop_records(self, taken: Taken) -> None:
+        try:
+            await self._store.commit(*(Delete(RECORD, chain_id) for chain_id in taken.recorded))
+        except CriError:
+            self._snapshots.put_back(taken)
+            raise
 
     def _needed_blobs(self, recorded: Iterable[ImageRecord]) -> set[Digest]:
         layers = not self._config.discard_unpacked_layers
@@ -540,27 +598,3 @@ class Images:
     def _pinned(self, record: ImageRecord) -> ImageRecord:
         pinned = records.pinned(record.image, self._config.pinned)
         return replace(record, image=replace(record.image, pinned=pinned))
-
-
-def _merged(record: ImageRecord, known: Mapping[ImageId, ImageRecord]) -> ImageRecord:
-    """The record, if its image is here already with what that has: the same config may come by another manifest."""
-    here = known.get(record.image.id)
-    if here is None:
-        return record
-    manifests = tuple(dict.fromkeys(here.manifests + record.manifests))
-    return replace(here, manifests=manifests, layers=tuple(dict.fromkeys(here.layers + record.layers)))
-
-
-async def _take_all(blobs: Iterable[Descriptor], follow_blob: FollowBlob) -> None:
-    """Make an artifact's blobs present; they are kept as they come."""
-
-    async def take(descriptor: Descriptor) -> None:
-        async with follow_blob(descriptor) as blob:
-            await blob.whole()
-
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for descriptor in dict.fromkeys(blobs):
-                tasks.create_task(take(descriptor))
-    except BaseExceptionGroup as failures:
-        raise first_of(failures) from failures

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from cri_py.errors import CriError, DataLoss, Internal, Unimplemented
+from cri_py.images.content import refused
 from cri_py.images.downloads import Following, Restarted, Watch, unwatched
 from cri_py.images.flights import Flights, on_thread
 from cri_py.images.layers import Unpacked, adopt
@@ -58,6 +59,14 @@ class Snapshot:
     file_bytes: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What nobody needs and nobody can get any more: snapshots whose records are still there, and directories."""
+
+    recorded: Mapping[ChainId, Snapshot]
+    unrecorded: Sequence[str]
+
+
 FollowBlob = Callable[[Descriptor], AbstractAsyncContextManager[Following]]
 
 
@@ -86,7 +95,11 @@ class Snapshots:
 
     def path(self, chain_id: ChainId) -> str:
         """The absolute directory of a snapshot that is there."""
-        return os.path.join(self._root, self._ready[chain_id].directory)
+        return self.directory(self._ready[chain_id])
+
+    def directory(self, snapshot: Snapshot) -> str:
+        """Its absolute directory."""
+        return os.path.join(self._root, snapshot.directory)
 
     def load(self, stored: Sequence[Put]) -> list[Change]:
         """Take over the records of an earlier life; returns those to be dropped because their directory is gone."""
@@ -168,13 +181,21 @@ class Snapshots:
         faults.trace("image recorded")
         self._recorded.update(chain_ids)
 
-    def take_unneeded(self, needed: Collection[ChainId]) -> list[tuple[ChainId, str]]:
-        """Forget what is neither needed nor leased; returns ids and directories, to be deleted in this order."""
+    def take_unneeded(self, needed: Collection[ChainId]) -> Taken:
+        """Forget what is neither needed nor leased. The caller deletes records first, then directories."""
         gone = [each for each in self._ready if each not in needed and each not in self._leases]
-        taken = [(each, self.path(each)) for each in gone]
+        recorded = {each: self._ready[each] for each in gone if each in self._recorded}
+        taken = Taken(recorded, [self.path(each) for each in gone if each not in recorded])
         for chain_id in gone:
             self.forget(chain_id)
         return taken
+
+    def put_back(self, taken: Taken) -> None:
+        """Their records could not be deleted, so they still count."""
+        for chain_id, snapshot in taken.recorded.items():
+            if chain_id not in self._ready:
+                self._add(chain_id, snapshot)
+                self._recorded.add(chain_id)
 
     def _add(self, chain_id: ChainId, snapshot: Snapshot) -> None:
         self._ready[chain_id] = snapshot
@@ -249,6 +270,21 @@ async def _fetch(layer: Layer, follow_blob: FollowBlob) -> None:
                 blob.rewind()
 
 
+async def take_all(blobs: Iterable[Descriptor], follow_blob: FollowBlob) -> None:
+    """Make an artifact's blobs present; they are kept as they come."""
+
+    async def take(descriptor: Descriptor) -> None:
+        async with follow_blob(descriptor) as blob:
+            await blob.whole()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for descriptor in dict.fromkeys(blobs):
+                tasks.create_task(take(descriptor))
+    except BaseExceptionGroup as failures:
+        raise first_of(failures) from failures
+
+
 async def _stands(blob: Following) -> bool:
     """Whether an error in what was read is the layer's own fault.
 
@@ -267,7 +303,7 @@ def _make_directory(path: str) -> None:
         os.mkdir(path)
         os.chmod(path, 0o755)  # noqa: S103 (a root directory; without umask, and without a set-gid bit from above)
     except OSError as error:
-        raise Internal(f"{path} can't be made: {error.strerror}") from error
+        raise refused(path, error) from error
 
 
 def remove_tree(path: str) -> None:

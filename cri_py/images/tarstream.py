@@ -16,6 +16,7 @@ from cri_py.images import sparse
 from cri_py.images.sparse import BLOCK, Extent
 
 NAME_RECORD_LIMIT: Final = 1 << 20  # bytes of one PAX header or GNU long name
+UNIVERSAL_LIMIT: Final = 16 << 10  # bytes of all that PAX headers say of all entries: each entry has it applied
 ID_MAX: Final = 2**32 - 2  # (uid_t)-1 means "leave alone" to chown(2)
 MTIME_MAX: Final = 2**34  # seconds; what ext4 stores, and far from overflow in ns
 
@@ -156,7 +157,9 @@ class _Pending:
         if self._extension is _NOTHING:
             self._extension = _Extension()
         if flag == b"g":
-            self._universal.update(_pax_records(content, self._subject))
+            self._universal |= _pax_records(content, self._subject)
+            if sum(len(key) + len(text) for key, text in self._universal.items()) > UNIVERSAL_LIMIT:
+                raise DataLoss(f"{self._subject} says more than {UNIVERSAL_LIMIT >> 10} KiB of all its entries at once")
         elif flag == b"x":
             self._own = _pax_records(content, self._subject)
         elif flag == b"L":
@@ -285,6 +288,7 @@ def _extension_content(inflow: Inflow, size: int, subject: str) -> bytes:
 def _pax_records(content: bytes, subject: str) -> dict[bytes, bytes]:
     """``LENGTH KEY=VALUE\\n`` repeated; the length counts itself."""
     records: dict[bytes, bytes] = {}
+    extents: list[bytes] = []
     position = 0
     while position < len(content):
         space = content.find(b" ", position, position + 10)
@@ -295,10 +299,13 @@ def _pax_records(content: bytes, subject: str) -> dict[bytes, bytes]:
         key, equals, text = content[space + 1 : end - 1].partition(b"=")
         if end <= space + 1 or content[end - 1 : end] != b"\n" or not equals:
             raise DataLoss(f"{subject} has a damaged PAX header")
-        if key in _REPEATED_PAX and _SPARSE_MAP in records:
-            text = records[_SPARSE_MAP] + b"," + text
-        records[_SPARSE_MAP if key in _REPEATED_PAX else key] = text
+        if key in _REPEATED_PAX:
+            extents.append(text)
+        else:
+            records[key] = text
         position = end
+    if extents:
+        records[_SPARSE_MAP] = b",".join(extents)
     return records
 
 

@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from cri_py.errors import ConfigError, DataLoss, DeadlineExceeded, Unavailable
+from cri_py.errors import ConfigError, DataLoss, DeadlineExceeded, PermissionDenied, Unavailable
 from cri_py.images.endpoints import DIAL_TIMEOUT_S, SYSTEM_TRUST, Trust
 from cri_py.images.proxies import proxy_for
 
@@ -150,8 +150,8 @@ class Transport:
     async def open(self, request: Request) -> AsyncIterator[Answer]:
         """Send the request, follow redirects, and hold the connection until the block ends.
 
-        Raises Unreachable, Unavailable (TLS, a redirect that leads nowhere), DeadlineExceeded (no byte in time),
-        ConfigError (a certificate file).
+        Raises Unreachable, Unavailable (TLS, a redirect that leads nowhere), PermissionDenied (a redirect that would
+        show a login to another host), DeadlineExceeded (no byte in time), ConfigError (a certificate file).
         """
         for _ in range(REDIRECTS_MAX):
             async with self._once(request) as answer:
@@ -176,10 +176,10 @@ class Transport:
             headers["Authorization"] = request.authorization
         context = await self._context(request.trust) if request.url.startswith("https:") else True
         idle_s = self._pace.idle_s
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=min(request.dial_timeout_s, idle_s), sock_read=self._pace.idle_s
-        )
-        async with _mapped(request.url, idle_s):
+        dial_s = min(request.dial_timeout_s, idle_s)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=dial_s, sock_read=idle_s)
+        # The library begins a wait anew at each byte: headers that drip would hold us for ever.
+        async with _mapped(request.url, idle_s), asyncio.timeout(dial_s + idle_s):
             response = await session.request(
                 request.method,
                 # encoded=True: a signed URL must reach its host byte by byte as the registry wrote it.
@@ -255,6 +255,8 @@ def _redirected(request: Request, location: str) -> Request:
         raise Unavailable(f"{origin(request.url)} redirects to what is no http(s) URL")
     if origin(url) == origin(request.url):
         return replace(request, url=url)
+    if request.form is not None:
+        raise PermissionDenied(f"{origin(request.url)} sends a login on to {origin(url)}: no other host may see it")
     # Another host gets no secret of this one. What authorities it may have stays: a registry's storage often has
     # the certificate of the same makeshift authority.
     return replace(request, url=url, authorization="", own_headers=(), trust=replace(request.trust, clients=()))

@@ -48,7 +48,7 @@ class Reached(NamedTuple):
 
 
 class Starved(NamedTuple):
-    """As Reached, and nothing more can be read: an answer is awaited."""
+    """As Reached; what lies behind is not there yet and needed: an answer is awaited."""
 
     position: int
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from cri_py.errors import Aborted, CriError, Internal, ResourceExhausted
 from cri_py.images import unpacking
-from cri_py.images.layers import Unpacked, unpack
+from cri_py.images.layers import Unpacked, plain_most, unpack
 from cri_py.images.unpacking import Done, Failed, Frame, Job, Reached, Ready, Starved
 from cri_py.kernel import fds
 from cri_py.kernel.syscalls import prctl
@@ -43,14 +43,25 @@ class Growing:
 
     def read(self, size: int, /) -> bytes:
         while self.position >= self._available and not self._whole:
-            self._connection.send(unpacking.encode(Starved(self.position)))
-            frame = unpacking.decode(self._connection.recv(unpacking.PACKET_LIMIT) or _gone())
-            if not isinstance(frame, Ready):
-                raise Internal(f"the daemon answered {frame!r} to who waits for a blob")
-            self._available, self._whole = frame
+            self._await_more()
         piece = os.read(self._fd, min(size, self._available - self.position))
         self.position += len(piece)
         return piece
+
+    def vouch(self, plain: int) -> None:
+        """Wait until so much of the blob has come that ``plain`` bytes may be in it.
+
+        The size that a manifest claims proves nothing before all has come: a small bomb may claim to be a large layer.
+        """
+        while plain > plain_most(self._available) and not self._whole:
+            self._await_more()
+
+    def _await_more(self) -> None:
+        self._connection.send(unpacking.encode(Starved(self._available)))
+        frame = unpacking.decode(self._connection.recv(unpacking.PACKET_LIMIT) or _gone())
+        if not isinstance(frame, Ready):
+            raise Internal(f"the daemon answered {frame!r} to who waits for a blob")
+        self._available, self._whole = frame
 
 
 def serve(connection: socket.socket) -> None:
@@ -79,10 +90,12 @@ def serve(connection: socket.socket) -> None:
 
 def _work(job: Job, fd: int, connection: socket.socket) -> Unpacked:
     blob = Growing(fd, job, connection)
-    reported = time.monotonic()
+    reported, plain = time.monotonic(), 0
 
-    def watch(_: int) -> None:
-        nonlocal reported
+    def watch(count: int) -> None:
+        nonlocal reported, plain
+        plain += count
+        blob.vouch(plain)
         if time.monotonic() - reported > REPORT_S:
             connection.send(unpacking.encode(Reached(blob.position)))
             reported = time.monotonic()

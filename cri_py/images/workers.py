@@ -139,11 +139,16 @@ class _Worker:
         self._loop = asyncio.get_running_loop()
         self._silence_s = silence_s
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self.pid = _start(theirs.fileno())
-        ours.setblocking(False)
         self._connection = ours
-        self._pidfd = os.pidfd_open(self.pid)
+        try:
+            with theirs:
+                self.pid = _start(theirs.fileno())
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError as error:
+            ours.close()
+            said = f"no process can be started that unpacks: {error.strerror}"
+            raise Internal(said, hint="are there too many processes, or open files?") from error
+        ours.setblocking(False)
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._pidfd, self._reap)

@@ -6,12 +6,13 @@ a pause program in C, statically linked, takes a hundred.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import platform
+import stat
 import struct
 
-_BASE = 0x400000
-_HEADERS = 64 + 56
+from cri_py.kernel import elf
 
 _CODE = {
     "x86_64": bytes.fromhex("b822000000 0f05 ebf7".replace(" ", "")),  # again: mov eax, SYS_pause; syscall; jmp again
@@ -20,29 +21,37 @@ _CODE = {
         "<8I", 0xD2800000, 0xD2800001, 0xD2800002, 0xD2800003, 0xD2800004, 0x52800928, 0xD4000001, 0x17FFFFF9
     ),
 }
-_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine, elf(5)
+# AUDIT_ARCH_*, and calls: of the program, of what follows a signal, of a Python that executes it or says why not:
+# pause or ppoll, rt_sigreturn, restart_syscall, execveat, write, exit_group, brk, mmap, munmap
+_ALLOWED = {
+    "x86_64": (0xC000003E, (34, 15, 219, 322, 1, 231, 12, 9, 11)),
+    "aarch64": (0xC00000B7, (73, 139, 128, 281, 64, 94, 214, 222, 215)),
+}
+MODE = 0o111  # executed, never read: whoever executes it without capabilities is no process to look into
 
 
 def program(machine: str = "") -> bytes:
-    """The holder's ELF image for ``machine`` (as ``uname -m`` prints it; ours by default), elf(5)."""
-    machine = machine or platform.machine()
-    code = _CODE[machine]
-    size = _HEADERS + len(code)
-    identity = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header = struct.pack("<HHIQQQIHHHHHH", 2, _MACHINE[machine], 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)
-    return identity + header + segment + code
+    """The holder's ELF image for ``machine`` (as ``uname -m`` prints it; ours by default)."""
+    return elf.image(_CODE[elf.machine_or_ours(machine)], machine=machine)
+
+
+def pause_filter(machine: str = "") -> bytes:
+    """A seccomp filter (struct sock_filter, linux/filter.h) under which the program can wait and nothing else."""
+    architecture, calls = _ALLOWED[elf.machine_or_ours(machine)]
+    beyond = len(calls)
+    rows = [(0x20, 0, 0, 4), (0x15, 0, beyond + 1, architecture), (0x20, 0, 0, 0)]
+    rows += [(0x15, beyond - position, 0, number) for position, number in enumerate(calls)]
+    rows += [(0x06, 0, 0, 0x00050000 | errno.EPERM), (0x06, 0, 0, 0x7FFF0000)]
+    return b"".join(struct.pack("=HBBI", *row) for row in rows)
 
 
 def write_program(path: str) -> None:
-    """Put the program at ``path`` if it is not there yet, whole or not at all.
-
-    Nobody but root may read it: who executes what it can't read can't be traced, and a look through /proc/PID/root,
-    from a container that shares the holder's pid and user namespaces, would show the node's files (ptrace(2)).
-    """
-    if os.path.exists(path):
-        return
+    """Put the program at ``path`` if it is not there yet, whole or not at all."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_IMODE(os.stat(path).st_mode) == MODE:
+            return
     temporary = f"{path}.{os.getpid()}"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o711), "wb") as file:
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE), "wb") as file:
         file.write(program())
+        os.fchmod(file.fileno(), MODE)
     os.rename(temporary, path)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cri_py.errors import KernelError
 
-_GONE = (errno.ENOENT, errno.ESRCH)
+GONE = (errno.ENOENT, errno.ESRCH)
 
 
 class MountPoint(NamedTuple):
@@ -53,11 +53,12 @@ def read(path: str) -> bytes:
     return b"".join(parts)
 
 
-def _read_of(pid: int, file: str, proc: str) -> bytes | None:
+def read_of(pid: int, file: str, proc: str) -> bytes | None:
+    """The whole of a file of a process; None where it is gone."""
     try:
         return read(f"{proc}/{pid}/{file}")
     except KernelError as error:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return None
         raise
 
@@ -75,7 +76,7 @@ def stat_fields(raw: bytes) -> tuple[bytes, ...]:
 
 def start_ticks(pid: int, proc: str = "/proc") -> int | None:
     """When the process started, in clock ticks since boot (field 22): tells it from a later one with the same pid."""
-    raw = _read_of(pid, "stat", proc)
+    raw = read_of(pid, "stat", proc)
     return None if raw is None else int(stat_fields(raw)[19])
 
 
@@ -95,13 +96,13 @@ def own_start_ticks() -> int:
 
 def state(pid: int, proc: str = "/proc") -> str | None:
     """R, S, D, T, t, Z or X (field 3)."""
-    raw = _read_of(pid, "stat", proc)
+    raw = read_of(pid, "stat", proc)
     return None if raw is None else stat_fields(raw)[0].decode()
 
 
 def children(pid: int, proc: str = "/proc") -> tuple[int, ...] | None:
     """The children of the process's first thread; exact only while they stand still."""
-    raw = _read_of(pid, f"task/{pid}/children", proc)
+    raw = read_of(pid, f"task/{pid}/children", proc)
     return None if raw is None else tuple(int(word) for word in raw.split())
 
 
@@ -113,13 +114,13 @@ def parse_status(raw: bytes) -> dict[str, str]:
 
 def status(pid: int, proc: str = "/proc") -> dict[str, str] | None:
     """The fields of /proc/PID/status."""
-    raw = _read_of(pid, "status", proc)
+    raw = read_of(pid, "status", proc)
     return None if raw is None else parse_status(raw)
 
 
 def pss(pid: int, proc: str = "/proc") -> int | None:
     """Proportional set size in bytes: each shared page counted by its share."""
-    raw = _read_of(pid, "smaps_rollup", proc)
+    raw = read_of(pid, "smaps_rollup", proc)
     for line in (raw or b"").splitlines():
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) * 1024
@@ -177,7 +178,7 @@ def parse_cgroup(raw: bytes) -> tuple[Membership, ...]:
 
 def cgroup(pid: int, proc: str = "/proc") -> tuple[Membership, ...] | None:
     """In which cgroups the process is, one per hierarchy."""
-    raw = _read_of(pid, "cgroup", proc)
+    raw = read_of(pid, "cgroup", proc)
     return None if raw is None else parse_cgroup(raw)
 
 

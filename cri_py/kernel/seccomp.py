@@ -52,6 +52,15 @@ _UNKNOWN_SYSCALL = -1
 # The first number that means the same call on every architecture (Linux 5.1); later ones do too.
 _FIRST_COMMON_NUMBER = 424
 _X32_BIT = 0x40000000
+_PERMISSIVE = (_ACTIONS["SCMP_ACT_ALLOW"], _ACTIONS["SCMP_ACT_LOG"])
+# Calls since Linux 5.14, in the order of their numbers, which are the same on every architecture.
+_FIRST_NEWER = 447
+_NEWER_CALLS = """
+memfd_secret process_mrelease futex_waitv set_mempolicy_home_node cachestat fchmodat2 map_shadow_stack futex_wake
+futex_wait futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat
+getxattrat listxattrat removexattrat open_tree_attr file_getattr file_setattr
+"""
+_NEWER = {name: number for number, name in enumerate(_NEWER_CALLS.split(), _FIRST_NEWER)}
 
 
 class _Comparison(ctypes.Structure):
@@ -83,9 +92,10 @@ def profile_key(profile: Mapping[str, Any]) -> str:
 def compile_profile(profile: Mapping[str, Any]) -> bytes:
     """Compile a ``linux.seccomp`` object of an OCI document into BPF (an array of struct sock_filter).
 
-    Calls that this libseccomp doesn't know are left out, as every OCI runtime does: the default action meets them. With
-    SCMP_ACT_ERRNO as default, calls newer than all that the profile names get ENOSYS instead, because a C library
-    falls back to an older call on that error only.
+    Calls that this libseccomp doesn't know are left out, as every OCI runtime does: the default action meets them. But
+    where that is to allow them, and the rule is not, leaving out would be less than was asked for: such calls are met
+    by their number, or the profile is refused. With SCMP_ACT_ERRNO as default, calls newer than all that the profile
+    names get ENOSYS instead, because a C library falls back to an older call on that error only.
 
     Raises InvalidArgument that names the word which isn't understood, FailedPrecondition without libseccomp.
     """
@@ -97,14 +107,16 @@ def compile_profile(profile: Mapping[str, Any]) -> bytes:
     try:
         library.seccomp_attr_set(context, _ATTRIBUTE_OPTIMIZE, 2)
         _set_architectures(library, context, profile.get("architectures") or ())
-        newest = _FIRST_COMMON_NUMBER
+        newest, met = _FIRST_COMMON_NUMBER, b""
         for rule in profile.get("syscalls") or ():
-            newest = max(newest, _add_rule(library, context, rule, default))
+            number, unknown = _add_rule(library, context, rule, default)
+            newest = max(newest, number)
+            met += _meet(unknown, rule, default)
         compiled = _export(library, context)
     finally:
         library.seccomp_release(context)
     if profile["defaultAction"] != "SCMP_ACT_ERRNO":
-        return compiled
+        return met + compiled
     return (_HIDE_SOCKETCALL if _looks_into_socket(profile) else b"") + _refuse_newer_than(newest) + compiled
 
 
@@ -175,8 +187,8 @@ def _action(word: str, number: int | None) -> int:
     return _ACTIONS[word] | ((errno.EPERM if number is None else number) & 0xFFFF)
 
 
-def _add_rule(library: ctypes.CDLL, context: int, rule: Mapping[str, Any], default: int) -> int:
-    """Add one entry of ``syscalls``; returns the greatest number of a call that it names."""
+def _add_rule(library: ctypes.CDLL, context: int, rule: Mapping[str, Any], default: int) -> tuple[int, list[str]]:
+    """Add one entry of ``syscalls``; returns the greatest number of a call that it names, and names without one."""
     for condition in ("includes", "excludes"):
         if rule.get(condition):
             raise InvalidArgument(
@@ -184,18 +196,37 @@ def _add_rule(library: ctypes.CDLL, context: int, rule: Mapping[str, Any], defau
                 hint="conditions on capabilities and kernels are decided before a profile is compiled",
             )
     action = _action(rule["action"], rule.get("errnoRet"))
-    newest = _UNKNOWN_SYSCALL
+    newest, unknown = _UNKNOWN_SYSCALL, []
     alternatives = list(_alternatives(rule.get("args") or ()))
     for name in rule["names"]:
         number = library.seccomp_syscall_resolve_name(name.encode())
         newest = max(newest, number)
-        if number == _UNKNOWN_SYSCALL or action == default:  # libseccomp refuses rules that change nothing
+        if number == _UNKNOWN_SYSCALL:
+            unknown.append(name)
+            continue
+        if action == default:  # libseccomp refuses rules that change nothing
             continue
         for comparisons in alternatives:
             array = (_Comparison * len(comparisons))(*comparisons)
             result = library.seccomp_rule_add_array(context, action, number, len(comparisons), array)
             _check(result, "seccomp_rule_add", name, ignore=errno.EEXIST)
-    return newest
+    return newest, unknown
+
+
+def _meet(names: Sequence[str], rule: Mapping[str, Any], default: int) -> bytes:
+    """Instructions that go in front, for calls that libseccomp can't name and that the default would let pass."""
+    action = _action(rule["action"], rule.get("errnoRet"))
+    if default not in _PERMISSIVE or action in _PERMISSIVE:
+        return b""
+    instructions = b""
+    for name in names:
+        if name not in _NEWER or rule.get("args"):
+            raise InvalidArgument(
+                f"the seccomp profile is to block {name!r}, which neither libseccomp nor this version can name",
+                hint="is it misspelled? else leave it out, or install a newer libseccomp",
+            )
+        instructions += _instructions((_LOAD, 0, 0, 0), (_IF_EQUAL, 0, 1, _NEWER[name]), (_RETURN, 0, 0, action))
+    return instructions
 
 
 def _alternatives(arguments: Sequence[Mapping[str, Any]]) -> Iterator[list[_Comparison]]:

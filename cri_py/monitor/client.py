@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from cri_py.errors import (
-    CriError,
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
@@ -24,13 +23,23 @@ from cri_py.errors import (
 from cri_py.kernel import faults
 from cri_py.monitor import protocol, transport
 
+
+class StepFailed(Exception):
+    """A step of an exec's program failed with an errno; the caller, who wrote it, has the words for it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"step and errno {text}")
+        self.step, self.errno = map(int, text.split())
+
+
 SOCKET_NAME: Final = "monitor.sock"
-_ERRORS: Final[dict[str, type[CriError]]] = {
+_ERRORS: Final[dict[str, Callable[[str], Exception]]] = {
     "start": StartError,
     "state": FailedPrecondition,
     "missing": NotFound,
     "invalid": InvalidArgument,
     "failed": Internal,
+    "step": StepFailed,
 }
 
 

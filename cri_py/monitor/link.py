@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
+import sys
+import termios
 import time
 from collections import deque
 from itertools import islice
@@ -15,6 +18,7 @@ READ_BYTES = 128 << 10
 _UNSENT_MOST = 128 << 10  # beyond which nothing more is taken from the process, or from a client
 _SENT_AT_ONCE = 64  # pieces; IOV_MAX is 1024
 _LINGER_S = 5.0
+_OVER = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
 class Interests:
@@ -24,9 +28,10 @@ class Interests:
         self._poll = select.poll()
         self._masks: dict[int, int] = {}
 
-    def want(self, fd: int, *, read: bool = False, write: bool = False) -> None:
-        """From now on. With neither, ends and errors are not looked for either."""
-        mask = (select.POLLIN if read else 0) | (select.POLLOUT if write else 0)
+    def want(self, fd: int, *, read: bool = False, write: bool = False, end: bool = False) -> None:
+        """From now on. ``end``: that a socket's other side sends nothing more. With none of them, errors are not looked
+        for either."""
+        mask = (select.POLLIN if read else 0) | (select.POLLOUT if write else 0) | (select.POLLRDHUP if end else 0)
         if mask == self._masks.get(fd, 0):
             return
         if not mask:
@@ -54,6 +59,7 @@ class Link:
         self._session = session
         self._unsent: deque[memoryview] = deque([memoryview(answer)])
         self._waiting = len(answer)
+        self._reads = False
         self.received = 0
         self.sent = 0
         self.active_at = time.monotonic()
@@ -68,12 +74,17 @@ class Link:
         return self._waiting < _UNSENT_MOST
 
     def register(self, interests: Interests) -> None:
-        """Ask for what this end waits for."""
-        reads = self._session.wants_input and self._waiting < 2 * _UNSENT_MOST
-        interests.want(self.fd, read=reads, write=bool(self._unsent))
+        """Ask for what this end waits for. A client that is not read from may leave all the same."""
+        self._reads = self._session.wants_input and self._waiting < 2 * _UNSENT_MOST
+        interests.want(self.fd, read=self._reads, write=bool(self._unsent), end=not self._reads)
 
-    def receive(self) -> list[Event]:
-        """Read once. Raises OSError if the connection broke."""
+    def receive(self, mask: int) -> list[Event]:
+        """What the client says, if ``mask``, poll's, tells of anything but room. Raises OSError if the connection
+        broke."""
+        if not mask & ~select.POLLOUT:
+            return []
+        if not self._reads:
+            return self._session.receive_eof() if mask & _OVER else []
         try:
             received = self._client.recv(READ_BYTES)
         except BlockingIOError:
@@ -97,26 +108,46 @@ class Link:
             self._waiting -= sent
             self._forget(sent)
 
-    def linger(self) -> None:
-        """Send the rest, and wait until the client has read it or some seconds have passed.
+    def linger(self, patience_s: float = _LINGER_S) -> None:
+        """Send the rest, and wait until the client has taken it all and closed.
 
         A socket that is closed with bytes unread resets the connection, and what the client has not read yet is lost.
+        ``patience_s``: how long a client may take nothing at all, for a pager may stand between. One that has all gets
+        some seconds to close.
         """
-        until = time.monotonic() + _LINGER_S
         interests = Interests()
         try:
             self.flush()
-            while self._unsent and time.monotonic() < until:
+            while self._unsent:
                 interests.want(self.fd, write=True)
-                interests.wait(until - time.monotonic())
+                if not interests.wait(patience_s):
+                    return
                 self.flush()
             self._client.shutdown(socket.SHUT_WR)
             interests.want(self.fd, read=True)
-            while time.monotonic() < until and interests.wait(until - time.monotonic()):
-                if not self._client.recv(READ_BYTES):
-                    return
+            self._await_end(interests, patience_s)
         except OSError:
             return  # the client has left already
+
+    def _await_end(self, interests: Interests, patience_s: float) -> None:
+        untaken, since = self._untaken(), time.monotonic()
+        until = since + _LINGER_S
+        while True:
+            if interests.wait(until - time.monotonic()) and not self._client.recv(READ_BYTES):
+                return
+            now = time.monotonic()
+            if now < until:
+                continue
+            left = self._untaken()
+            if not left or (left == untaken and now - since >= patience_s):
+                return
+            if left != untaken:
+                untaken, since = left, now
+            until = now + _LINGER_S
+
+    def _untaken(self) -> int:
+        """Bytes that the other side's kernel has not acknowledged (tcp(7), SIOCOUTQ)."""
+        return int.from_bytes(fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def _forget(self, sent: int) -> None:
         while sent:
@@ -138,6 +169,7 @@ class Outflow:
         return bool(self._parts)
 
     def put(self, payload: Buffer) -> None:
+        """Keep a copy: what a session gives is a view of what comes next into the same place."""
         self._parts.append(memoryview(bytes(payload)))
 
     @property

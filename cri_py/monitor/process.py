@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from cri_py.cgroups import Cgroups, ExecScope
-from cri_py.errors import CriError, FailedPrecondition
+from cri_py.cgroups import Cgroups
+from cri_py.errors import CriError, FailedPrecondition, KernelError
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER
 from cri_py.monitor import protocol, transport
-from cri_py.monitor.stream import Attached, Executed, Forwarded, Target, serve
-from cri_py.monitor.tracked import ContainerProcess, Create, ExecProcess, Missing, WrongState, exit_code
+from cri_py.monitor.stream import REPORT_BYTES, Attached, Executed, Forwarded, Target, report_of_killed, serve
+from cri_py.monitor.tracked import ContainerProcess, Create, ExecProcess, Missing, WrongState, end_scope, exit_code
 from cri_py.runtime import container, holder
 from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import BORN, READY, ChildError, Parent, said_text
@@ -46,7 +46,7 @@ class Executor(NamedTuple):
 
     hold: Callable[[holder.Own, bytes, int, Cgroups], int]
     create: Create
-    exec: Callable[[bytes, int, container.Stdio, ExecScope], tuple[int, Parent]]
+    exec: Callable[[int, int, container.Stdio], tuple[int, Parent]]
 
 
 OURS = Executor(holder.spawn, container.create, runtime_exec.start)
@@ -70,7 +70,7 @@ class Monitor:
         self._held = False  # there was a pod to keep
         self._containers: dict[bytes, ContainerProcess] = {}
         self._execs: dict[int, ExecProcess] = {}  # by pid
-        self._streams: dict[int, int] = {}  # pid of a stream process: the pipe of its report
+        self._streams: dict[int, tuple[int, Target]] = {}  # pid of a stream process: the pipe of its report, its target
         self._ending = False
         self._listener_fd = listener_fd
         self._connection: socket.SocketType | None = None
@@ -164,6 +164,8 @@ class Monitor:
         request = protocol.parse_request(frame)
         try:
             answer = self._serve(request, fds)
+        except runtime_exec.StepFailed as error:
+            self._tell(protocol.step_refusal(request.seq, *error.report))
         except (CriError, OSError, ChildError, Missing, WrongState) as error:
             self._tell(protocol.refusal(request.seq, _kind(error), str(error)))
         else:
@@ -317,11 +319,15 @@ class Monitor:
         if process.pid == 0 or process.ended or not process.started_at:
             raise WrongState(f"the container {container_id.decode()} is not running")
         scope = self._cgroups.exec_scope(process.cgroup, name.decode())
+        target = _held(process.pid)
         try:
-            pid, parent = self._executor.exec(request.body, process.pid, container.Stdio(*fds), scope)
+            *stdio, program = fds
+            pid, parent = self._executor.exec(program, target, container.Stdio(*stdio))
         except BaseException:
             scope.drop()
             raise
+        finally:
+            os.close(target)
         started = ExecProcess(request.seq, name, pid, parent, scope)
         self._execs[pid] = started
         self._watch(parent.fd, lambda: self._hear_exec(started, pid))
@@ -329,28 +335,26 @@ class Monitor:
     def _hear_exec(self, process: ExecProcess, pid: int) -> None:
         """The exec's last word, or the end of file that means execve."""
         try:
-            said = process.parent.hear()
+            process.failure = runtime_exec.hear(process.parent)
         except OSError:
-            said = []
+            process.failure = None
         self._forget(process.parent.fd)
         process.parent.close()
         process.heard = True
-        if said:
-            process.kind = "state" if said[1] == b"state" else "start"
-            process.error = said_text(said)
         if process.status is not None:
             self._finish_exec(self._execs.pop(pid))
 
     def _stream(self, request: protocol.Request, fds: list[int]) -> None:
         """Fork a process that speaks with one client; it lives by itself, and with us."""
         kind, container_id, name, stdin = request.words
-        target = self._target(kind, container_id, name, wants_stdin=stdin == b"1")
+        target = self._target(kind, container_id, name, fds, wants_stdin=stdin == b"1")
         try:
             report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            monitor = os.getpid()
             try:
                 pid = syscalls.clone3(0)
                 if pid == 0:
-                    serve(request.body, fds[0], report_end, target)
+                    serve(request.body, fds[0], report_end, target, monitor)
             except BaseException:
                 os.close(report)
                 raise
@@ -359,30 +363,37 @@ class Monitor:
         finally:
             for fd in target.fds():
                 os.close(fd)
-        self._streams[pid] = report
+        self._streams[pid] = report, target
 
-    def _target(self, kind: bytes, container_id: bytes, name: bytes, *, wants_stdin: bool) -> Target:
+    def _target(self, kind: bytes, container_id: bytes, name: bytes, fds: list[int], *, wants_stdin: bool) -> Target:
         """What a stream process works on."""
         if kind == b"portforward":
             if not self._holder:
                 raise WrongState("the pod is ending: its holder is gone")
-            return Forwarded(self._holder)
+            return Forwarded(syscalls.pidfd_open(self._holder))
         process = self._container(container_id)
         if not process.running:
             raise WrongState(f"the container {container_id.decode()} is not running")
         if kind == b"exec":
-            return Executed(process.pid, self._cgroups.exec_scope(process.cgroup, name.decode()))
-        return Attached(process.pid, process.take_stdin() if wants_stdin else -1, *process.tap())
-
-    def _stream_ended(self, report: int) -> None:
-        """Pass on what the process has said of its session; one that was killed has said nothing."""
+            scope = self._cgroups.exec_scope(process.cgroup, name.decode())
+            return Executed(_held(process.pid), scope, os.dup(fds[1]))
+        pidfd = _held(process.pid)
         try:
-            said = os.read(report, 4096)
+            return Attached(pidfd, process.take_stdin() if wants_stdin else -1, *process.tap())
+        except BaseException:
+            os.close(pidfd)
+            raise
+
+    def _stream_ended(self, report: int, target: Target) -> None:
+        """Pass on what the process has said of its session; one that was killed has said nothing, and left its exec."""
+        try:
+            said = os.read(report, REPORT_BYTES)
         except BlockingIOError:
             said = b""
         os.close(report)
-        if said:
-            self._tell(protocol.event(b"stream_end", said))
+        if not said and isinstance(target, Executed):
+            end_scope(target.scope)
+        self._tell(protocol.event(b"stream_end", said or report_of_killed(target)))
 
     def _kill_exec(self, name: bytes) -> None:
         for process in self._execs.values():
@@ -432,7 +443,7 @@ class Monitor:
                 self._tell(protocol.event(b"holder_exit"))
             return
         if pid in self._streams:
-            self._stream_ended(self._streams.pop(pid))
+            self._stream_ended(*self._streams.pop(pid))
             return
         if pid in self._execs:
             process = self._execs[pid]
@@ -465,12 +476,20 @@ class Monitor:
             self._tell(protocol.event(b"exit", process.ended))
 
     def _finish_exec(self, process: ExecProcess) -> None:
-        if process.error:
-            self._tell(protocol.refusal(process.seq, process.kind, process.error))
+        if process.failure is not None:
+            self._tell(protocol.step_refusal(process.seq, *process.failure))
         else:
             assert process.status is not None
             self._tell(protocol.answer(process.seq, b'{"code":%d}' % exit_code(process.status)))
         process.drop_scope()
+
+
+def _held(pid: int) -> int:
+    """A pidfd of a container's init that has not been reaped."""
+    try:
+        return syscalls.pidfd_open(pid)
+    except KernelError as error:
+        raise WrongState("the container is ending") from error
 
 
 def _kind(error: Exception) -> str:

@@ -19,9 +19,10 @@ Requests to a monitor and what they answer (times in Unix ns)::
     create   container.create's request + log, line_bytes, stdin, stdin_once, own_pids → {user, notes}
     start    {id}                                   → {pid, ticks, started_at}
     kill     {id, signal, all}                      → {}
-    exec     {id, name, process, user, seccomp}, fds: stdin, stdout, stderr → {code} once it has ended
+    exec     {id, name}, fds: stdin, stdout, stderr, the program of pods.exec_steps → {code} once it has ended
     kill_exec {id, name}                            → {}
-    stream   stream.serve's request, fd: the client → {} once it is in the hands of a process of its own
+    stream   stream.serve's request, fds: the client, for an exec also its program → {} once it is in the hands of a
+             process of its own
     reopen   {id}                                   → {}
     abandon  {id}                                   → {} once it has ended and is forgotten
     end      {}                                     → the monitor kills its holder and goes
@@ -29,7 +30,8 @@ Requests to a monitor and what they answer (times in Unix ns)::
 Events: ``up`` {pid}, ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {},
 ``stream_end`` {kind, received, sent, seconds, error}.
 A container's state: {state: created|running|exited, pid, ticks, started_at, user} and, exited, what ``exit`` has.
-An error's kind: start (the program can't be executed), state (wrong moment), missing, invalid (what was asked), failed.
+An error's kind: start (the program can't be executed), state (wrong moment), missing, invalid (what was asked), failed,
+and step: the text is the number of an exec's step and an errno, which the daemon puts into words.
 """
 
 from __future__ import annotations
@@ -135,6 +137,11 @@ def answer(seq: int, body: bytes = b"") -> bytes:
 
 def refusal(seq: int, kind: str, text: str) -> bytes:
     return b"%d\0%b\0%b" % (seq, kind.encode(), text.encode("utf-8", "surrogateescape"))
+
+
+def step_refusal(seq: int, step: int, number: int) -> bytes:
+    """That a step of an exec's program failed with this errno."""
+    return b"%d\0step\0%d %d" % (seq, step, number)
 
 
 def event(name: bytes, body: bytes = b"") -> bytes:

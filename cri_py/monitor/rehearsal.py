@@ -24,7 +24,8 @@ from functools import partial
 
 from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.cgroups.v1 import V1
-from cri_py.kernel import procfs
+from cri_py.kernel import procfs, steps
+from cri_py.kernel.constants import CLONE_PARENT
 from cri_py.monitor import protocol
 from cri_py.monitor.process import Executor, Monitor
 from cri_py.runtime import container, holder, mounts
@@ -44,6 +45,13 @@ _MOUNTS = [
 _NO_NAMESPACES: dict[str, object] = {
     **{"hostname": "", "ipc": False, "pid": False, "net": False, "uid_map": "", "gid_map": ""}
 }
+_EXEC = steps.program(
+    (
+        steps.Step("fcntl", (steps.REPORT_FD, 2, 1)),
+        steps.Step("clone3", ((CLONE_PARENT, *[0] * 10), 88), steps.Then.FORK),
+        steps.Step("exit_group", (0,)),
+    )
+)
 _DOCUMENT = json.dumps({"process": {"args": ["a"], "noNewPrivileges": True, "oomScoreAdj": 1.5}, "mounts": _MOUNTS})
 
 
@@ -89,10 +97,10 @@ def _play() -> None:
     """A pod with one container, one line of output and one exec, from up to end."""
     daemon, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     spare, listener = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with daemon, spare, open("/dev/null", "rb") as null:
+    with daemon, spare, open("/dev/null", "rb") as null, open(steps.in_memory(_EXEC), "rb") as program:
         monitor = Monitor("/dev/null", ours.detach(), listener.detach(), _NoGroups(()), _PRETENDING)
         monitor.greet()
-        for seq, (op, fields, fds) in enumerate(_script(null.fileno()), 1):
+        for seq, (op, fields, fds) in enumerate(_script(null.fileno(), program.fileno()), 1):
             socket.send_fds(daemon, [protocol.request(op, seq, fields)], fds)
             while _last_answer(daemon) != seq:
                 monitor.turn()
@@ -109,7 +117,7 @@ def _collect() -> None:
             return
 
 
-def _script(null: int) -> tuple[tuple[str, dict[str, object], tuple[int, ...]], ...]:
+def _script(null: int, program: int) -> tuple[tuple[str, dict[str, object], tuple[int, ...]], ...]:
     create = {
         **{
             "id": _ID,
@@ -126,7 +134,7 @@ def _script(null: int) -> tuple[tuple[str, dict[str, object], tuple[int, ...]], 
         ("hold", _NO_NAMESPACES | {"program": ""}, (null,)),
         ("create", {**create, "bundle": ""}, ()),
         ("start", {"id": _ID}, ()),
-        ("exec", {"id": _ID, "name": "exec-1", "process": {}}, (null, null, null)),
+        ("exec", {"id": _ID, "name": "exec-1"}, (null, null, null, program)),
         ("kill", {"id": _ID, "signal": signal.SIGKILL, "all": False}, ()),
         ("end", {}, ()),
     )
@@ -157,10 +165,6 @@ def _pretend_init(world: container.World, _body: bytes) -> None:
     _pretend_to_run(world.parent)
 
 
-def _pretend_exec(_body: bytes, _target: int, _stdio: container.Stdio, _scope: ExecScope, _parent: Parent) -> None:
-    os._exit(0)
-
-
 def _pretend_to_run(parent: Parent) -> None:
     os.close(parent.child_fd)  # as execve does
     signal.pause()
@@ -176,5 +180,5 @@ class _NoGroups(V1):
 _PRETENDING = Executor(
     hold=partial(holder.spawn, become=_pretend_holder),
     create=partial(container.create, init=_pretend_init),
-    exec=partial(runtime_exec.start, walk_in=_pretend_exec),
+    exec=runtime_exec.start,
 )

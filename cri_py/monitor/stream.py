@@ -1,6 +1,7 @@
 """The stream process: forked by the monitor for one client of an exec, attach or port-forward, it speaks its protocol.
 
-It has the client's socket from the daemon's front, and needs neither any more. It ends with its client, with what it
+It has the client's socket from the daemon's front, which has agreed with the client on what is spoken, and needs the
+daemon no more. It ends with its client, with what it
 works on, and with its monitor, and leaves no process, descriptor or terminal behind.
 """
 
@@ -11,96 +12,100 @@ import os
 import signal
 import socket
 import time
-from typing import NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from cri_py.cgroups import ExecScope
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import PR_SET_PDEATHSIG
 from cri_py.monitor.link import Link
-from cri_py.monitor.stream_command import AttachedProcess, CommandPump, ExecutedProcess, Process
+from cri_py.monitor.stream_command import CommandPump
 from cri_py.monitor.stream_forward import ForwardPump
+from cri_py.monitor.stream_process import AttachedProcess, ExecutedProcess, ExecutedTold, Process
 from cri_py.runtime.child import keep_only
-from cri_py.wire.channels import Streams
-from cri_py.wire.negotiation import Refusal, negotiate
+from cri_py.wire.channels import Agreement, Streams, Transport
 from cri_py.wire.session import port_forward, remote_command
+
+# A client may take its time before it opens its streams, so what it works on is held by a pidfd: a pid alone might be
+# that of a process outside of the container by then.
 
 
 class Executed(NamedTuple):
-    """A new process in the container whose init is ``pid``."""
+    """A new process in the container whose init ``pidfd`` holds."""
 
-    pid: int
+    pidfd: int
     scope: ExecScope
+    program: int  # a descriptor
 
     def fds(self) -> tuple[int, ...]:
-        return ()
+        return self.pidfd, self.program
 
 
 class Attached(NamedTuple):
     """The container's own process: the write end of its stdin, the read ends of its output, -1 for what it lacks."""
 
-    pid: int
+    pidfd: int
     stdin: int
     stdout: int
     stderr: int
 
     def fds(self) -> tuple[int, ...]:
-        return tuple(fd for fd in self[1:] if fd >= 0)
+        return tuple(fd for fd in self if fd >= 0)
 
 
 class Forwarded(NamedTuple):
-    """The network namespace of the pod whose holder is ``pid``."""
+    """The network namespace of the pod whose holder ``pidfd`` holds."""
 
-    pid: int
+    pidfd: int
 
     def fds(self) -> tuple[int, ...]:
-        return ()
+        return (self.pidfd,)
 
 
 Target: TypeAlias = Executed | Attached | Forwarded
+_ERROR_CHARACTERS = 500  # of at most 12 bytes each in JSON
+REPORT_BYTES = 8192
 _KINDS = {Executed: "exec", Attached: "attach", Forwarded: "portforward"}
 
 
-def serve(body: bytes, client_fd: int, report_fd: int, target: Target) -> NoReturn:
-    """In the child: until the session is over. ``body``: JSON {head {method, target, headers, rest}, stdio {stdin,
-    stdout, stderr, tty}, ports, idle_s}, of an exec also what ``runtime.exec.start`` takes."""
-    begun, error, link = time.monotonic(), "", None
+def serve(body: bytes, client_fd: int, report_fd: int, target: Target, monitor: int) -> NoReturn:
+    """In the child of the process ``monitor``: until the session is over. ``body``: JSON {transport, protocol, answer,
+    rest, stdio {stdin, stdout, stderr, tty}, ports, idle_s, words, owner}, these two of an exec only."""
     try:
-        syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        keep_only(client_fd, report_fd, *target.fds(), null_stdio=True)
-        procfs.set_own_name("cri-stream")
-        link, error = _converse(body, socket.socket(fileno=client_fd), target)
-    except BaseException as failure:
-        error = f"{type(failure).__name__}: {failure}"
-    finally:
+        begun, error, link = time.monotonic(), "", None
+        try:
+            syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != monitor:  # it died before that
+                os._exit(1)
+            keep_only(client_fd, report_fd, *target.fds(), null_stdio=True)
+            procfs.set_own_name("cri-stream")
+            link, error = _converse(body, socket.socket(fileno=client_fd), target)
+        except BaseException as failure:
+            error = f"{type(failure).__name__}: {failure}"
         _report(report_fd, target, time.monotonic() - begun, link, error)
-        os._exit(0)
+    finally:
+        os._exit(0)  # whatever it was, nothing of the child may go on as a second monitor
 
 
-def _converse(body: bytes, client: socket.socket, target: Target) -> tuple[Link | None, str]:
-    """Answer the head, then pump. Returns the link, and what went wrong by the client's or the pod's fault."""
+def _converse(body: bytes, client: socket.socket, target: Target) -> tuple[Link, str]:
+    """Agree to speak, then pump. Returns the link, and what went wrong by the client's or the pod's fault."""
     request = json.loads(body)
-    head, ports = request["head"], request["ports"]
-    agreed = negotiate(head["method"], head["headers"], forward=isinstance(target, Forwarded), ports=ports)
-    if isinstance(agreed, Refusal):
-        client.sendall(agreed.answer)
-        client.close()
-        return None, agreed.text
-    rest = head["rest"].encode("latin-1")
+    answer, rest = request["answer"].encode("latin-1"), request["rest"].encode("latin-1")
+    agreed = Agreement(Transport(request["transport"]), request["protocol"], answer)
     if isinstance(target, Forwarded):
-        forward = port_forward(agreed, ports)
-        link = Link(client, forward, agreed.answer)
-        return link, ForwardPump(link, forward, target.pid, request["idle_s"]).run(rest)
-    stdio = request["stdio"]
-    streams = Streams(stdio["stdin"], stdio["stdout"], stdio["stderr"], stdio["tty"])
+        forward = port_forward(agreed, request["ports"])
+        link = Link(client, forward, answer)
+        return link, ForwardPump(link, forward, target.pidfd, request["idle_s"]).run(rest)
+    streams = Streams(**request["stdio"])
     command = remote_command(agreed, streams)
-    link = Link(client, command, agreed.answer)
-    return link, CommandPump(link, command, _process(body, target, streams), request["idle_s"]).run(rest)
+    link = Link(client, command, answer)
+    return link, CommandPump(link, command, _process(request, target, streams), request["idle_s"]).run(rest)
 
 
-def _process(body: bytes, target: Executed | Attached, streams: Streams) -> Process:
+def _process(request: dict[str, Any], target: Executed | Attached, streams: Streams) -> Process:
     if isinstance(target, Executed):
-        return ExecutedProcess(body, target.pid, target.scope, streams)
-    return AttachedProcess(target.pid, target.stdin, (target.stdout, target.stderr), streams)
+        told = ExecutedTold(request["words"], tuple(request["owner"]))
+        return ExecutedProcess(target.program, told, target.pidfd, target.scope, streams)
+    return AttachedProcess(target.pidfd, target.stdin, (target.stdout, target.stderr), streams)
 
 
 def _report(fd: int, target: Target, seconds: float, link: Link | None, error: str) -> None:
@@ -110,6 +115,12 @@ def _report(fd: int, target: Target, seconds: float, link: Link | None, error: s
         "seconds": round(seconds, 3),
         "received": link.received if link else 0,
         "sent": link.sent if link else 0,
-        "error": error[:1000],
+        "error": error[:_ERROR_CHARACTERS],
     }
     os.write(fd, json.dumps(told).encode())
+
+
+def report_of_killed(target: Target) -> bytes:
+    """In the monitor, of one that was killed and has reported nothing."""
+    said = b'{"kind":"%b","seconds":0,"received":0,"sent":0,"error":"the stream process was killed"}'
+    return said % _KINDS[type(target)].encode()

@@ -11,6 +11,7 @@ from typing import Any
 
 from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import KernelError
+from cri_py.kernel.steps import Report
 from cri_py.monitor.output import PIPE_BYTES, LogFile, OutputStream
 from cri_py.monitor.protocol import Request
 from cri_py.runtime import container
@@ -302,6 +303,15 @@ def widen_pipe(fd: int) -> None:
         return
 
 
+def end_scope(scope: ExecScope) -> None:
+    """End what an exec has left behind, and its group."""
+    try:
+        scope.kill(_KILL_S)
+        scope.drop()
+    except KernelError:
+        return  # in uninterruptible sleep, or gone: it goes with its container's group
+
+
 class ExecProcess:
     """One exec, from the fork until both its exit and its last word are known."""
 
@@ -313,8 +323,7 @@ class ExecProcess:
         self.scope = scope
         self.status: int | None = None
         self.heard = False
-        self.error = ""
-        self.kind = "start"
+        self.failure: Report | None = None
 
     def kill(self) -> None:
         """SIGKILL it, wherever it is on its way into its scope, and everything that it has started."""

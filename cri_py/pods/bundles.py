@@ -13,15 +13,16 @@ from typing import Any
 
 import structlog
 
-from cri_py.errors import CriError, Internal, InvalidArgument, NotFound
+from cri_py.errors import CriError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from cri_py.kernel import seccomp
 from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
-from cri_py.pods import spec, spec_security, spec_userns
+from cri_py.pods import spec, spec_seccomp, spec_security, spec_userns
 from cri_py.pods.places import Places
 from cri_py.pods.seccomp_default import default_profile
 from cri_py.pods.spec_mounts import DeviceNode, ImageVolumes
 
 log = structlog.get_logger()
+_PROFILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +70,31 @@ class Bundles:
             cgroup=container.cgroup,
             target_pid=target_pid,
             device_nodes=_device_nodes(config, own_users=spec_userns.has_own(sandbox.config.namespaces)),
+            localhost_seccomp=await self._localhost_seccomp(config),
             image_volumes=image_volumes,
         )
         profile = document["linux"].pop("seccomp", None)
         return Bundle(document, profile, await self._filter(profile) if profile else None)
 
+    async def _localhost_seccomp(self, config: ContainerConfig) -> dict[str, Any] | None:
+        """The profile of the node's file that the container names, read anew for each container."""
+        path = spec_security.localhost_seccomp(config.security)
+        if not path:
+            return None
+        text = await asyncio.get_running_loop().run_in_executor(self._compiler, _read_profile, path)
+        return spec_seccomp.reduce_profile(
+            text,
+            path,
+            granted=spec_security.process_capabilities(config.security, self._defaults.capabilities)["bounding"],
+            arch=self._defaults.arch,
+            kernel=self._defaults.kernel,
+        )
+
     async def warm(self) -> None:
         """Compile the filter of a container without wishes: the first one after a start would wait for it."""
         try:
-            await self._filter(default_profile(frozenset(spec_security.DEFAULT_CAPABILITIES), self._defaults.arch))
+            granted = frozenset(spec_security.DEFAULT_CAPABILITIES).intersection(self._defaults.capabilities)
+            await self._filter(default_profile(granted, self._defaults.arch))
         except CriError as error:
             log.warning("the default seccomp profile can't be compiled", cause=str(error))  # who needs it is refused
 
@@ -138,6 +155,25 @@ class Bundles:
 
     def close(self) -> None:
         self._compiler.shutdown()
+
+
+def _read_profile(path: str) -> bytes:
+    """The seccomp profile at ``path``, whatever lies there: no fifo blocks, nothing endless is read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise InvalidArgument(f"the seccomp profile {path} is no file", hint="name a file with JSON")
+            text = os.read(fd, _PROFILE_BYTES + 1)
+        finally:
+            os.close(fd)
+    except FileNotFoundError as error:
+        raise NotFound(f"the seccomp profile {path} is not on this node") from error
+    except OSError as error:
+        raise FailedPrecondition(f"the seccomp profile {path} can't be read: {error.strerror}") from error
+    if len(text) > _PROFILE_BYTES:
+        raise InvalidArgument(f"the seccomp profile {path} has more than {_PROFILE_BYTES} bytes")
+    return text
 
 
 def _make_log_directory(log_path: str) -> None:

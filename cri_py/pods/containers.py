@@ -88,7 +88,7 @@ class Containers:
         self._trash = trash
         self._events = events
         self._clock = clock
-        self.execs = Execs(config, bundles.filter_of)
+        self.execs = Execs(config, groups.cgroups, bundles.filter_of)
         self._stops = Stops(self._signal)
         self._flights: Flights[tuple[Any, ...], ContainerId] = Flights()
         self._starting: set[asyncio.Task[None]] = set()
@@ -149,7 +149,8 @@ class Containers:
         async with self._ledger.lock(sandbox_id):
             sandbox = self._ledger.sandbox(sandbox_id)
             _check_ready(sandbox)
-            return await self._create(sandbox, config, sandbox_config, image)
+            with self._images.using(image.id):  # its removal meanwhile must leave the layers that are being mounted
+                return await self._create(sandbox, config, sandbox_config, image)
 
     def _image_of(self, config: ContainerConfig) -> Image:
         image = self._images.find(config.image.image)
@@ -167,24 +168,12 @@ class Containers:
     ) -> ContainerId:
         container_id = ContainerId(os.urandom(32).hex())
         volumes = image_volumes.find(self._images, config, self._places.writable(container_id))
-        container = Container(
-            id=container_id,
-            sandbox_id=sandbox.id,
-            config=config,
-            image_id=image.id,
-            image_ref=image.repo_tags[0] if image.repo_tags else "",
-            created_at=self._clock(),
-            state=Created(),
-            log_path=spec_limits.container_log_path(config, sandbox_config or sandbox.config),
-            cgroup=f"{sandbox.cgroup}/{container_id}",
-            stop_signal=spec_signals.resolve_stop_signal(config.stop_signal, image.config.stop_signal),
-            resources=config.resources,
-            volume_images=image_volumes.image_ids(volumes),
-        )
+        described = self._describe(container_id, sandbox, config, sandbox_config, image)
+        container = replace(described, volume_images=image_volumes.image_ids(volumes))
         user = spec_security.user_request(config, image.config)
-        lower = {path: volume.lower for path, volume in volumes.items()}
-        bundle = await self._bundles.plan(sandbox, container, image, self._target_pid(config), lower)
-        async with AsyncExitStack() as undo:
+        target, lower = self._target_pid(sandbox, config), image_volumes.layers(volumes)
+        bundle = await self._bundles.plan(sandbox, container, image, target, lower)
+        async with image_volumes.using(self._images, volumes), AsyncExitStack() as undo:
             undo.callback(self._discard_files, container)
             self._bundles.write(container, bundle)
             await image_volumes.lay_out(self._images, volumes)
@@ -204,11 +193,39 @@ class Containers:
         self._publish(container, EventKind.CREATED)
         return container_id
 
-    def _target_pid(self, config: ContainerConfig) -> int | None:
+    def _describe(
+        self,
+        container_id: ContainerId,
+        sandbox: Sandbox,
+        config: ContainerConfig,
+        sandbox_config: SandboxConfig | None,
+        image: Image,
+    ) -> Container:
+        """What the container's record will be."""
+        return Container(
+            id=container_id,
+            sandbox_id=sandbox.id,
+            config=config,
+            image_id=image.id,
+            image_ref=image.repo_tags[0] if image.repo_tags else "",
+            created_at=self._clock(),
+            state=Created(),
+            log_path=spec_limits.container_log_path(config, sandbox_config or sandbox.config),
+            cgroup=f"{sandbox.cgroup}/{container_id}",
+            stop_signal=spec_signals.resolve_stop_signal(config.stop_signal, image.config.stop_signal),
+            resources=config.resources,
+        )
+
+    def _target_pid(self, sandbox: Sandbox, config: ContainerConfig) -> int | None:
         target = config.security.namespaces.target_id
         if not target:
             return None
         container = self._ledger.container(target)
+        if container.sandbox_id != sandbox.id:
+            raise InvalidArgument(
+                f"container {target}, whose processes are to be shared, belongs to another pod",
+                hint="target_id names a container of the same pod sandbox",
+            )
         if not isinstance(container.state, Running):
             raise FailedPrecondition(f"container {target}, whose processes are to be shared, is not running")
         return container.state.pid
@@ -410,8 +427,8 @@ class Containers:
         container = self._ledger.container(container_id)
         _check_running(container)
         spec_limits.validate_exec(command)
-        request = self.execs.request(container, self._bundles.read, command)
-        return await self.execs.run(self._monitors.of(container.sandbox_id), request, timeout_s)
+        prepared = self.execs.prepare(container, self._bundles.read, command)
+        return await self.execs.run(self._monitors.of(container.sandbox_id), prepared, timeout_s)
 
     def _publish(self, container: Container, kind: EventKind) -> None:
         try:

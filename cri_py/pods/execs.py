@@ -4,72 +4,109 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from cri_py.cgroups import Cgroups
 from cri_py.config import RuntimeConfig
 from cri_py.errors import DeadlineExceeded
-from cri_py.kernel import userns
+from cri_py.kernel import procfs, steps, syscalls
 from cri_py.kernel.faults import trace
-from cri_py.model import Container, ContainerId, ExecResult, User
-from cri_py.monitor.client import MonitorClient
+from cri_py.kernel.steps import Step
+from cri_py.model import Container, ContainerId, ExecResult
+from cri_py.monitor.client import MonitorClient, StepFailed
+from cri_py.pods import exec_steps
 
 _READ_BYTES: Final = 64 << 10
 _KILLED_S: Final = 10.0
 
 
+class Exec(NamedTuple):
+    """A command in a container, ready to be run: the ``name`` of its group, and its program.
+
+    ``owner``: (uid, gid) on the node of who it runs as. The pipes that are its stdio belong to them, or /dev/stdout
+    could not be opened there.
+    """
+
+    container_id: ContainerId
+    name: str
+    steps: Sequence[Step]
+    owner: tuple[int, int]
+
+
 class Execs:
     """Knows of each container what a further process in it inherits."""
 
-    def __init__(self, config: RuntimeConfig, filter_of: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    def __init__(
+        self, config: RuntimeConfig, cgroups: Cgroups, filter_of: Callable[[dict[str, Any]], dict[str, Any] | None]
+    ) -> None:
         self._config = config
+        self._cgroups = cgroups
         self._filter_of = filter_of
-        self._templates: dict[ContainerId, tuple[dict[str, Any], dict[str, Any] | None, list[int] | None]] = {}
+        self._rights = _rights()
+        self._templates: dict[ContainerId, exec_steps.Template] = {}
+        self._compiled: dict[str, bytes] = {}  # by path: most containers have the same filter
+        # Sessions outlive the daemon, and a container may give the next one the same pid: no group's name comes twice.
+        self._mark = secrets.token_hex(4)
         self._count = 0
 
     def forget(self, container_id: ContainerId) -> None:
         self._templates.pop(container_id, None)
 
-    def request(
-        self, container: Container, read: Callable[[Container], dict[str, Any]], command: Sequence[str]
-    ) -> dict[str, Any]:
-        """The monitor's request: the container's own process with another command, as the user it runs as."""
+    def prepare(
+        self,
+        container: Container,
+        read: Callable[[Container], dict[str, Any]],
+        command: Sequence[str],
+        *,
+        terminal: bool = False,
+    ) -> Exec:
+        """The container's own process with another command, as the user it runs as. Raises InvalidArgument."""
+        if container.id not in self._templates:
+            self._templates[container.id] = self._template(container, read(container))
+        self._count += 1
+        name = f"exec-{self._mark}-{self._count}"
+        scope = self._cgroups.exec_scope(container.cgroup, name)
+        common = self._templates[container.id]
+        return Exec(container.id, name, exec_steps.steps(common, command, scope, terminal=terminal), common.owner)
+
+    def _template(self, container: Container, document: dict[str, Any]) -> exec_steps.Template:
         user = container.user
         assert user is not None  # a container whose user is unknown never runs
-        if container.id not in self._templates:
-            document = read(container)
-            owner = _owner(user, document["linux"])
-            self._templates[container.id] = document["process"], self._filter_of(document), owner
-        process, secure, owner = self._templates[container.id]
-        self._count += 1
-        return {
-            "id": container.id,
-            "name": f"exec-{os.getpid()}-{self._count}",
-            "process": {**process, "args": list(command), "terminal": False},
-            "user": {
-                "uid": user.uid,
-                "gid": user.gid,
-                "groups": user.supplemental_groups,
-                "home": user.home,
-            },
-            "seccomp": secure,
-            "owner": owner,
-        }
+        identity = exec_steps.Identity(user.uid, user.gid, user.supplemental_groups, user.home)
+        return exec_steps.template(
+            document["process"],
+            identity,
+            self._filter(document),
+            self._rights,
+            document["linux"],
+        )
 
-    async def run(self, monitor: MonitorClient, request: dict[str, Any], timeout_s: int) -> ExecResult:
+    def _filter(self, document: dict[str, Any]) -> exec_steps.Filter | None:
+        found = self._filter_of(document)
+        if found is None:
+            return None
+        path = found["path"]
+        if path not in self._compiled:
+            with open(path, "rb") as file:
+                self._compiled[path] = file.read()
+        return exec_steps.Filter(self._compiled[path], found["flags"])
+
+    async def run(self, monitor: MonitorClient, command: Exec, timeout_s: int) -> ExecResult:
         """Run it to its end or to the deadline; then everything that it started is killed."""
         stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        streams = Collector(self._config.exec_output_bytes), Collector(self._config.exec_output_bytes)
-        fds = (stdin, streams[0].write_end, streams[1].write_end)
+        limit = self._config.exec_output_bytes
+        streams = Collector(limit, command.owner), Collector(limit, command.owner)
+        fds = stdin, streams[0].write_end, streams[1].write_end
         try:
             try:
-                asked = asyncio.ensure_future(monitor.request("exec", timeout_s=None, fds=fds, **request))
-                trace("exec: before the frame")
-                await asyncio.sleep(0)  # the frame goes out, its descriptors with it
+                asked = await self._ask(monitor, command, fds)
             finally:
                 for fd in fds:
                     os.close(fd)
-            code = await self._await_end(monitor, request["name"], asked, timeout_s)
+            code = await self._await_end(monitor, command, asked, timeout_s)
             trace("exec: ended")
             await self._drain(streams)
             return ExecResult(streams[0].taken(), streams[1].taken(), code)
@@ -77,14 +114,30 @@ class Execs:
             for stream in streams:
                 stream.close()
 
+    async def _ask(
+        self, monitor: MonitorClient, command: Exec, stdio: tuple[int, int, int]
+    ) -> asyncio.Future[dict[str, Any]]:
+        """Send the request; its answer is the command's end."""
+        program = steps.in_memory(steps.program(command.steps))
+        try:
+            words = {"id": command.container_id, "name": command.name}
+            asked = asyncio.ensure_future(monitor.request("exec", timeout_s=None, fds=(*stdio, program), **words))
+            trace("exec: before the frame")
+            await asyncio.sleep(0)  # the frame goes out, its descriptors with it
+        finally:
+            os.close(program)
+        return asked
+
     async def _await_end(
-        self, monitor: MonitorClient, name: str, asked: asyncio.Future[dict[str, Any]], timeout_s: int
+        self, monitor: MonitorClient, command: Exec, asked: asyncio.Future[dict[str, Any]], timeout_s: int
     ) -> int:
         try:
             async with asyncio.timeout(timeout_s or None):
                 return int((await asyncio.shield(asked))["code"])
+        except StepFailed as failure:
+            raise exec_steps.refusal(command.steps[failure.step], failure.errno) from failure
         except (TimeoutError, asyncio.CancelledError) as error:
-            await monitor.request("kill_exec", timeout_s=_KILLED_S, name=name)
+            await monitor.request("kill_exec", timeout_s=_KILLED_S, name=command.name)
             await asyncio.wait([asked], timeout=_KILLED_S)
             asked.cancel()
             if isinstance(error, asyncio.CancelledError):
@@ -98,18 +151,20 @@ class Execs:
             await asyncio.wait(waits, timeout=self._config.exec_drain_s)
 
 
-def _owner(user: User, linux: dict[str, Any]) -> list[int] | None:
-    """Who the user is on the node, where the container has a user namespace."""
-    if "uidMappings" not in linux:
-        return None
-    return [userns.outside(linux["uidMappings"], user.uid), userns.outside(linux["gidMappings"], user.gid)]
+def _rights() -> exec_steps.Rights:
+    """Ours, which are the spawner's and every monitor's as well."""
+    kinds = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+    limits = {kind: resource.getrlimit(kind)[1] for kind in kinds}
+    return exec_steps.Rights(syscalls.capget()[1], int(procfs.read("/proc/sys/kernel/cap_last_cap")), limits)
 
 
 class Collector:
     """Reads a pipe to its end and keeps the first ``limit`` bytes; the rest is read and let go, as CRI asks."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, owner: tuple[int, int] = (0, 0)) -> None:
         self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        if owner != (0, 0):
+            os.fchown(self.write_end, *owner)
         os.set_blocking(self.write_end, True)
         self._limit = limit
         self._parts: list[bytes] = []

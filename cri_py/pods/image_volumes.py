@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from cri_py.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -46,6 +48,20 @@ def find(images: Images, config: ContainerConfig, writable: str) -> dict[str, Im
 def image_ids(volumes: dict[str, ImageVolume]) -> dict[str, ImageId]:
     """By container_path."""
     return {path: volume.image.id for path, volume in volumes.items()}
+
+
+def layers(volumes: dict[str, ImageVolume]) -> dict[str, tuple[str, ...]]:
+    """By container_path."""
+    return {path: volume.lower for path, volume in volumes.items()}
+
+
+@asynccontextmanager
+async def using(images: Images, volumes: dict[str, ImageVolume]) -> AsyncIterator[None]:
+    """Within the block their layers stay: their removal meanwhile must leave what is being mounted."""
+    with ExitStack() as stack:
+        for volume in volumes.values():
+            stack.enter_context(images.using(volume.image.id))
+        yield
 
 
 async def lay_out(images: Images, volumes: dict[str, ImageVolume]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cri_py.errors import InvalidArgument, Unimplemented
+from cri_py.kernel import capabilities
 from cri_py.model import (
     ContainerConfig,
     Features,
@@ -46,9 +47,11 @@ _ANNOTATION: Final = "io.kubernetes.cri."  # runtimes of virtual machines read t
 class SpecDefaults:
     """What the node's config and kernel decide for every container."""
 
-    seccomp: bool = True  # whether containers that name no profile get the default one
+    seccomp: bool = False  # whether containers that name no profile get the default one
     nofile: int = 1048576  # RLIMIT_NOFILE, soft and hard
     arch: str = "x86_64"  # the machine, as uname(2) has it
+    kernel: tuple[int, int] = (5, 10)  # its version, major and minor
+    capabilities: tuple[str, ...] = capabilities.NAMES  # those that the daemon has, and can give
     cgroup_version: int = 1  # on 2 a container has a cgroup namespace of its own
     apparmor: bool = False  # whether the kernel has it
     selinux: bool = False
@@ -82,22 +85,14 @@ def container_document(
 
     Raises InvalidArgument or Unimplemented that names the field which can't be honoured.
     """
-    security = config.security
     _check_container_security(sandbox, config, defaults)
     spec_mounts.check_devices(config, device_nodes)
+    own = spec_mounts.OwnFiles(image_volumes or {}, image.volumes, root_path)
     document: Json = {
         "ociVersion": "1.3.0",
-        "root": {"path": root_path, "readonly": security.readonly_rootfs},
+        "root": {"path": root_path, "readonly": config.security.readonly_rootfs},
         "process": _process(sandbox, config, image, defaults),
-        "mounts": spec_mounts.mounts(
-            sandbox,
-            config,
-            files,
-            image_volumes=image_volumes or {},
-            declared=image.volumes,
-            root_path=root_path,
-            features=defaults.features,
-        ),
+        "mounts": spec_mounts.mounts(sandbox, config, files, own, defaults.features),
         "annotations": _annotations(sandbox, config, container_id),
         "linux": _linux(config, device_nodes or ())
         | spec_userns.mappings(sandbox.config.namespaces)
@@ -107,7 +102,7 @@ def container_document(
         document["linux"]["cgroupsPath"] = cgroup
     granted = document["process"]["capabilities"]["bounding"]
     profile = spec_security.seccomp_profile(
-        security, granted, enabled=defaults.seccomp, arch=defaults.arch, localhost=localhost_seccomp
+        config.security, granted, enabled=defaults.seccomp, arch=defaults.arch, localhost=localhost_seccomp
     )
     if profile is not None:
         document["linux"]["seccomp"] = profile
@@ -185,7 +180,7 @@ def _process(sandbox: Sandbox, config: ContainerConfig, image: ImageConfig, defa
         "args": _arguments(config, image),
         "env": _environment(sandbox, config, image, defaults),
         "cwd": cwd,
-        "capabilities": spec_security.process_capabilities(security),
+        "capabilities": spec_security.process_capabilities(security, defaults.capabilities),
         "rlimits": [{"type": "RLIMIT_NOFILE", "soft": defaults.nofile, "hard": defaults.nofile}],
         "noNewPrivileges": security.no_new_privs,
         "oomScoreAdj": config.resources.oom_score_adj if config.resources else 0,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final
 
 from cri_py.errors import FailedPrecondition, InvalidArgument, Unimplemented
@@ -59,27 +58,27 @@ _STANDARD_DEVICES: Final = tuple(
 _TERMINALS: Final = ((5, 1), (5, 2), (136, None))
 
 
-def mounts(
-    sandbox: Sandbox,
-    config: ContainerConfig,
-    files: SandboxFiles,
-    *,
-    image_volumes: ImageVolumes = MappingProxyType({}),
-    declared: Iterable[str] = (),
-    root_path: str = "",
-    features: Features | None = None,
-) -> list[Json]:
+@dataclass(frozen=True, slots=True)
+class OwnFiles:
+    """Of the container alone: ``images`` that mounts name, the volumes that its image has ``declared``, its root."""
+
+    images: ImageVolumes
+    declared: Sequence[str]
+    root_path: str
+
+
+def mounts(sandbox: Sandbox, config: ContainerConfig, files: SandboxFiles, own: OwnFiles, able: Features) -> list[Json]:
     """All mounts in the order in which they are made: by depth, so that none hides one made before it.
 
     A mount that the kubelet sends takes the place of a standard one at the same path; one at /dev also that of the
-    device file systems below it, which are the host's then. ``declared``: the volumes of the image, which come last.
+    device file systems below it, which are the host's then. What an image declares comes last.
     """
     asked = {_clean(mount.container_path) for mount in config.mounts}
     standard = [mount for mount in _standard(sandbox, config, files) if not _is_covered(mount, asked)]
-    pod, able = sandbox.config.namespaces, features or Features()
-    wanted = [*standard, *(_asked(mount, pod, image_volumes, able) for mount in config.mounts)]
+    pod = sandbox.config.namespaces
+    wanted = [*standard, *(_asked(mount, pod, own.images, able) for mount in config.mounts)]
     taken = {mount["destination"] for mount in wanted}
-    wanted += [_declared(path, root_path) for path in _declared_paths(declared) if path not in taken]
+    wanted += [_declared(path, own.root_path) for path in _declared_paths(own.declared) if path not in taken]
     return sorted(wanted, key=lambda mount: mount["destination"].count("/"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from cri_py.errors import FailedPrecondition, InvalidArgument, Unimplemented
@@ -16,6 +16,7 @@ from cri_py.model import (
     SecurityProfile,
     SelinuxOption,
 )
+from cri_py.pods import spec_seccomp
 from cri_py.pods.seccomp_default import default_profile
 
 _LAST_ID: Final = 0xFFFFFFFE
@@ -63,17 +64,25 @@ def process_user(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"uid": int(user) if user.isdigit() else 0, "gid": gid, "additionalGids": list(request["groups"])}
 
 
-def process_capabilities(security: ContainerSecurity) -> dict[str, list[str]]:
-    """``process.capabilities``. Privileged means all that Linux has; the runtime grants what it has itself.
+def process_capabilities(
+    security: ContainerSecurity, held: Collection[str] = capabilities.NAMES
+) -> dict[str, list[str]]:
+    """``process.capabilities``. Privileged, and ALL, mean ``held``, all that the daemon has itself.
 
     ``inheritable`` is empty: a set of it lets files of the image give capabilities to other users (CVE-2022-24769),
-    except for the ambient ones, which the kernel takes from there.
+    except for the ambient ones, which the kernel takes from there. A capability that is named and that the daemon
+    can't give is FailedPrecondition, one that doesn't exist InvalidArgument.
     """
     asked = security.capabilities
-    granted = set(capabilities.NAMES) if security.privileged else _granted(asked)
+    granted = (set(capabilities.NAMES) if security.privileged else _granted(asked)).intersection(held)
     ambient = _names(asked.add_ambient, "add_ambient_capabilities")
     if _has_all(asked.add_ambient):
         ambient.update(granted)
+    for name in sorted((_names(asked.add, "add_capabilities") | ambient).difference(held)):
+        raise FailedPrecondition(
+            f"the container asks for {name}, which the daemon itself lacks",
+            hint="start cri-py with it, or leave it out of the container's capabilities",
+        )
     bounding = [name for name in capabilities.NAMES if name in granted | ambient]
     raised = [name for name in bounding if name in ambient]
     return {
@@ -115,8 +124,8 @@ def seccomp_profile(
 ) -> Mapping[str, Any] | None:
     """``linux.seccomp``, None for no filter.
 
-    ``enabled``: whether containers that name no profile get the default one. ``localhost``: the profile that
-    ``localhost_ref`` names, read and reduced to OCI's form by the caller. Privileged containers have no filter.
+    ``enabled``: whether containers that name no profile get the default one; CRI has them unconfined. ``localhost``:
+    the profile that ``localhost_ref`` names, as ``localhost_seccomp`` tells. Privileged containers have no filter.
     """
     profile = security.seccomp
     if security.privileged:
@@ -128,15 +137,23 @@ def seccomp_profile(
             return None
         case ProfileKind.RUNTIME_DEFAULT:
             return default_profile(frozenset(granted), arch)
-        case ProfileKind.LOCALHOST if not profile.localhost_ref:
-            raise InvalidArgument("the seccomp profile is LOCALHOST without localhost_ref", hint="name the file")
-        case ProfileKind.LOCALHOST if localhost is None:
-            raise Unimplemented(
-                f"the seccomp profile localhost/{profile.localhost_ref} can't be loaded by this version",
-                hint="use RuntimeDefault",
-            )
         case ProfileKind.LOCALHOST:
+            assert localhost is not None, "who knows of the file reads it"
             return localhost
+
+
+def localhost_seccomp(security: ContainerSecurity) -> str:
+    """The path of the file with the container's seccomp profile, "" where none is to be read.
+
+    Raises InvalidArgument if it is no path.
+    """
+    profile = security.seccomp
+    if security.privileged or profile is None or profile.kind is not ProfileKind.LOCALHOST:
+        return ""
+    if not profile.localhost_ref:
+        raise InvalidArgument("the seccomp profile is LOCALHOST without localhost_ref", hint="name the file")
+    spec_seccomp.check_path(profile.localhost_ref)
+    return profile.localhost_ref
 
 
 def check_apparmor(profile: SecurityProfile | None, *, enabled: bool) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from cri_py.errors import FailedPrecondition, InvalidArgument
+from cri_py.kernel import steps
 from cri_py.model import Container, ContainerId, Ready, Running, Stdio, StreamKind, StreamRequest
 from cri_py.pods import spec_limits
-from cri_py.pods.execs import Execs
+from cri_py.pods.execs import Exec, Execs
 from cri_py.pods.ledger import Ledger
 from cri_py.pods.monitors import Monitors
+from cri_py.wire.channels import Agreement
 
 _TIMEOUT_S: Final = 10.0
 
@@ -75,32 +79,42 @@ class Streams:
 
     # ------------------------------------------------------------- handed over
 
-    async def hand_over(self, request: StreamRequest, head: dict[str, Any], connection_fd: int) -> None:
+    async def hand_over(
+        self, request: StreamRequest, agreement: Agreement, rest: bytes, connection: socket.socket
+    ) -> None:
         """Give the connection to the pod's monitor, which keeps a descriptor of its own.
 
-        ``head``: {method, target, headers, rest}. Raises NotFound, FailedPrecondition, Unavailable.
+        ``rest``: what the client has sent beyond its request's head. Raises NotFound, FailedPrecondition, Unavailable.
         """
         fields: dict[str, Any] = {
-            "head": head,
+            "transport": agreement.transport.value,
+            "protocol": agreement.protocol,
+            "answer": agreement.answer.decode("latin-1"),
+            "rest": rest.decode("latin-1"),
             "idle_s": self._idle_s,
             "name": "",
             "stdio": asdict(request.stdio),
             "ports": request.ports,
         }
-        if request.kind is StreamKind.EXEC:
-            fields |= self._exec_fields(request)
-        await self._monitors.of(request.sandbox_id).request(
-            "stream",
-            timeout_s=_TIMEOUT_S,
-            fds=(connection_fd,),
-            kind=request.kind.value,
-            id=request.container_id or "",
-            stdin=request.stdio.stdin,
-            **fields,
-        )
+        command = self._command(request) if request.kind is StreamKind.EXEC else None
+        fds = [connection.fileno()]
+        if command is not None:
+            fields |= {"name": command.name, "words": steps.words(command.steps), "owner": command.owner}
+            fds.append(steps.in_memory(steps.program(command.steps)))
+        try:
+            await self._monitors.of(request.sandbox_id).request(
+                "stream",
+                timeout_s=_TIMEOUT_S,
+                fds=tuple(fds),
+                kind=request.kind.value,
+                id=request.container_id or "",
+                stdin=request.stdio.stdin,
+                **fields,
+            )
+        finally:
+            for fd in fds[1:]:
+                os.close(fd)
 
-    def _exec_fields(self, request: StreamRequest) -> dict[str, Any]:
+    def _command(self, request: StreamRequest) -> Exec:
         container = self._ledger.container(request.container_id or ContainerId(""))
-        asked = self._execs.request(container, self._read, request.command)
-        process = {**asked["process"], "terminal": request.stdio.tty}
-        return {key: asked[key] for key in ("name", "user", "seccomp", "owner")} | {"process": process}
+        return self._execs.prepare(container, self._read, request.command, terminal=request.stdio.tty)

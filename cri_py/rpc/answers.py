@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+
 from cri_py import model
 from cri_py.errors import Internal
 from cri_py.rpc import signals
@@ -27,6 +30,11 @@ EVENT_KINDS: Final = {
     model.EventKind.DELETED: pb.CONTAINER_DELETED_EVENT,
 }
 CGROUP_DRIVERS: Final = {"systemd": pb.SYSTEMD, "cgroupfs": pb.CGROUPFS}
+
+
+def asked(kind: type[Message], raw: bytes) -> str:
+    """A config as its caller sent it, as JSON with the names of CRI's fields: for ``info``, which people read."""
+    return MessageToJson(kind.FromString(raw), preserving_proto_field_name=True)
 
 
 # ------------------------------------------------------------- sandboxes

@@ -8,9 +8,10 @@ from typing import Any
 import grpc
 
 from cri_py.images.building import Wishes
+from cri_py.rpc.daemon_client import as_error
 from cri_py.rpc.gen import images_pb2 as pb
 from cri_py.rpc.gen import images_pb2_grpc as services
-from cri_py.rpc.images_client import ImagesClient, Listed, as_error, listed
+from cri_py.rpc.images_client import ImagesClient, Listed, listed
 
 
 class ExchangeClient(ImagesClient):

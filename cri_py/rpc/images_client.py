@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
-from cri_py import errors
-from cri_py.errors import ConfigError, CriError, Unavailable
 from cri_py.images.check import Kind, Trouble
 from cri_py.images.progress import LayerProgress
 from cri_py.model import Digest
+from cri_py.rpc.daemon_client import DaemonClient, as_error
 from cri_py.rpc.gen import images_pb2 as pb
 from cri_py.rpc.gen import images_pb2_grpc as services
-from cri_py.rpc.interceptor import STATUS_NAMES
-from cri_py.rpc.listen import UnixAddress, parse_address
-
-_CONNECT_S: Final = 5.0
-_BY_CODE: Final[Mapping[str, type[CriError]]] = {
-    kind.code: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, CriError) and kind.__base__ is CriError and kind is not ConfigError
-    if kind.code != CriError.code  # of those with UNKNOWN only the words tell which it was
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +43,12 @@ class Step:
     image_id: str
 
 
-class ImagesClient:
+class ImagesClient(DaemonClient):
     """Each method is an RPC of ``cri_py.v1.Images``; what the daemon refuses is raised as the same CriError."""
 
     def __init__(self, listen: str) -> None:
-        self._address = address = parse_address(listen, "server.listen")
-        target = f"unix:{address.path}" if isinstance(address, UnixAddress) else str(address)
-        self._channel = grpc.insecure_channel(target, options=[("grpc.max_receive_message_length", -1)])
+        super().__init__(listen)
         self._stub = services.ImagesStub(self._channel)  # type: ignore[no-untyped-call]
-
-    def __enter__(self) -> Self:
-        if not self._answers():
-            self._channel.close()
-            raise Unavailable(
-                f"no daemon answers at {self._address}",
-                hint="start one by cri-py serve, or name its --state or --listen",
-            )
-        return self
-
-    def _answers(self) -> bool:
-        if isinstance(self._address, UnixAddress) and not os.path.exists(self._address.path):
-            return False  # and none is waited for
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=_CONNECT_S)
-        except grpc.FutureTimeoutError:
-            return False
-        return True
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
-    ) -> None:
-        self._channel.close()
 
     def pull(self, ref: str) -> Iterator[Step]:
         for step in self._stream("Pull", pb.PullRequest(ref=ref)):
@@ -131,9 +93,3 @@ class ImagesClient:
 
 def listed(image: pb.Image) -> Listed:
     return Listed(image.id, tuple(image.tags), tuple(image.digests), image.size, image.pinned)
-
-
-def as_error(error: Any) -> CriError:
-    """A status as the error that it was; ``error`` is a grpc.RpcError, which has no types."""
-    name = STATUS_NAMES.get(error.code().value[0], "UNKNOWN")
-    return _BY_CODE.get(name, CriError)(error.details() or name)

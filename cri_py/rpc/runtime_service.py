@@ -124,7 +124,9 @@ class RuntimeService:
         containers = self._containers.list(model.ContainerFilter(sandbox_id=sandbox.id))
         return pb.PodSandboxStatusResponse(
             status=answers.sandbox_status(sandbox),
-            info=self._sandboxes.verbose(sandbox) if request.verbose else {},
+            info=self._sandboxes.verbose(sandbox) | {"config": answers.asked(pb.PodSandboxConfig, sandbox.config.raw)}
+            if request.verbose
+            else {},
             containers_statuses=[answers.container_status(c) for c in containers],
             timestamp=time.time_ns(),
         )
@@ -161,7 +163,10 @@ class RuntimeService:
         container = self._containers.find(object_id(request.container_id, "container_id"))
         return pb.ContainerStatusResponse(
             status=answers.container_status(container),
-            info=self._containers.verbose(container) if request.verbose else {},
+            info=self._containers.verbose(container)
+            | {"config": answers.asked(pb.ContainerConfig, container.config.raw)}
+            if request.verbose
+            else {},
         )
 
     async def ListContainers(self, request: pb.ListContainersRequest) -> bytes:

@@ -97,16 +97,25 @@ class Parent:
     def go(self) -> None:
         os.write(self.fd, b"g")
 
+    def read(self) -> bytes:
+        """The child's next packet; empty at end of file."""
+        return os.read(self.fd, _LIMIT)
+
+    def read_with_descriptor(self) -> tuple[bytes, int]:
+        """As ``read``, and the descriptor that has come along, which the caller owns, or -1."""
+        with socket.socket(fileno=os.dup(self.fd)) as ours:
+            packet, taken = fds.receive(ours, _LIMIT, 1)
+        return packet, taken[0] if taken else -1
+
     def hear(self) -> list[bytes]:
         """The child's next packet, as its three fields; empty at end of file."""
-        packet = os.read(self.fd, _LIMIT)
+        packet = self.read()
         return packet.split(b"\0", 2) if packet else []
 
     def hear_with_descriptor(self) -> tuple[list[bytes], int]:
         """As ``hear``, and the descriptor that has come along, which the caller owns, or -1."""
-        with socket.socket(fileno=os.dup(self.fd)) as ours:
-            packet, taken = fds.receive(ours, _LIMIT, 1)
-        return packet.split(b"\0", 2) if packet else [], taken[0] if taken else -1
+        packet, descriptor = self.read_with_descriptor()
+        return packet.split(b"\0", 2) if packet else [], descriptor
 
     def expect_exec(self, timeout_s: float) -> None:
         """Wait until the child has executed its program. Raises ChildError with its words, or on time-out."""

@@ -202,7 +202,7 @@ class Launch(NamedTuple):
 
     arguments: list[str]
     environment: dict[bytes, bytes]
-    secure: security.Filter | None  # None where there is none, or where it is loaded already
+    secure: security.Filter | None
 
 
 def _prepare(
@@ -383,7 +383,7 @@ def prepare(process: dict[str, Any], identity: security.Identity, home: str, sec
     """Take the place and the identity of an OCI ``process``. Raises StartError in words that name the cause."""
     environment = environment_of(process["env"], home)
     os.umask(0o022)
-    security.become(identity, process, secure)
+    security.become(identity, process, filtered=secure is not None)
     try:
         os.chdir(process["cwd"])  # as the user: what it may not enter it must not work in
     except OSError as error:
@@ -392,7 +392,7 @@ def prepare(process: dict[str, Any], identity: security.Identity, home: str, sec
     security.restore_signals()
     # Set anew: a change of the user clears it. A monitor's death takes its containers along.
     syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    return Launch(process["args"], environment, secure if process.get("noNewPrivileges") else None)
+    return Launch(process["args"], environment, secure)
 
 
 def _check_inside(path: str) -> None:
@@ -423,12 +423,12 @@ def execute(launch: Launch) -> None:
     candidates = [name]
     if "/" not in name:
         candidates = [f"{place}/{name}" for place in os.fsdecode(environment.get(b"PATH", b"")).split(":") if place]
+        # As execve would find, for a tenth of the time, and before a filter may forbid to look.
+        candidates = [candidate for candidate in candidates if os.access(candidate, os.F_OK)]
     if secure is not None:
         security.load(secure)
     refusal: OSError | None = None
     for candidate in candidates:
-        if candidate is not name and not os.access(candidate, os.F_OK):
-            continue  # as execve would find, for a tenth of the time
         try:
             os.execve(candidate, arguments, environment)
         except OSError as error:

@@ -5,6 +5,9 @@ SIGCHLD ignored, so that the kernel reaps its children, also where it is pid 1 o
 
 With a user namespace it is born into it, and makes all the others inside: whose namespaces they are decides who may
 mount their /proc and /sys and set their addresses (user_namespaces(7)).
+There the pod's containers see it, and one with CAP_SYS_PTRACE may look and walk through it as if it were its own: into
+its root, into its program, into calls that no filter of a container allows. So that one has an empty root, a program
+on a mount that nobody can write to, no capability, and a filter for the one call that it makes.
 """
 
 from __future__ import annotations
@@ -17,15 +20,32 @@ from typing import NamedTuple
 
 from cri_py.cgroups import Cgroups
 from cri_py.errors import InvalidArgument
-from cri_py.kernel import syscalls, userns
+from cri_py.kernel import seccomp, syscalls, userns
 from cri_py.kernel.constants import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
     CLONE_NEWIPC,
     CLONE_NEWNET,
+    CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
+    FSCONFIG_CMD_CREATE,
+    FSCONFIG_SET_FLAG,
+    FSCONFIG_SET_STRING,
+    MNT_DETACH,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MS_PRIVATE,
+    MS_REC,
+    OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE,
     PR_SET_PDEATHSIG,
 )
+from cri_py.kernel.holder import pause_filter
+from cri_py.runtime import security
 from cri_py.runtime.child import ChildError, Parent, keep_only
 from cri_py.runtime.crossing import become_root
 
@@ -50,7 +70,7 @@ class Own(NamedTuple):
         """For clone3."""
         return (
             (CLONE_NEWIPC if self.ipc else 0)
-            | (CLONE_NEWPID if self.pid else 0)
+            | (CLONE_NEWPID | CLONE_NEWNS if self.pid else 0)
             | (CLONE_NEWUTS if self.hostname else 0)
             | (CLONE_NEWNET if self.net else 0)
             | (CLONE_NEWUSER if self.uid_map else 0)
@@ -81,7 +101,7 @@ def spawn(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, become: Become
 def _become(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, parent: Parent) -> None:
     request = json.loads(body)
     cgroups.enter(request["cgroup"])
-    program = os.open(request["program"], os.O_PATH | os.O_CLOEXEC)  # the pod's root may not walk there
+    program = _open(own, request["program"])
     if own.uid_map:
         if not parent.await_go():
             os._exit(0)
@@ -97,7 +117,43 @@ def _become(own: Own, body: bytes, netns_fd: int, cgroups: Cgroups, parent: Pare
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.chdir("/")
-    syscalls.execveat(program, ["cri-holder"], [])
+    if own.pid:
+        _leave_everything()
+    if own.pid or own.uid_map:
+        syscalls.execveat(program, ["cri-holder"], [])
+    os.execve(request["program"], ["cri-holder"], {})
+
+
+def _open(own: Own, program: str) -> int:
+    """The program, opened before the rights to walk there go; where others can see the holder, on a mount of its own
+    that is read-only."""
+    if not own.pid:
+        return os.open(program, os.O_PATH | os.O_CLOEXEC)
+    image = syscalls.open_tree(AT_FDCWD, program, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+    syscalls.mount_setattr(image, "", AT_EMPTY_PATH, attr_set=MOUNT_ATTR_RDONLY)
+    return image
+
+
+def _leave_everything() -> None:
+    """Nothing around it and no rights. The program's file may not be read by its owner: so the kernel makes the process
+    one that can't be traced or looked into without CAP_SYS_PTRACE (execve(2), prctl(2))."""
+    syscalls.mount("", "/", "", MS_REC | MS_PRIVATE)
+    context = syscalls.fsopen("tmpfs")
+    for name, value in (("size", "0k"), ("nr_inodes", "1"), ("mode", "555")):
+        syscalls.fsconfig(context, FSCONFIG_SET_STRING, name, value)
+    syscalls.fsconfig(context, FSCONFIG_SET_FLAG, "ro")
+    syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)
+    none = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    empty = syscalls.fsmount(context, none)
+    os.close(context)
+    syscalls.move_mount(empty, "/")  # which is there, whoever may walk where
+    os.fchdir(empty)
+    os.close(empty)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount2(".", MNT_DETACH)
+    os.chdir("/")
+    security.give_up_everything()
+    seccomp.load_filter(pause_filter())
 
 
 def _give_ids(own: Own, child: int, body: bytes, parent: Parent) -> None:

@@ -95,14 +95,18 @@ def _enter(lower: list[str], target: str, userns_fd: int) -> list[str]:
 def _mount_deep(lower: list[str], target: str, **directories: str) -> None:
     """The same, layer by layer through the new mount API (``lowerdir+``, Linux 6.5)."""
     context = syscalls.fsopen("overlay")
-    for path in lower:
-        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "lowerdir+", path)
-    for name, path in directories.items():
-        syscalls.fsconfig(context, FSCONFIG_SET_STRING, name, path)
-    if directories:
-        syscalls.fsconfig(context, FSCONFIG_SET_FLAG, "volatile")
-    syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)
-    fd = syscalls.fsmount(context)
-    os.close(context)
-    syscalls.move_mount(fd, target)
-    os.close(fd)
+    try:
+        for path in lower:
+            syscalls.fsconfig(context, FSCONFIG_SET_STRING, "lowerdir+", path)
+        for name, path in directories.items():
+            syscalls.fsconfig(context, FSCONFIG_SET_STRING, name, path)
+        if directories:
+            syscalls.fsconfig(context, FSCONFIG_SET_FLAG, "volatile")
+        syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)
+        fd = syscalls.fsmount(context)
+    finally:
+        os.close(context)
+    try:
+        syscalls.move_mount(fd, target)
+    finally:
+        os.close(fd)

@@ -86,20 +86,23 @@ def _may_raise() -> bool:
     return bool(syscalls.capget()[0] >> capabilities.NUMBERS["CAP_SYS_RESOURCE"] & 1)
 
 
-def become(identity: Identity, process: dict[str, Any], secure: Filter | None) -> None:
-    """Give up all that the document does not grant. With no_new_privs the filter is left to the caller, to come last.
+def become(identity: Identity, process: dict[str, Any], *, filtered: bool) -> None:
+    """Give up all that the document does not grant, but for what loads a filter, which comes last.
 
-    ``process`` is the OCI document's: capabilities, noNewPrivileges. Raises KernelError.
+    ``process`` is the OCI document's: capabilities, noNewPrivileges. ``filtered``: whether ``load`` will be called:
+    without no_new_privs that needs CAP_SYS_ADMIN, which then stays until execve. That gives a program only what is
+    inheritable, ambient, or its file's and in the bounding set (capabilities(7)), none of which it is. So a profile
+    need not allow a single call of those made here. Raises KernelError.
     """
     sets = process.get("capabilities", {})
     held = syscalls.capget()[1]  # what we have to give: root in a sandboxed node may lack some
     permitted = capabilities.mask(sets.get("permitted", ())) & held
+    loading = 0
     if process.get("noNewPrivileges"):
         syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
-    elif secure:
-        # Without no_new_privs a filter needs CAP_SYS_ADMIN, so it has to come before the capabilities go.
-        seccomp.load_filter(secure.bpf, secure.flags)
-    _drop_bounding(capabilities.mask(sets.get("bounding", ())))
+    elif filtered:
+        loading = capabilities.mask(("CAP_SYS_ADMIN",)) & held
+    _drop_bounding(capabilities.mask(sets.get("bounding", ())) & held)
     syscalls.prctl(PR_SET_KEEPCAPS, 1)
     os.setgroups(identity.groups)
     os.setresgid(identity.gid, identity.gid, identity.gid)
@@ -107,12 +110,21 @@ def become(identity: Identity, process: dict[str, Any], secure: Filter | None) -
     # A change of ids makes the process dumpable again; others in its pid namespace could look into it until execve.
     syscalls.prctl(PR_SET_DUMPABLE, 0)
     effective = capabilities.mask(sets.get("effective", ())) & permitted
-    syscalls.capset(effective, permitted, capabilities.mask(sets.get("inheritable", ())) & permitted)
-    _raise_ambient(sets.get("ambient", ()))
+    inheritable = capabilities.mask(sets.get("inheritable", ())) & permitted
+    syscalls.capset(effective | loading, permitted | loading, inheritable)
+    _raise_ambient(sets.get("ambient", ()), inheritable)
+
+
+def give_up_everything() -> None:
+    """No capability in any set, nor by any program that is executed, for good."""
+    syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
+    _drop_bounding(0)
+    os.setgroups([])
+    syscalls.capset(0, 0, 0)
 
 
 def load(secure: Filter) -> None:
-    """Filter this process from now on; needs no_new_privs."""
+    """Filter this process from now on."""
     seccomp.load_filter(secure.bpf, secure.flags)
 
 
@@ -122,10 +134,12 @@ def _drop_bounding(kept: int) -> None:
             syscalls.prctl(PR_CAPBSET_DROP, number)
 
 
-def _raise_ambient(names: list[str] | tuple[()]) -> None:
+def _raise_ambient(names: list[str] | tuple[()], inheritable: int) -> None:
+    """Those that we have to give; the document names only what the daemon has, unless it was written by hand."""
     syscalls.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     for name in names:
-        syscalls.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capabilities.NUMBERS[name])
+        if inheritable >> capabilities.NUMBERS[name] & 1:
+            syscalls.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capabilities.NUMBERS[name])
 
 
 def restore_signals() -> None:

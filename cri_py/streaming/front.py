@@ -1,8 +1,8 @@
 """The HTTP server behind the URLs of Exec, Attach and PortForward.
 
-It reads one request head per connection, checks it, and hands the connection's socket over to the pod's monitor, which
-answers. So no byte of a session passes through the daemon, and a session outlives it. With TLS the keys are in this
-process, so it has to stay in between: it decrypts into a socket pair whose other end the monitor gets.
+It reads one request head per connection, checks it, agrees on a protocol, and hands the connection's socket over to the
+pod's monitor, which answers. So no byte of a session passes through the daemon, and a session outlives it. With TLS the
+keys are in this process, so it has to stay in between: ``relay``.
 """
 
 from __future__ import annotations
@@ -10,55 +10,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
-import h11
 import structlog
 
 from cri_py import telemetry
 from cri_py.config import StreamingConfig
 from cri_py.errors import CriError, FailedPrecondition, NotFound
 from cri_py.model import StreamKind, StreamRequest
+from cri_py.streaming import relay
+from cri_py.streaming.heads import Head, HeadReader, Refused
 from cri_py.streaming.sessions import Sessions
 from cri_py.streaming.tls import Certificates
+from cri_py.wire.channels import Agreement
+from cri_py.wire.negotiation import Refusal, negotiate, refuse
 
 _READ_BYTES: Final = 16384
-_HEAD_BYTES: Final = 32 << 10
 _BACKLOG: Final = 128
-_METHODS: Final = (b"GET", b"POST")
-_REASONS: Final = {
-    400: "Bad Request",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-}
+_CLOSE_S: Final = 1.0
+_METHODS: Final = ("GET", "POST")
+# A client whose machine is gone says nothing: it is asked after 30 s without a byte, and given up two minutes later.
+_OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
 
 log = structlog.get_logger()
 
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A request head that asks for a session, and what the client has sent beyond it already."""
-
-    method: str
-    target: str
-    headers: tuple[tuple[str, str], ...]  # names in lower case, in order
-    rest: bytes
-
-
-HandOver = Callable[[StreamRequest, Head, socket.socket], Awaitable[None]]
-
-
-class _Refused(Exception):
-    """The request gets this status and nothing else."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+# The session, what was agreed with its client, what the client has sent beyond the head, and its connection.
+HandOver = Callable[[StreamRequest, Agreement, bytes, socket.socket], Awaitable[None]]
 
 
 class Front:
@@ -71,6 +55,7 @@ class Front:
         self._certificates = Certificates(config) if config.tls else None
         self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._waiting = 0  # connections whose session has not begun
         self._accepting: asyncio.Task[None] | None = None
         self._url = ""
 
@@ -78,18 +63,14 @@ class Front:
         """Listen. Raises FailedPrecondition for an address that can't be had, or a certificate that can't be read."""
         if self._certificates is not None:
             self._certificates.current()
-        host, port = self._config.host, self._config.port
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG) if port else _any(host, family)
-        listener.setblocking(False)
-        self._listener = listener
-        shown = f"[{host}]" if ":" in host else host
+        self._listener = _listen(self._config.host, self._config.port)
+        shown = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         scheme = "https" if self._certificates is not None else "http"
-        self._url = f"{scheme}://{shown}:{listener.getsockname()[1]}"
-        self._accepting = asyncio.create_task(self._accept(listener))
+        self._url = f"{scheme}://{shown}:{self._listener.getsockname()[1]}"
+        self._accepting = asyncio.create_task(self._accept(self._listener))
 
     async def stop(self) -> None:
-        """Stop listening; sessions that were handed over go on."""
+        """Stop listening; sessions that were handed over go on, but for those over TLS."""
         tasks = [*self._connections, *([self._accepting] if self._accepting else [])]
         for task in tasks:
             task.cancel()
@@ -113,141 +94,119 @@ class Front:
                 await asyncio.sleep(0.1)
                 continue
             connection.setblocking(False)
-            if len(self._connections) >= self._config.max_waiting_connections:
+            if self._waiting >= self._config.max_waiting_connections:
                 connection.close()
                 continue
+            self._waiting += 1
             task = asyncio.create_task(self._meet(connection))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
 
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Around what comes before a session: an ``_accept`` has counted it."""
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
     async def _meet(self, connection: socket.socket) -> None:
         """One connection from its first byte to its hand-over, or its end."""
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            if self._certificates is None:
+            for option in _OPTIONS:
+                connection.setsockopt(*option)
+            if self._certificates is not None:
+                await self._meet_over_tls(connection, self._certificates)
+                return
+            with connection, self._counted():
                 await self._greet(connection)
-            else:
-                await self._relay(connection)
-        except (OSError, EOFError, TimeoutError) as error:
+        except (OSError, EOFError) as error:
             log.debug("a streaming client left before its session", cause=str(error) or type(error).__name__)
-        finally:
-            connection.close()
+
+    async def _meet_over_tls(self, connection: socket.socket, certificates: Certificates) -> None:
+        """Greet what comes out of the relay as if it were the client, and stay until the session is over."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._counted())
+            client = await relay.accept(connection, certificates.current(), self._config.head_timeout_s)
+            inner, outer = socket.socketpair()
+            relaying = asyncio.create_task(relay.run(client, outer))
+            try:
+                with inner:
+                    inner.setblocking(False)
+                    await self._greet(inner)
+            except BaseException:
+                relaying.cancel()
+                await asyncio.wait([relaying])
+                raise
+            stack.close()
+            await relaying
 
     async def _greet(self, connection: socket.socket) -> None:
-        """Read the head and hand the connection over, or refuse."""
-        loop = asyncio.get_running_loop()
+        """Read the head and hand the connection over, or refuse. The connection stays the caller's."""
+        kind = ""
         try:
             async with asyncio.timeout(self._config.head_timeout_s):
-                head = await _read_head(lambda: loop.sock_recv(connection, _READ_BYTES))
-            request = self._admit(head)
-            await self._hand_over(request, head, connection)
-        except _Refused as refusal:
-            await _refuse(connection, refusal.status, str(refusal))
+                head = await _read_head(connection)
+            request, agreement = self._admit(head)
+            kind = request.kind.value
+            await self._hand_over(request, agreement, head.rest, connection)
+        except Refused as refused:
+            await _refuse(connection, refused.refusal)
         except TimeoutError:
-            await _refuse(connection, 408, "the request head did not come in time")
+            await _refuse(connection, refuse(408, "the request head did not come in time"))
         except CriError as error:
-            telemetry.STREAM_ERRORS.labels(head.target.strip("/").partition("/")[0]).inc()
+            telemetry.STREAM_ERRORS.labels(kind).inc()
             log.warning("a streaming session can't be handed over", cause=str(error))
-            await _refuse(connection, 404 if isinstance(error, NotFound) else 500, str(error))
+            await _refuse(connection, refuse(404 if isinstance(error, NotFound) else 500, str(error)))
 
-    def _admit(self, head: Head) -> StreamRequest:
+    def _admit(self, head: Head) -> tuple[StreamRequest, Agreement]:
         """The session that a head may have. A token is used up only by a request that is right in all else."""
-        if head.method.encode() not in _METHODS:
-            raise _Refused(405, f"{head.method} is not allowed here: use GET or POST")
+        if head.method not in _METHODS:
+            text = f"{head.method} is not allowed here: use GET or POST"
+            raise Refused(refuse(405, text, [("Allow", "GET, POST")]))
         kind, _, token = head.target.partition("?")[0].strip("/").partition("/")
-        if kind not in {each.value for each in StreamKind} or not token or "/" in token:
-            raise _Refused(404, "there is nothing here")
-        headers = dict(head.headers)
-        if "upgrade" not in headers.get("connection", "").lower() or not headers.get("upgrade"):
-            raise _Refused(400, "ask for an upgrade to SPDY/3.1 or websocket")
-        request = self._sessions.take(token)
-        if request is None:
-            raise _Refused(404, "the token is unknown, used or older than a minute")
-        if request.kind.value != kind:
-            raise _Refused(404, f"the token is not one for {kind}")
-        return request
-
-    # ---------------------------------------------------------------------- TLS
-
-    async def _relay(self, connection: socket.socket) -> None:
-        """Decrypt into a socket pair, and greet what comes out there as if it were the client."""
-        assert self._certificates is not None
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=_READ_BYTES * 4, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        async with asyncio.timeout(self._config.head_timeout_s):
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, connection, ssl=self._certificates.current()
-            )
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        inner, outer = socket.socketpair()
-        inner.setblocking(False)
-        outer.setblocking(False)
-        plain_reader, plain_writer = await asyncio.open_connection(sock=outer)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_pump(reader, plain_writer))
-                tasks.create_task(_pump(plain_reader, writer))
-                with inner:
-                    await self._greet(inner)
-        except* (OSError, EOFError) as group:
-            log.debug("a streaming session over TLS was cut", cause=str(group.exceptions[0]))
-        finally:
-            plain_writer.close()
-            writer.close()
+        request = self._sessions.peek(token)
+        if request is None or request.kind.value != kind:
+            raise Refused(refuse(404, "there is no such session: its token is unknown, used or older than a minute"))
+        forward = request.kind is StreamKind.PORT_FORWARD
+        agreed = negotiate(head.method, head.headers, forward=forward, ports=request.ports)
+        if isinstance(agreed, Refusal):
+            raise Refused(agreed)
+        self._sessions.take(token)
+        return request, agreed
 
 
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Carry bytes one way until the end, which is passed on, as far as TLS can tell of one."""
-    while data := await source.read(_READ_BYTES * 4):
-        sink.write(data)
-        await sink.drain()
-    if sink.can_write_eof():
-        sink.write_eof()
-    else:
-        sink.close()
+async def _read_head(connection: socket.socket) -> Head:
+    loop, reader = asyncio.get_running_loop(), HeadReader()
+    while True:
+        received = await loop.sock_recv(connection, _READ_BYTES)
+        if not received:
+            raise EOFError
+        head = reader.receive(received)
+        if head is not None:
+            return head
 
 
-async def _read_head(receive: Callable[[], Awaitable[bytes]]) -> Head:
-    """One request head by h11, which bounds its length and knows what a name and a value may hold."""
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
-    received = 0
+async def _refuse(connection: socket.socket, refusal: Refusal) -> None:
+    """Say it, and read for a moment what still comes: a socket that is closed with bytes unread resets the connection,
+    and the client might never read why."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError):  # TimeoutError is one
+        async with asyncio.timeout(_CLOSE_S):
+            await loop.sock_sendall(connection, refusal.answer)
+            connection.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(connection, _READ_BYTES):
+                pass
+
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
-        while True:
-            event = parser.next_event()
-            if isinstance(event, h11.Request):
-                break
-            if event is not h11.NEED_DATA:
-                raise EOFError
-            data = await receive()
-            if not data:
-                raise EOFError
-            received += len(data)
-            parser.receive_data(data)
-    except h11.RemoteProtocolError as error:
-        raise _Refused(error.error_status_hint, str(error)) from error
-    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers)
-    rest, _ = parser.trailing_data
-    if received - len(rest) > _HEAD_BYTES:  # h11 looks only at heads that are not complete yet
-        raise _Refused(431, f"the head has {received - len(rest)} bytes, at most {_HEAD_BYTES} are taken")
-    return Head(event.method.decode(), event.target.decode("latin-1"), headers, bytes(rest))
-
-
-async def _refuse(connection: socket.socket, status: int, text: str) -> None:
-    """A whole answer, after which the connection ends."""
-    body = text.encode() + b"\n"
-    head = (
-        f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\n"
-        f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    with contextlib.suppress(OSError):
-        await asyncio.get_running_loop().sock_sendall(connection, head.encode() + body)
-
-
-def _any(host: str, family: socket.AddressFamily) -> socket.socket:
-    try:
-        return socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise FailedPrecondition(
-            f"streaming.host {host} can't be listened on: {error.strerror}", hint="choose an address of this node"
+            f"streaming.host {host} with streaming.port {port} can't be listened on: {error.strerror}",
+            hint="choose an address of this node, and a port that is free",
         ) from error
+    listener.setblocking(False)
+    return listener

@@ -49,6 +49,12 @@ class Sessions:
         self._waiting[token] = _Waiting(request, self._clock() + LIFE_S)
         return token
 
+    def peek(self, token: str) -> StreamRequest | None:
+        """As ``take``, and the token stays good."""
+        self._expire()
+        waiting = self._waiting.get(token)
+        return waiting.request if waiting is not None else None
+
     def take(self, token: str) -> StreamRequest | None:
         """What the token stands for, once; None for one that is wrong, used or expired."""
         self._expire()

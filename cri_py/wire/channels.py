@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Mapping
+from enum import Enum
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
@@ -50,6 +51,19 @@ _WITH_RESIZE_STREAM: Final = frozenset({V3, V4})
 _SIZE_BYTES: Final = 256
 _TEXT_BYTES: Final = 1024
 _SUCCESS: Final = b'{"metadata":{},"status":"Success"}'
+
+
+class Transport(Enum):
+    SPDY = "SPDY/3.1"
+    WEBSOCKET = "websocket"
+
+
+class Agreement(NamedTuple):
+    """``protocol`` is a name from above; ``answer`` is the 101, after which the transport begins."""
+
+    transport: Transport
+    protocol: str
+    answer: bytes
 
 
 class Streams(NamedTuple):

@@ -7,32 +7,26 @@ with the sub-protocols in ``Sec-WebSocket-Protocol``. Of those the client's firs
 from __future__ import annotations
 
 import binascii
-
-# hashlib brings OpenSSL into a process that is to stay small (440 kB); this is the same code without it.
-from _sha1 import sha1  # type: ignore[import-not-found]
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
 from cri_py.wire import channels
+from cri_py.wire.channels import Agreement, Transport
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_REASONS: Final = {400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed", 426: "Upgrade Required"}
+_REASONS: Final = {
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    426: "Upgrade Required",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+}
 
 Header: TypeAlias = tuple[str, str]
-
-
-class Transport(Enum):
-    SPDY = "SPDY/3.1"
-    WEBSOCKET = "websocket"
-
-
-class Agreement(NamedTuple):
-    """``protocol`` is a name from ``channels``; ``answer`` is the 101, after which the transport begins."""
-
-    transport: Transport
-    protocol: str
-    answer: bytes
 
 
 class Refusal(NamedTuple):
@@ -59,34 +53,35 @@ def negotiate(
             return _by_websocket(method, fields, ours[:1] if forward and not ports else ours)
         if "spdy/3.1" in upgrades:
             return _by_spdy(fields, channels.FORWARD_BY_SPDY if forward else channels.COMMAND_BY_SPDY)
-    return _refuse(400, "unable to upgrade: ask for SPDY/3.1 or websocket by Connection: Upgrade")
+    return refuse(400, "unable to upgrade: ask for SPDY/3.1 or websocket by Connection: Upgrade")
 
 
 def _by_spdy(fields: dict[str, list[str]], ours: Sequence[str]) -> Agreement | Refusal:
     theirs = list(_words(fields, "x-stream-protocol-version"))
     if not theirs:
-        return _refuse(400, "unable to upgrade: X-Stream-Protocol-Version names no protocol")
+        return refuse(400, "unable to upgrade: X-Stream-Protocol-Version names no protocol")
     chosen = _choose(theirs, ours)
     if chosen is None:
         accepted = [("X-Accepted-Stream-Protocol-Versions", name) for name in ours]
-        return _refuse(403, _nothing_shared(theirs, ours), accepted)
+        return refuse(403, _nothing_shared(theirs, ours), accepted)
     answer = [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), ("X-Stream-Protocol-Version", chosen)]
     return Agreement(Transport.SPDY, chosen, _head("101 Switching Protocols", answer))
 
 
 def _by_websocket(method: str, fields: dict[str, list[str]], ours: Sequence[str]) -> Agreement | Refusal:
     if method != "GET":
-        return _refuse(405, f"a WebSocket is opened by GET, not by {method}", [("Allow", "GET")])
+        return refuse(405, f"a WebSocket is opened by GET, not by {method}", [("Allow", "GET")])
     if fields.get("sec-websocket-version") != ["13"]:
-        return _refuse(426, "Sec-WebSocket-Version has to be 13", [("Sec-WebSocket-Version", "13")])
+        return refuse(426, "Sec-WebSocket-Version has to be 13", [("Sec-WebSocket-Version", "13")])
     key = fields.get("sec-websocket-key", [])
     if len(key) != 1 or not _is_key(key[0]):
-        return _refuse(400, "Sec-WebSocket-Key has to be 16 bytes in base64")
+        return refuse(400, "Sec-WebSocket-Key has to be 16 bytes in base64")
     theirs = list(_words(fields, "sec-websocket-protocol"))
     chosen = _choose(theirs or [channels.UNNAMED], ours)
     if chosen is None:
-        return _refuse(403, _nothing_shared(theirs, ours))
-    accept = binascii.b2a_base64(sha1(key[0].encode() + _GUID).digest(), newline=False).decode()
+        return refuse(403, _nothing_shared(theirs, ours))
+    digest = hashlib.sha1(key[0].encode() + _GUID, usedforsecurity=False).digest()
+    accept = binascii.b2a_base64(digest, newline=False).decode()
     answer = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept)]
     if chosen:
         answer.append(("Sec-WebSocket-Protocol", chosen))
@@ -115,10 +110,12 @@ def _nothing_shared(theirs: Sequence[str], ours: Sequence[str]) -> str:
     return f"unable to negotiate protocol: the client has {asked}, the server {', '.join(filter(None, ours))}"
 
 
-def _refuse(status: int, text: str, headers: Sequence[Header] = ()) -> Refusal:
-    body = f"{text}\n".encode("latin-1", "replace")
+def refuse(status: int, text: str, headers: Sequence[Header] = ()) -> Refusal:
+    """A whole response. ``status``: 4xx or 500; ``text``: for a person."""
+    body = f"{text}\n".encode("utf-8", "replace")
     plain = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), ("Connection", "close")]
-    return Refusal(status, text, _head(f"{status} {_REASONS[status]}", [*plain, *headers]) + body)
+    line = f"{status} {_REASONS.get(status, 'Error')}"
+    return Refusal(status, text, _head(line, [*plain, *headers]) + body)
 
 
 def _head(line: str, headers: Sequence[Header]) -> bytes:

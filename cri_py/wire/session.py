@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cri_py.wire.channel_session import ChannelCommand, ChannelForward
-from cri_py.wire.channels import TUNNEL, Streams
+from cri_py.wire.channels import TUNNEL, Agreement, Streams, Transport
 from cri_py.wire.events import Command, Forward
-from cri_py.wire.negotiation import Agreement, Transport
 from cri_py.wire.spdy_session import SpdyCommand, SpdyForward
 
 

@@ -6,7 +6,8 @@ What Kubernetes clients speak is moby/spdystream, which this module is fitted to
   WINDOW_UPDATE even hurts it: each takes a place in the queues that it shares with data, so one stream that is not
   read could stop them all. So windows are kept with peers that keep them, which shows: they send SETTINGS or
   WINDOW_UPDATE, or stop at 64 KiB; a peer that sends more, having said nothing of windows, has none, and the bound
-  is then the receiver's, who stops reading (``held``).
+  is then the receiver's, who stops reading (``held``). Nor has one that took more from us than its windows would
+  allow: what it grants afterwards must bound nobody, for it may find out what it is by the same overrun.
 - It drops data that comes before the SYN_REPLY of its stream, and may send data after it has reset a stream or after
   we have: frames of streams that are forgotten are dropped.
 - Ids go up from 1 by 2, priorities are 0, header names are in lower case. Any control frame that it doesn't
@@ -193,6 +194,8 @@ class Connection:
             self._answer(frame)
         elif isinstance(frame, RstStream):
             self._forget(frame.stream)
+        elif isinstance(frame, Settings):
+            self._keep_windows()  # who speaks of windows keeps them
         elif isinstance(frame, GoAway):
             self._left = True
         return encode(frame, self._writer)
@@ -400,6 +403,12 @@ class Connection:
         self._initial = initial
 
     def _keep_windows(self) -> None:
+        """Windows are spoken of: from now on both sides heed them, unless they were overrun already."""
+        if not self._granted and (self._windows is _Windows.NONE or self._has_overrun()):
+            self._windows = _Windows.NONE
+            return
         self._granted = True
-        if self._windows is _Windows.UNKNOWN:
-            self._windows = _Windows.KEPT
+        self._windows = _Windows.KEPT
+
+    def _has_overrun(self) -> bool:
+        return self._whole.theirs < 0 or any(stream.theirs < 0 for stream in self._streams.values())

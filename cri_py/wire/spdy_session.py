@@ -254,8 +254,11 @@ class SpdyForward(_SpdySession):
         self._credit(lane, size)
 
     def close(self, lane: int) -> None:
-        if lane in self._open:
+        """The error stream ends as well: older clients, which don't reset the data stream, keep the connection to their
+        user open until it has."""
+        if (request := self._open.get(lane)) is not None:
             self._finish(lane)
+            self._finish(request.error)
 
     def fail(self, lane: int, text: str) -> None:
         request = self._open.get(lane)

@@ -40,7 +40,8 @@ from tests.system.daemon import Daemon
 
 IMAGES: Final = {"big": "registry.k8s.io/bench/big:1", "deep": "registry.k8s.io/bench/deep:1"}
 _WARM_UP: Final = "registry.k8s.io/e2e-test-images/busybox:1.29-2"  # shares no layer with them
-NAMES: Final = ("cri_py", "runc")
+NAMES: Final = ("cri_py", "runc")  # the peers by their low-level runtime, as in tests.bench.peers
+_TITLES: Final = {"runc": "containerd"}
 _CGROUP: Final = "/cribench-pulls"
 _DISK_GIB: Final = 40
 _PULL_S: Final = 300.0
@@ -62,7 +63,7 @@ ROWS: Final = {
     "cold pull, s": "wall_s",
     "CPU of it, s": "cpu_s",
     "warm pull, s": "warm_s",
-    "first start, s": "first_start_s",
+    "first start from the fresh image, s": "first_start_s",
     "later start, s": "start_s",
 }
 
@@ -84,6 +85,7 @@ def main() -> int:
                 for name in names:  # in turn, so that what the machine does meanwhile hits all alike
                     rounds[name].append(measured(name, address, work / f"{key}-{name}-{number}", IMAGES[key]))
             print(table(key, rounds), flush=True)
+    print(f"\nrepeat, as root on a quiet machine: python -m tests.bench.pulls {' '.join(sys.argv[1:])}")
     remove_groups(_CGROUP)
     return 0
 
@@ -198,7 +200,12 @@ def _listener(socket: str) -> int:
 
 def table(key: str, rounds: Mapping[str, Sequence[Round]]) -> str:
     """Markdown: medians, and for the peer in brackets which part of its figure ours is."""
-    lines = ["", f"| {key}, {min(map(len, rounds.values()))} rounds | " + " | ".join(rounds) + " |"]
+    lines = [
+        "",
+        f"| {key}, {min(map(len, rounds.values()))} rounds | "
+        + " | ".join(_TITLES.get(name, name) for name in rounds)
+        + " |",
+    ]
     lines.append("|---" * (len(rounds) + 1) + "|")
     for label, field in ROWS.items():
         medians = {name: statistics.median(getattr(each, field) for each in done) for name, done in rounds.items()}

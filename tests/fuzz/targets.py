@@ -11,22 +11,33 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
-from cri_py.errors import ConfigError, CriError, FailedPrecondition, InvalidArgument, NotFound
+from cri_py.errors import (
+    ConfigError,
+    CriError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    SignatureValidationFailed,
+)
 from cri_py.images import auth, manifest
 from cri_py.images.endpoints import SYSTEM_TRUST, by_default
 from cri_py.images.hosts import by_hosts_file, parse_hosts
 from cri_py.images.layers import unpack
 from cri_py.images.reference import parse_ref, short_name
 from cri_py.images.registries_conf import by_registry, parse_conf
+from cri_py.images.signatures import Policy, parse_policy
 from cri_py.model import Digest
+from cri_py.streaming.heads import Head, HeadReader, Refused
 from cri_py.wire import channels, spdy, spdy_frames
+from cri_py.wire.channels import Agreement, Transport
 from cri_py.wire.events import Gone, Opened, Received, Session
-from cri_py.wire.negotiation import Agreement, Transport
+from cri_py.wire.negotiation import Refusal, negotiate
 from cri_py.wire.session import port_forward, remote_command
 
 NODE: Final = manifest.Platform("linux", "amd64")
@@ -114,6 +125,24 @@ def auth_file(content: bytes) -> None:
         auth.token_from(content, "https://r")
 
 
+def policy_file(content: bytes) -> None:
+    """A policy is understood whole, or refused by its name."""
+    try:
+        found = parse_policy(content, FILE)
+    except ConfigError as error:
+        said = error.message
+    else:
+        said = f"{FILE}: "
+        admit_all(found)
+    assert said.startswith(f"{FILE}: ")
+
+
+def admit_all(found: Policy) -> None:
+    for ref in REFS:
+        with contextlib.suppress(SignatureValidationFailed):
+            found.admit(ref)
+
+
 ALL: Final = channels.Streams(stdin=True, stdout=True, stderr=False, tty=True)
 
 
@@ -171,6 +200,34 @@ def channels_of(content: bytes) -> None:
     assert over
 
 
+def _head_of(content: bytes, size: int) -> Head | Refusal | None:
+    """The head in ``content``, read in pieces of ``size`` bytes; None if it is not whole."""
+    reader = HeadReader()
+    for at in range(0, len(content), size):
+        try:
+            head = reader.receive(content[at : at + size])
+        except Refused as refused:
+            return refused.refusal
+        if head is not None:
+            return replace(head, rest=head.rest + content[at + size :])
+    return None
+
+
+def http_head(content: bytes) -> None:
+    """A request head is read, the same however it is cut, or refused by a whole response; so is what it asks for."""
+    whole, cut = _head_of(content, len(content) or 1), _head_of(content, 7)
+    answers = [each.answer for each in (whole, cut) if isinstance(each, Refusal)]
+    assert answers or whole == cut  # whether a head is too long may show only at its end
+    for head in (whole, cut):
+        if isinstance(head, Head):
+            assert all(name == name.lower() for name, _ in head.headers)
+            answers += [negotiate(head.method, head.headers, forward=way, ports=[80]).answer for way in (False, True)]
+    for answer in answers:
+        lines = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
+        assert not any(b"\r" in line or b"\n" in line for line in lines)
+        assert re.match(rb"HTTP/1\.1 (101|4\d\d|501) ", lines[0]), lines[0]
+
+
 def tar_layer(content: bytes) -> None:
     """Whatever a layer holds, it is placed inside its directory or refused in words."""
     with tempfile.TemporaryDirectory() as outside:
@@ -199,8 +256,10 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = MappingProxyType(
         "hosts_toml": hosts_toml,
         "registries_conf": registries_conf,
         "auth_file": auth_file,
+        "policy_file": policy_file,
         "spdy": spdy_frames_of,
         "channels": channels_of,
+        "http_head": http_head,
         "tar_layer": tar_layer,
     }
 )

@@ -36,7 +36,7 @@ def plain() -> dict[str, Any]:
             cpu_period=100_000, cpu_quota=50_000, cpu_shares=512, memory_limit_in_bytes=64 << 20, oom_score_adj=968
         ),
     )
-    return document(pod, config, cgroup="/pods/web/app")
+    return document(pod, config, defaults=defaults(seccomp=True), cgroup="/pods/web/app")
 
 
 def privileged() -> dict[str, Any]:
@@ -46,7 +46,8 @@ def privileged() -> dict[str, Any]:
 
 def host() -> dict[str, Any]:
     shared = model.NamespaceOption(network=NODE, pid=NODE, ipc=NODE)
-    return document(sandbox(namespaces=shared), container({"namespaces": shared}))
+    config = container({"namespaces": shared})
+    return document(sandbox(namespaces=shared), config, defaults=defaults(seccomp=True))
 
 
 def hardened() -> dict[str, Any]:

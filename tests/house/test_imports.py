@@ -21,6 +21,11 @@ CORES = (
     *("cri_py.monitor.crilog", "cri_py.images.reference", "cri_py.images.manifest", "cri_py.images.auth"),
     *("cri_py.images.endpoints", "cri_py.images.proxies"),
 )
+# Pure as they are, but on values that the kernel and cgroups read.
+PURE_ON_READINGS = tuple(
+    f"cri_py.explain.{name}"
+    for name in ("account", "facts", "files", "limits", "origins", "record", "sections", "text", "words")
+)
 PURE_OF_PODS = ("cri_py.pods.spec", "cri_py.pods.files", "cri_py.pods.seccomp_default")
 IMPURE = {
     *("asyncio", "concurrent", "ctypes", "fcntl", "http", "io", "multiprocessing", "os", "pathlib", "random"),
@@ -80,7 +85,9 @@ def test_the_daemon_imports_nothing_of_the_container_side_but_the_monitors_clien
 
 def test_the_cores_know_no_sockets_clocks_files_or_event_loops() -> None:
     found = []
-    for module in filter(is_core, modules()):
+    for module in modules():
+        if not (is_core(module) or within(module.name, *PURE_ON_READINGS)):
+            continue
         found += [(module, line, name) for name, line in imports(module) if name.partition(".")[0] in IMPURE]
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Call) and _called(node) in {"open", "input", "print"}:

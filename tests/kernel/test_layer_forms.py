@@ -28,6 +28,7 @@ from tests.simulators.registry import File, RegistrySimulator, directory, sha256
 pytestmark = pytest.mark.root
 
 zstd = importlib.import_module("backports.zstd")
+ROOT = Path(__file__).resolve().parents[2]
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd": zstd.compress}
 MIB = 1 << 20
 
@@ -154,7 +155,31 @@ def test_a_window_beyond_what_zstd_allows_by_default_is_refused(target: Path) ->
         place(content, target, frame + zstd.compress(content)[6:])
 
 
+@pytest.mark.parametrize("headers", [1, 40])
+def test_what_a_layer_says_of_all_its_entries_is_bounded(target: Path, headers: int) -> None:
+    """Every entry has it applied, so it costs memory once and time a million times."""
+    content = b"".join(universal(f"SCHILY.xattr.user.{n}", "x" * (32_000 // headers)) for n in range(headers))
+    with pytest.raises(DataLoss, match="says more than 16 KiB of all its entries"):
+        place(content + tar_layer(File("f")), target)
+    place(universal("SCHILY.xattr.user.note", "hi") + universal("comment", "c" * 9000) + tar_layer(File("f")), target)
+    assert os.getxattr(target / "f", "user.note") == b"hi"
+
+
+def universal(key: str, text: str) -> bytes:
+    """A PAX header for all that follows."""
+    return tarfile.TarInfo.create_pax_global_header({key: text})
+
+
 # --------------------------------------------------------------- many of a kind
+
+
+def test_memory_does_not_grow_with_the_entries_of_a_layer(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.bench.entries", "--count", "20000", "--work", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["inodes"] == 20_000 - 1000 + 1, "hard links are no inodes"
+    assert told["grown_kib"] < 2048, "an entry that is kept takes half a kilobyte"
 
 
 def test_counts_follow_what_is_replaced(target: Path) -> None:

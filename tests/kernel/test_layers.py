@@ -10,6 +10,7 @@ import stat
 import struct
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -253,6 +254,47 @@ def test_an_entry_too_many_is_refused(target: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(layers, "ENTRIES_MAX", 3)
     with pytest.raises(ResourceExhausted, match="more than 3 entries"):
         place(tar_layer(*(File(str(number)) for number in range(4))), target)
+
+
+def test_directories_that_entries_imply_count_as_entries(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "ENTRIES_MAX", 100)
+    place(tar_layer(File("/".join("d" * 99) + "/f")), target)
+    with pytest.raises(ResourceExhausted, match="more than 100 entries"):
+        place(tar_layer(File("/".join("e" * 100) + "/f")), target)
+
+
+def test_names_of_implied_directories_are_bounded(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "IMPLIED_BYTES_MAX", 1000)
+    with pytest.raises(ResourceExhausted, match="without describing them"):
+        place(tar_layer(*(File(f"{number:0200}/f") for number in range(6))), target)
+
+
+def test_an_implied_directory_that_was_replaced_by_another_name_adopts_nothing(target: Path) -> None:
+    content = tar_layer(directory("d"), symlink("link", "d"), File("link/x/f"), File("d", b"file"))
+    unpacked = place(content, target)
+    lower = target.parent / "layer" / "lower"
+    (lower / "link/x").mkdir(parents=True)
+    adopt(str(target), unpacked.implied, [str(lower)])
+    assert (target / "d").read_bytes() == b"file"
+
+
+def test_a_directory_that_was_replaced_and_came_again_has_its_last_mode(target: Path) -> None:
+    content = tar_layer(directory("d", 0o700), directory("d/e", 0o711), File("d"), File("d/e/f"), directory("d/e/g"))
+    place(content, target)
+    assert [stat.S_IMODE((target / path).stat().st_mode) for path in ("d", "d/e")] == [0o755, 0o755]
+
+
+def test_replacing_a_directory_costs_nothing_for_all_the_others(target: Path) -> None:
+    many = [directory(f"many/{number}") for number in range(10_000)]
+    replaced = [each for _ in range(3000) for each in (directory("again"), File("again"))]
+    cpu_s = {}
+    for name, members in (("many", many), ("replaced", replaced), ("both", many + replaced)):
+        (target / name).mkdir()
+        content = tar_layer(*members)
+        began = time.process_time()
+        place(content, target / name)
+        cpu_s[name] = time.process_time() - began
+    assert cpu_s["both"] < 1.5 * (cpu_s["many"] + cpu_s["replaced"])
 
 
 def test_a_bomb_is_refused(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

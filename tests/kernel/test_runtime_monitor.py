@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -14,11 +15,20 @@ from typing import Any
 import pytest
 
 from cri_py.cgroups import detect
-from cri_py.errors import CriError, DeadlineExceeded, NotFound
+from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, NotFound
+from cri_py.kernel.constants import CLONE_NEWUSER, PR_SET_DUMPABLE
 from cri_py.kernel.holder import write_program
+from cri_py.kernel.steps import Report, Step, Then, in_memory
+from cri_py.kernel.steps import program as make_program
+from cri_py.kernel.syscalls import capget
 from cri_py.monitor.client import MonitorClient, SpawnerClient
+from cri_py.pods import exec_steps
+from cri_py.runtime import exec as runtime_exec
+from cri_py.runtime.container import Stdio
 
 pytestmark = pytest.mark.root
+
+PR_GET_DUMPABLE = 3
 
 
 @pytest.fixture
@@ -169,6 +179,74 @@ async def test_a_holder_that_cannot_be_made_is_refused_with_the_cause_and_the_mo
         await hold(client, tmp_path, group, **changes)
     assert (await client.request("hello", timeout_s=10))["holder"] == 0
     await hold(client, tmp_path, group)
+    await end(client)
+
+
+def commanded(group: str, *, probed: bool, dumpable: bool = False) -> list[Step]:
+    """All steps but execve, as the holder's root is empty; ``probed``: each looks whether it is dumpable, too."""
+    rights = exec_steps.Rights(capget()[1], 40, {})
+    process = {"env": [], "cwd": "/"}
+    common = exec_steps.template(process, exec_steps.Identity(1000, 1000, (), "/"), None, rights)
+    found = exec_steps.steps(common, ["/bin/true"], detect().exec_scope(group, "exec-1"))
+    found = [step for step in found if step.then not in (Then.TRY, Then.GIVE_UP)] + [Step("exit_group", (0,))]
+    if dumpable:
+        found = [step for step in found if step.arguments[:1] != (PR_SET_DUMPABLE,)]
+    probe = Step("prctl", (PR_GET_DUMPABLE,), Then.FORK)  # 0 goes on, 1 is reported and the end
+    return [step for each in found for step in ((each, probe) if probed else (each,))]
+
+
+def executed(steps: list[Step], group: str, pid: int, target: int = -1) -> tuple[Report | None, int]:
+    """What it reports, and how it ends."""
+    program, null = in_memory(make_program(steps)), os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    target = target if target >= 0 else os.pidfd_open(pid)
+    try:
+        child, parent = runtime_exec.start(program, target, Stdio(null, null, null))
+        report = runtime_exec.hear(parent)
+        parent.close()
+        return report, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        for fd in (program, null, target):
+            os.close(fd)
+        detect().exec_scope(group, "exec-1").drop()
+
+
+async def test_an_exec_can_not_be_looked_into_at_any_step(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    assert executed(commanded(group, probed=True), group, holder) == (None, 0)
+    with pytest.raises(ChildProcessError):  # 1, where the pid of a child is told
+        executed(commanded(group, probed=True, dumpable=True), group, holder)
+    await end(client)
+
+
+async def test_an_exec_tells_which_step_failed_and_why(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    steps = commanded(group, probed=False)
+    at = next(number for number, step in enumerate(steps) if step.call == "chdir")
+    steps[at] = Step("chdir", (b"/nowhere/at/all\0",))
+    assert executed(steps, group, holder) == (Report(at, errno.ENOENT), 128)
+    steps[2] = Step("setns", (4, CLONE_NEWUSER))  # of the first process, before it has forked
+    with pytest.raises(runtime_exec.StepFailed) as failed:
+        executed(steps, group, holder)
+    assert failed.value.report == Report(2, errno.EINVAL)
+    await end(client)
+
+
+async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(
+    spawner: SpawnerClient, tmp_path: Path, group: str
+) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    steps = commanded(group, probed=False)
+    target = os.pidfd_open(holder)
+    os.kill(holder, signal.SIGKILL)
+    await gone(holder)
+    with pytest.raises(runtime_exec.StepFailed) as failed:
+        executed(steps, group, holder, target)
+    refused = exec_steps.refusal(steps[failed.value.report.step], failed.value.report.number)
+    assert isinstance(refused, FailedPrecondition)
+    assert str(refused) == "the container is ending"
     await end(client)
 
 

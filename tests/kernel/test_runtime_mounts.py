@@ -395,6 +395,19 @@ def test_any_number_of_layers_is_mounted_the_last_on_top(tmp_path: Path, layers:
     apart(body)
 
 
+def test_layers_that_can_not_be_mounted_leave_nothing_open(tmp_path: Path) -> None:
+    missing = [str(tmp_path / "l" / f"{number:060}") for number in range(130)]
+    (tmp_path / "l").mkdir()
+
+    def body() -> None:
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(OSError, match="No such file"):
+            overlay.mount_root({"lower": missing, "upper": "/u", "work": "/w"}, str(tmp_path))
+        assert os.listdir("/proc/self/fd") == before
+
+    apart(body)
+
+
 def test_a_child_apart_fails_its_test() -> None:
     with pytest.raises(AssertionError, match="boom"):
         apart(lambda: (_ for _ in ()).throw(ValueError("boom")))

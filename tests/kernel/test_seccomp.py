@@ -202,9 +202,24 @@ def test_a_rule_brings_its_own_errno() -> None:
     assert verdict(bpf, READ) == ERRNO | errno.EACCES
 
 
-def test_names_that_no_kernel_has_are_skipped() -> None:
-    bpf = seccomp.compile_profile(profile(rule("no_such_call"), rule("read")))
-    assert verdict(bpf, READ) == REFUSED
+def test_names_that_no_kernel_has_are_skipped_where_the_default_refuses_them() -> None:
+    allowed = {"names": ["no_such_call", "read"], "action": "SCMP_ACT_ALLOW"}
+    bpf = seccomp.compile_profile(profile(allowed, default="SCMP_ACT_ERRNO"))
+    assert verdict(bpf, READ) == ALLOW
+
+
+def test_a_call_that_is_to_be_blocked_and_can_t_be_named_is_no_reason_to_let_it_pass() -> None:
+    with pytest.raises(InvalidArgument, match="block 'no_such_call'"):
+        seccomp.compile_profile(profile(rule("no_such_call"), rule("read")))
+
+
+@pytest.mark.parametrize(("name", "number"), [("memfd_secret", 447), ("mseal", 462), ("file_setattr", 469)])
+def test_a_call_younger_than_libseccomp_is_blocked_by_its_number(name: str, number: int) -> None:
+    architectures = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+    bpf = seccomp.compile_profile(profile(rule(name, errnoRet=errno.EACCES), architectures=architectures))
+    assert verdict(bpf, number) == ERRNO | errno.EACCES
+    assert verdict(bpf, number, arch=I386) == ERRNO | errno.EACCES
+    assert verdict(bpf, number + 10) == verdict(bpf, READ) == ALLOW
 
 
 def test_a_profile_that_allows_by_default_leaves_new_calls_alone() -> None:

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cri_py.wire import channels, spdy
-from cri_py.wire.channels import Streams
+from cri_py.wire.channels import Agreement, Streams, Transport
 from cri_py.wire.events import Event, Gone, Received, Session
-from cri_py.wire.negotiation import Agreement, Transport
 from cri_py.wire.session import port_forward, remote_command
 from cri_py.wire.spdy_frames import Chunk, GoAway, Headers, Ping, RstStream, Settings, SynStream, WindowUpdate
 from tests.simulators.websocket_client import frame

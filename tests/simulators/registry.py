@@ -94,6 +94,7 @@ class Fault:
     cut_after: int = -1  # promise all, send so many bytes, close
     stall_after: int = -1  # promise all, send so many bytes, then nothing until the simulator stops
     drip_s: float = 0.0  # send byte by byte, with so many seconds between
+    headers_drip_s: float = 0.0  # send headers without end, with so many seconds between
     hang_up: bool = False  # close the connection without an answer
     etag: str = ""  # say that the content is another than before
     content_range: str = ""  # answer a range with this Content-Range instead
@@ -294,6 +295,8 @@ class _Conversation(BaseHTTPRequestHandler):
         fault = self._fault()
         if fault is not None and fault.hang_up:
             self.close_connection = True
+        elif fault is not None and fault.headers_drip_s:
+            self._drip_headers(fault.headers_drip_s)
         elif fault is not None and fault.redirect:
             self._answer(307, b"", {"Location": fault.redirect.replace("{path}", self.path)}, None)
         elif fault is not None and fault.status:
@@ -328,6 +331,13 @@ class _Conversation(BaseHTTPRequestHandler):
                 fault.times -= 1
                 return fault
         return None
+
+    def _drip_headers(self, pause_s: float) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        self.flush_headers()
+        while not self.server.simulator.stopping.wait(pause_s):
+            self.wfile.write(b"X: y\r\n")
 
     def _welcome(self) -> bool:
         simulator = self.server.simulator

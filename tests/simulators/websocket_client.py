@@ -24,17 +24,47 @@ def frame(
     return bytes([(0x80 if fin else 0) | reserved << 4 | opcode]) + length + (mask or b"") + payload
 
 
-def frames(sent: bytes) -> list[tuple[int, bytes]]:
-    """(opcode, payload) of each frame in what a server sent, all of which must be whole and not masked."""
-    found = []
-    while sent:
-        assert sent[0] & 0x80, "the server sends fragments"
-        assert not sent[1] & 0x80, "the server masks"
-        at, size = 2, sent[1]
+class FrameReader:
+    """Reads what a server sends, however it is cut: whole messages in one frame each, not masked."""
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+
+    @property
+    def within(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return bool(self._partial)
+
+    def read(self, received: bytes) -> list[tuple[int, bytes]]:
+        """(opcode, payload) of each frame that is whole by now."""
+        self._partial += received
+        found, at = [], 0
+        while (frame := self._frame(at)) is not None:
+            opcode, start, end = frame
+            found.append((opcode, bytes(self._partial[start:end])))
+            at = end
+        del self._partial[:at]
+        return found
+
+    def _frame(self, at: int) -> tuple[int, int, int] | None:
+        """The opcode of the frame at ``at`` and where its payload begins and ends; None if it is cut."""
+        if len(self._partial) < at + 2:
+            return None
+        first, size = self._partial[at], self._partial[at + 1]
+        assert first & 0x80, "the server sends fragments"
+        assert not size & 0x80, "the server masks"
+        start = at + 2
         if size >= 126:
-            wide = 2 if size == 126 else 8
-            at, size = 2 + wide, int.from_bytes(sent[2 : 2 + wide], "big")
-        assert len(sent) >= at + size, "the server's last frame is cut"
-        found.append((sent[0] & 0x0F, sent[at : at + size]))
-        sent = sent[at + size :]
+            start += 2 if size == 126 else 8
+            if len(self._partial) < start:
+                return None
+            size = int.from_bytes(self._partial[at + 2 : start], "big")
+        return (first & 0x0F, start, start + size) if len(self._partial) >= start + size else None
+
+
+def frames(sent: bytes) -> list[tuple[int, bytes]]:
+    """(opcode, payload) of each frame in what a server sent, all of which must be whole."""
+    reader = FrameReader()
+    found = reader.read(sent)
+    assert not reader.within, "the server's last frame is cut"
     return found

@@ -89,7 +89,10 @@ def test_many_commands_run_at_the_same_time(kubelet: Kubelet, container: str) ->
 
 def test_a_command_runs_as_the_container_does(kubelet: Kubelet, pod: Pod) -> None:
     context = pb.LinuxContainerSecurityContext(
-        run_as_username="alice", supplemental_groups=[77], capabilities=pb.Capability(drop_capabilities=["ALL"])
+        run_as_username="alice",
+        supplemental_groups=[77],
+        capabilities=pb.Capability(drop_capabilities=["ALL"]),
+        seccomp=pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault),
     )
     container = kubelet.run(
         pod,
@@ -101,7 +104,7 @@ def test_a_command_runs_as_the_container_does(kubelet: Kubelet, pod: Pod) -> Non
     )
     assert kubelet.shell(container, "id -u; id -g; id -G; pwd") == "1000\n1000\n1000 29 44 77\n/tmp/made/here\n"
     groups = [kubelet.shell(container, f"head -1 /proc/{pid}/cgroup").strip() for pid in ("self", "1")]
-    assert re.sub("exec-[0-9-]+$", "", groups[0]) == groups[1]  # v2 has a group below for each command
+    assert re.sub("exec-[0-9a-f-]+$", "", groups[0]) == groups[1]  # v2 has a group below for each command
     assert kubelet.exec(container, "sh", "-c", "printf %s $GREETING").stdout == b"h\xffi"
     status = kubelet.shell(container, "cat /proc/self/status")
     assert "CapBnd:\t0000000000000000" in status

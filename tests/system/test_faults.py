@@ -138,6 +138,7 @@ def test_what_a_caller_left_before_it_was_recorded_leaves_no_record(fresh_daemon
             database.execute("BEGIN IMMEDIATE")  # the writer waits, and goes on once the caller is gone
             with refused("DEADLINE_EXCEEDED"):
                 call()
+            time.sleep(0.3)  # the daemon hears of it a moment later
             database.execute("ROLLBACK")
         kubelet.run(pod, "true", name="second")  # its record comes after those
         rows = [key for (key,) in database.execute("SELECT key FROM records WHERE kind = 'sandbox'")]

@@ -187,17 +187,18 @@ def test_a_user_without_rights_keeps_none_of_roots(kubelet: Kubelet, pod: Pod) -
 
 @pytest.mark.parametrize(
     ("kind", "mode"),
-    [(None, "2"), (pb.SecurityProfile.RuntimeDefault, "2"), (pb.SecurityProfile.Unconfined, "0")],
+    [(None, "0"), (pb.SecurityProfile.RuntimeDefault, "2"), (pb.SecurityProfile.Unconfined, "0")],
     ids=["none named", "RuntimeDefault", "Unconfined"],
 )
-def test_a_seccomp_filter_is_the_rule(kubelet: Kubelet, pod: Pod, kind: int | None, mode: str) -> None:
+def test_a_seccomp_filter_is_there_as_asked(kubelet: Kubelet, pod: Pod, kind: int | None, mode: str) -> None:
     context = secure() if kind is None else secure(seccomp=pb.SecurityProfile(profile_type=kind))
     assert field_of(kubelet.outcome(pod, "cat", "/proc/self/status", linux=context)[1], "Seccomp") == mode
 
 
 def test_the_default_filter_refuses_what_containers_have_no_business_with(kubelet: Kubelet, pod: Pod) -> None:
+    default = secure(seccomp=pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault))
     status, said = kubelet.outcome(
-        pod, "sh", "-c", "unshare -U true && echo made; mount -t tmpfs x /tmp && echo mounted"
+        pod, "sh", "-c", "unshare -U true && echo made; mount -t tmpfs x /tmp && echo mounted", linux=default
     )
     assert (said, status.exit_code) == ("", 1)
 

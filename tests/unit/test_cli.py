@@ -257,7 +257,7 @@ def test_a_socket_path_that_is_too_long_is_told(tmp_path: Path) -> None:
 
 def test_a_lack_of_libseccomp_is_told_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cri_py.kernel.seccomp._LIBRARY", "libnosuch.so")
-    finding = found(Config(), "seccomp")
+    finding = found(Config(runtime=RuntimeConfig(seccomp=True)), "seccomp")
     assert finding.verdict is Verdict.MISSING
     assert "apt install libseccomp2" in finding.remedy
     assert found(Config(runtime=RuntimeConfig(seccomp=False)), "seccomp").verdict is Verdict.WORSE

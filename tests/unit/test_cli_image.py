@@ -59,6 +59,8 @@ def layer(digest: str, fetched: int, unpacked: int, *, present: bool = False) ->
 @pytest.fixture(autouse=True)
 def _client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_image, "ImagesClient", Client)
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 def run(verb: str, out: io.StringIO, **flags: object) -> str:
@@ -73,6 +75,29 @@ def test_a_terminal_shows_a_bar_for_each_layer_and_draws_over_the_last() -> None
     assert second.split("\n")[1].endswith(f"[{'=' * 7}{'-' * 8}{' ' * 15}] 1.0 MB of 2.0 MB")
     assert third.split("\n")[1].endswith(f"[{'=' * 30}] 2.0 MB unpacked")
     assert third.split("\n")[-2] == IDS[2]
+
+
+def test_more_layers_than_the_terminal_has_lines_are_drawn_on_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def many(done: int) -> tuple[LayerProgress, ...]:
+        digests = [f"sha256:{number:064}"[:-52] + "0" * 52 for number in range(1 << 20, (1 << 20) + 50)]
+        return tuple(
+            layer(digest, SIZE if at <= done else 0, SIZE if at < done else 0) for at, digest in enumerate(digests)
+        )
+
+    steps = [*(Step(many(done), "") for done in (0, 30, 50)), Step((), IDS[2])]
+    monkeypatch.setattr(Client, "pull", lambda *_: steps)
+    monkeypatch.setenv("LINES", "6")
+    monkeypatch.setenv("COLUMNS", "40")
+    screens = run("pull", Terminal(), ref="b.test/app:1").split("\x1b[5A")
+    assert len(screens) == 4
+    for screen in screens[:3]:
+        lines = screen.removeprefix("\x1b[J").split("\n")[:-1]
+        assert len(lines) == 5
+        assert all(len(line.removeprefix("\r")) < 40 for line in lines)
+    assert "and 46 more, 0 of them here" in screens[0]
+    assert f"[{'-' * 25}" in screens[1].split("\n")[0], "what moves is shown"
+    assert "and 46 more, 30 of them here" in screens[1]
+    assert "and 46 more, 46 of them here" in screens[2]
 
 
 def test_elsewhere_there_are_plain_lines_not_more_than_one_a_second() -> None:

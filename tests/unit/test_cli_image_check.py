@@ -16,7 +16,7 @@ from cri_py.model import Nanos
 from cri_py.state.claim import claimed
 from cri_py.state.store import Store
 from tests.simulators.registry import File, RegistrySimulator, tar_layer
-from tests.unit.images.conftest import HERMETIC
+from tests.unit.images.nodes import HERMETIC
 
 
 @pytest.fixture

@@ -10,16 +10,12 @@ from typing import Any, Protocol
 
 import pytest
 
-from cri_py.config import ImagesConfig
+from cri_py.images.manifest import Descriptor
 from cri_py.images.service import Images
-from cri_py.model import ImageId, Nanos
+from cri_py.model import Digest, ImageId, Nanos
 from cri_py.state.store import Store
-from tests.simulators.registry import RegistrySimulator
-
-# Reads nothing of the machine's, and doesn't wait between attempts.
-HERMETIC = ImagesConfig(
-    pull_progress_timeout_s=5.0, pull_retry_wait_s=0.0, certs_d=(), registries_conf="", auth_files=()
-)
+from tests.simulators.registry import Pushed, RegistrySimulator
+from tests.unit.images.nodes import BLOB, HERMETIC, Node
 
 
 class OpenImages(Protocol):
@@ -72,3 +68,19 @@ def open_images(root: Path, in_use: set[ImageId]) -> OpenImages:
 async def images(open_images: OpenImages) -> AsyncIterator[Images]:
     async with open_images() as opened:
         yield opened
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+@pytest.fixture
+def blob(registry: RegistrySimulator) -> Descriptor:
+    described = registry.describe(BLOB, "application/octet-stream")
+    return Descriptor("", Digest(described["digest"]), len(BLOB))
+
+
+@pytest.fixture
+def pushed(registry: RegistrySimulator) -> Pushed:
+    return registry.push("team/app", "1", [b""])

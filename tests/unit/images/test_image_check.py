@@ -6,8 +6,9 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from cri_py.images import service
 from cri_py.images.check import Kind, Trouble, look, stored
 from cri_py.images.content import Content
 from cri_py.images.service import Images
+from cri_py.images.snapshots import Snapshots
 from cri_py.model import Image, ImageId
 from cri_py.state.store import Store
 from tests.simulators.registry import OCI_MANIFEST, File, RegistrySimulator, directory, hard_link, symlink, tar_layer
@@ -162,6 +164,62 @@ async def test_what_became_an_image_while_the_disk_was_looked_at_is_no_orphan(
     assert await images.check(deep=True) == []
 
 
+def delayed_look(act: Callable[[], Awaitable[object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the disk was looked at, ``act`` happens before anybody hears what was found."""
+    loop = asyncio.get_running_loop()
+
+    def look_then_act(*arguments: Any, **options: Any) -> list[Trouble]:
+        found = look(*arguments, **options)
+        asyncio.run_coroutine_threadsafe(_awaited(act()), loop).result(timeout=30)
+        return found
+
+    monkeypatch.setattr(service, "look", look_then_act)
+
+
+async def _awaited(act: Awaitable[object]) -> None:
+    await act
+
+
+@pytest.mark.parametrize("damage", ["blob", "layer"])
+async def test_what_was_removed_and_pulled_again_meanwhile_is_not_repaired_away(
+    images: Images, image: Image, root: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if damage == "blob":
+        blob(root, images.record(image.id).layers[0].digest).unlink()
+    else:
+        (Path(images.lower_dirs(image.id)[-1]) / "tree").unlink()
+
+    async def again() -> None:
+        await images.remove(image.id)
+        await images.pull(image.repo_tags[0], None)
+        lower.extend(images.lower_dirs(image.id))
+
+    lower: list[str] = []
+    delayed_look(again, monkeypatch)
+    await images.check(repair=True)
+    monkeypatch.undo()
+    assert await images.check(deep=True) == []
+    assert list(images.lower_dirs(image.id)) == lower
+    assert images.record(image.id).layers, "nothing was lost, so all can be exported"
+
+
+async def test_an_image_removed_while_it_is_mended_stays_removed(
+    images: Images, image: Image, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Snapshots.prepare
+
+    async def prepare_slowly(self: Snapshots, *arguments: Any, **options: Any) -> None:
+        await prepare(self, *arguments, **options)
+        await images.remove(image.id)
+
+    (Path(images.lower_dirs(image.id)[-1]) / "tree").unlink()
+    blob(root, images.record(image.id).layers[1].digest).unlink()
+    monkeypatch.setattr(Snapshots, "prepare", prepare_slowly)
+    await images.check(repair=True)
+    assert (images.list(), os.listdir(root / "layers")) == ([], [])
+    assert await images.check() == []
+
+
 async def test_a_lost_layer_is_mended_at_the_start(
     open_images: OpenImages, registry: RegistrySimulator, root: Path
 ) -> None:
@@ -196,5 +254,20 @@ async def test_blobs_go_where_they_are_not_to_be_kept(
         await images.pull(f"{registry.host}/app:1", None)
         assert registry.count("/blobs/") == 0
     async with open_images() as images:
+        assert await images.check(deep=True) == [], "what was discarded by order is not missing"
         await images.pull(f"{registry.host}/app:1", None)
         assert len(os.listdir(root / "blobs/sha256")) == 5, "now they are wanted again"
+        layer_blob(registry, root).unlink()
+        assert kinds(await images.check()) == [("blob", "missing")]
+
+
+async def test_blobs_that_are_not_to_be_kept_any_more_are_not_missed_later(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path
+) -> None:
+    registry.push("app", "1", [BASE, TOP])
+    async with open_images() as images:
+        await images.pull(f"{registry.host}/app:1", None)
+    async with open_images(discard_unpacked_layers=True) as images:
+        assert len(os.listdir(root / "blobs/sha256")) == 3
+    async with open_images() as images:
+        assert await images.check(deep=True) == []

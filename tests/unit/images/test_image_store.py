@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cri_py import telemetry
-from cri_py.errors import InvalidArgument, NotFound
+from cri_py.errors import Internal, InvalidArgument, NotFound
 from cri_py.images.service import Images
-from cri_py.model import Image, ImageId
+from cri_py.images.snapshots import RECORD
+from cri_py.model import Digest, Image, ImageId
+from cri_py.state.store import Change, Delete, Store
 from tests.simulators.registry import File, RegistrySimulator, tar_layer
 from tests.unit.images.conftest import OpenImages
 
@@ -167,6 +170,104 @@ async def test_a_removed_image_in_use_may_be_pulled_again(
     assert holds_base(images, image)
 
 
+async def test_an_image_whose_container_is_being_made_keeps_its_layers(
+    images: Images, registry: RegistrySimulator, root: Path, in_use: set[ImageId]
+) -> None:
+    image = await pulled(images, registry, "app", BASE)
+    with images.using(image.id):
+        await images.remove(image.id)
+        await images.collect()
+        assert (images.list(), holds_base(images, image)) == ([], True)
+        in_use.add(image.id)
+    await images.collect()
+    assert holds_base(images, image)
+    in_use.clear()
+    await images.collect()
+    assert layers_on_disk(root) == 0
+
+
+async def test_what_is_left_of_a_lost_image_stays_for_its_containers_over_a_restart(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path
+) -> None:
+    """Containers are known only after images, so at the start each may have some."""
+    async with open_images() as images:
+        image = await pulled(images, registry, "app", BASE, TOP)
+        top, base = images.lower_dirs(image.id)
+    shutil.rmtree(top)
+    shutil.rmtree(root / "blobs/sha256")
+    async with open_images() as images:
+        assert images.list() == []
+        assert (root / "layers" / Path(base).name / "etc/base").exists()
+        await images.collect()
+        assert layers_on_disk(root) == 0
+
+
+async def test_what_came_of_blobs_a_day_ago_goes_without_a_restart_unless_it_is_wanted_again(
+    images: Images, registry: RegistrySimulator, root: Path
+) -> None:
+    noise = random.Random(1).randbytes(500_000)
+    pushed = registry.push("app", "1", [tar_layer(File("noise", noise))])
+    partial = root / "blobs/partial" / pushed.layers[0].replace(":", "-")
+    forgotten = root / "blobs/partial" / f"sha256-{'0' * 64}"
+    forgotten.write_bytes(b"part")
+    partial.write_bytes(registry.blobs[pushed.layers[0]][:300_000])
+    for path in (partial, forgotten):
+        os.utime(path, (1, 1))
+    with images.content.lease([Digest(pushed.layers[0])]):
+        await pulled(images, registry, "other", TOP)
+        await images.remove(f"{registry.host}/other:1")
+        assert (partial.exists(), forgotten.exists()) == (True, False)
+        await images.pull(f"{registry.host}/app:1", None)
+    assert registry.asked[-1].headers["range"] == "bytes=300000-"
+
+
+async def refused(_: Store, *__: Change) -> None:
+    raise Internal("images.db could not be written", hint="is the disk full?")
+
+
+async def test_a_disk_too_full_for_a_record_is_left_as_it_was(
+    images: Images, registry: RegistrySimulator, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.push("app", "1", [BASE, TOP])
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", refused)
+        with pytest.raises(Internal, match=r"images\.db could not be written"):
+            await images.pull(f"{registry.host}/app:1", None)
+        assert (layers_on_disk(root), os.listdir(root / "blobs/sha256")) == (0, []), "what makes room goes"
+    image = await images.pull(f"{registry.host}/app:1", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", refused)
+        with pytest.raises(Internal):
+            await images.remove(image.id)
+    assert images.list() == [image]
+    assert holds_base(images, image)
+
+
+async def test_layers_whose_records_can_not_be_deleted_still_count(
+    images: Images, registry: RegistrySimulator, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Store.commit
+
+    async def fuller(store: Store, *changes: Change) -> None:
+        if any(isinstance(each, Delete) and each.kind == RECORD for each in changes):
+            await refused(store)
+        await commit(store, *changes)
+
+    image = await pulled(images, registry, "app", BASE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", fuller)
+        with pytest.raises(Internal):
+            await images.remove(image.id)
+    assert layers_on_disk(root) == 1
+    assert [str(trouble) for trouble in await images.check()] == [
+        f"layer {image.chain_ids[0]}: orphaned: no image needs it"
+    ]
+    await pulled(images, registry, "other", TOP)
+    await images.remove("nothing")
+    assert await images.check(repair=True)
+    assert (layers_on_disk(root), await images.check()) == (1, [])
+
+
 async def test_lower_directories_start_with_the_topmost(images: Images, registry: RegistrySimulator) -> None:
     image = await pulled(images, registry, "app", BASE, TOP)
     top, base = images.lower_dirs(image.id)
@@ -177,7 +278,11 @@ async def test_lower_directories_start_with_the_topmost(images: Images, registry
 async def test_usage_follows_what_is_there(images: Images, registry: RegistrySimulator, root: Path) -> None:
     image = await pulled(images, registry, "app", BASE)
     [usage] = await images.filesystem_usage()
-    assert (usage.mountpoint, usage.used_bytes, usage.inodes_used) == (str(root), 20480 + 2 * 4096, 3)
+    blobs = list((root / "blobs/sha256").iterdir())
+    blobs_bytes = sum(each.stat().st_blocks * 512 for each in blobs)
+    assert len(blobs) == 4, "index, manifest, config and layer"
+    assert (usage.mountpoint, usage.used_bytes) == (str(root), 20480 + 2 * 4096 + blobs_bytes)
+    assert usage.inodes_used == 3 + 4
     await images.remove(image.id)
     [usage] = await images.filesystem_usage()
     assert (usage.used_bytes, usage.inodes_used) == (0, 0)

@@ -104,6 +104,34 @@ def test_a_missing_platform_is_an_error_that_lists_what_is_there() -> None:
         m.fitting(index(entry("linux/arm64/v8"), entry("windows/amd64")), AMD64, "r")
 
 
+def test_an_error_lists_no_more_than_people_read() -> None:
+    offered = [f"linux/arch{number}" for number in range(1000)] + [f"linux/{'x' * 100_000}"] * 2 + ["linux/arch1"] * 9
+    with pytest.raises(NotFound, match="arch19 and 981 more") as raised:
+        m.fitting(index(*map(entry, offered)), AMD64, "the ref")
+    assert len(str(raised.value)) < 1000
+    config = m.parse_config(json.dumps({"os": "linux", "architecture": "x" * 100_000}).encode(), "the ref")
+    described_config = m.Manifest(m.Descriptor("", Digest(DIGEST), 7), ())
+    with pytest.raises(FailedPrecondition) as refused:
+        m.check_config(config, described_config, AMD64, "the ref")
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("where", ["config", "layer", "artifact", "manifest"])
+@pytest.mark.parametrize("media_type", ["x" * 256, "text/\x1b[2J"])
+def test_what_can_not_be_a_media_type_is_refused(where: str, media_type: str) -> None:
+    wicked = {"config": m.OCI_CONFIG, "layer": "text/plain", "artifact": "text/plain", "manifest": m.OCI_MANIFEST}
+    wicked[where] = media_type
+    document = {
+        "schemaVersion": 2,
+        "mediaType": wicked["manifest"],
+        "artifactType": wicked["artifact"],
+        "config": described(mediaType=wicked["config"] if where != "artifact" else "application/vnd.oci.empty.v1+json"),
+        "layers": [described(mediaType=wicked["layer"])],
+    }
+    with pytest.raises(DataLoss, match="which can't be one"):
+        parsed(document)
+
+
 def test_an_entry_without_a_platform_is_the_last_resort() -> None:
     bare = {"mediaType": m.OCI_INDEX, "digest": DIGEST, "size": 1}
     assert m.fitting(index(bare, entry("linux/amd64")), AMD64, "r")[0].digest != DIGEST

@@ -186,6 +186,7 @@ async def test_a_mirror_that_serves_damaged_content_is_passed_over(
         config = {"registry.example": RegistryConfig(mirrors=(damaged.url, registry.url))}
         async with open_images(registries=config) as images:
             assert (await images.pull("registry.example/app:1", None)).id == pushed.config
+        assert (damaged.count(pushed.layers[0]), registry.count(pushed.layers[0])) == (1, 1)
 
 
 async def test_credentials_for_the_host_are_not_shown_to_its_mirrors(
@@ -205,6 +206,7 @@ async def test_credentials_that_name_a_mirror_are_for_it(open_images: OpenImages
         auth = RegistryAuth(mirror.user, mirror.secret, server_address=mirror.host)
         async with open_images(registries={"registry.example": RegistryConfig(mirrors=(mirror.url,))}) as images:
             await images.pull("registry.example/app:1", auth)
+        assert mirror.asked[-1].authorization == mirror.basic()
 
 
 async def test_a_short_name_is_searched_for_and_found_again(
@@ -283,6 +285,7 @@ async def test_a_redirect_within_the_host_keeps_credentials(images: Images, regi
     registry.push("app", "1", [BASE])
     registry.faults.append(Fault("/blobs/", redirect="{path}?again", times=1))
     await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
+    assert [asked.authorization for asked in registry.asked if "?again" in asked.path] == [registry.basic()]
 
 
 # -------------------------------------------------------------------- what breaks
@@ -456,6 +459,35 @@ async def test_an_artifact_is_kept_as_it_is(
         await images.remove(one.id)
         assert not blob.exists()
         assert await images.check(deep=True) == []
+
+
+@pytest.mark.parametrize("algorithm", ["sha384", "sha512"])
+async def test_content_may_go_by_other_hashes_than_sha256(
+    open_images: OpenImages, registry: RegistrySimulator, algorithm: str
+) -> None:
+    def described(content: bytes, media_type: str) -> dict[str, object]:
+        digest = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+        registry.blobs[digest] = content
+        return {"mediaType": media_type, "digest": digest, "size": len(content)}
+
+    diff_id = f"{algorithm}:{hashlib.new(algorithm, BASE).hexdigest()}"
+    config = {"os": "linux", "architecture": ARCHITECTURE, "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": described(json.dumps(config).encode(), OCI_CONFIG),
+        "layers": [described(gzip.compress(BASE), "application/vnd.oci.image.layer.v1.tar+gzip")],
+    }
+    content = json.dumps(manifest).encode()
+    digest = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+    registry.manifests["app", digest] = (content, OCI_MANIFEST)
+    async with open_images() as images:
+        image = await images.pull(f"{registry.host}/app@{digest}", None)
+    async with open_images() as images:
+        assert images.list() == [image]
+        assert await images.check(deep=True) == []
+        await images.remove(image.id)
+        assert images.content.digests() == []
 
 
 async def test_an_index_that_holds_itself_ends(images: Images, registry: RegistrySimulator) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from cri_py.errors import DataLoss, Internal, Unavailable
-from cri_py.images import unpacking
+from cri_py.images import layers, unpacking, worker
 from cri_py.images.layers import Unpacked
 from cri_py.images.unpacking import Done, Failed, Frame, Implied, Job, Reached, Ready, Starved
 from cri_py.images.workers import Workers
@@ -140,6 +143,20 @@ async def test_errors_come_as_what_they_are_with_their_way_out(workers: Workers,
     assert caught.value.hint == "don't trust it"
 
 
+async def test_a_process_that_can_not_be_started_is_told_and_the_next_is(
+    workers: Workers, fed: Fed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> int:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    fed.grow()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_spawn", exhausted)
+        with pytest.raises(Internal, match="no process can be started that unpacks: Resource temporarily"):
+            await unpack(workers, fed, tmp_path / "1")
+    await unpack(workers, fed, tmp_path / "2")
+
+
 async def test_a_killed_process_is_told_and_replaced(workers: Workers, fed: Fed, tmp_path: Path) -> None:
     fed.grow(1000, whole=False)
     running = asyncio.create_task(unpack(workers, fed, tmp_path / "1"))
@@ -187,20 +204,65 @@ async def test_a_download_that_fails_ends_the_unpacking(workers: Workers, fed: F
     assert gone(pid)
 
 
-def test_a_process_dies_with_its_daemon(tmp_path: Path) -> None:
-    code = (
-        "import asyncio, os, signal\n"
-        "from cri_py.images.workers import Workers\n"
-        "async def main():\n"
-        "    workers = Workers(1)\n"
-        "    workers.warm([1])\n"
-        "    print(*workers.pids, flush=True)\n"
-        "    await asyncio.sleep(0.2)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "asyncio.run(main())\n"
+def test_what_a_manifest_claims_opens_no_door_to_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is written than what has come allows, however large the blob is said to be."""
+    monkeypatch.setattr(layers, "BOMB_FLOOR", 1 << 20)
+    plain = tar_layer(File("zeros", bytes(32 << 20)))
+    blob, target = tmp_path / "blob", tmp_path / "layer"
+    blob.write_bytes(gzip.compress(plain))
+    os.mkdir(target)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, open(blob, "rb") as file:
+        working = threading.Thread(target=worker.serve, args=(theirs,))
+        working.start()
+        came = blob.stat().st_size
+        job = Job(str(target), sha256(plain), "layer 1", 1 << 40, came, False, True)
+        socket.send_fds(ours, [unpacking.encode(job)], [file.fileno()])
+        assert next_frame(ours) == Starved(came)
+        written = (target / "zeros").stat().st_size
+        ours.send(unpacking.encode(Ready(came, True)))
+        assert isinstance(next_frame(ours), Done)
+        ours.shutdown(socket.SHUT_RDWR)
+        working.join()
+    assert written <= layers.plain_most(came) < 32 << 20
+
+
+def next_frame(connection: socket.socket) -> Frame:
+    """What says more than how far the work is."""
+    while isinstance(frame := unpacking.decode(connection.recv(unpacking.PACKET_LIMIT)), Reached):
+        pass
+    return frame
+
+
+DAEMON = """
+import os, sys
+program = "import sys; sys.path[:] = %r; from cri_py.images.worker import run; run(3, %d)" % (sys.path, os.getpid())
+actions = [(os.POSIX_SPAWN_DUP2, int(sys.argv[1]), 3)]
+print(os.posix_spawn(sys.executable, [sys.executable, "-c", program], os.environ, file_actions=actions), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_process_dies_with_its_daemon_even_if_its_connection_stays(tmp_path: Path) -> None:
+    """It may be in the middle of a write when the daemon is killed, and would not see that its connection is closed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    (tmp_path / "layer").mkdir()
+    (tmp_path / "blob").touch()
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, str(theirs.fileno())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=[theirs.fileno()],
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    await_end(int(done.stdout))
+    with ours, theirs, daemon, open(tmp_path / "blob", "rb") as file:
+        assert daemon.stdout is not None
+        pid = int(daemon.stdout.readline())
+        job = Job(str(tmp_path / "layer"), sha256(b""), "layer 1", 1, 0, False, True)
+        socket.send_fds(ours, [unpacking.encode(job)], [file.fileno()])
+        assert next_frame(ours) == Starved(0)
+        assert not gone(pid)
+        daemon.communicate(timeout=10)
+        await_end(pid)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cri_py.kernel.holder import program, write_program
+from cri_py.kernel.holder import pause_filter, program, write_program
+from tests.simulators.seccomp_machine import ALLOW, ERRNO, I386, X86_64, verdict
 
 TEXT = 64 + 56
 
@@ -41,6 +42,25 @@ def test_aarch64_polls_nothing_in_a_loop() -> None:
     assert call == 0xD4000001  # svc #0
     offset = (jump & 0x3FFFFFF) - (1 << 26)
     assert offset == -7  # back to the first instruction
+
+
+def test_its_filter_lets_it_wait_and_nothing_else() -> None:
+    bpf = pause_filter("x86_64")
+    allowed = {number for number in range(500) if verdict(bpf, number) == ALLOW}
+    assert allowed == {1, 9, 11, 12, 15, 34, 219, 231, 322}
+    for arch, number in ((X86_64, 272), (X86_64, 0x40000022), (I386, 34)):  # unshare, x32, another ABI
+        assert verdict(bpf, number, arch=arch) == ERRNO | 1
+    bpf = pause_filter("aarch64")
+    assert verdict(bpf, 73, arch=0xC00000B7) == ALLOW
+    assert verdict(bpf, 97, arch=0xC00000B7) == verdict(bpf, 34) == ERRNO | 1
+
+
+def test_nobody_needs_to_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "holder"
+    path.write_bytes(b"of an earlier version")
+    write_program(str(path))
+    assert path.stat().st_mode & 0o777 == 0o111
+    assert path.read_bytes() == program()
 
 
 def test_it_runs_and_waits_until_it_is_ended(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from cri_py import model
-from cri_py.errors import InvalidArgument, Unimplemented
+from cri_py.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from cri_py.kernel.capabilities import NAMES
 from cri_py.pods.seccomp_default import default_profile
 from cri_py.pods.spec import user_request
-from cri_py.pods.spec_security import DEFAULT_CAPABILITIES
+from cri_py.pods.spec_security import DEFAULT_CAPABILITIES, localhost_seccomp
 from tests.unit.pods.builders import container, defaults, document, sandbox
 
 Kind = model.ProfileKind
@@ -65,6 +65,29 @@ def test_privileged_is_all() -> None:
     assert document(sandbox(privileged=True), config)["process"]["capabilities"]["bounding"] == list(NAMES)
 
 
+def test_what_the_daemon_lacks_it_neither_gives_nor_leaves_out_in_silence() -> None:
+    held = tuple(name for name in NAMES if name not in {"CAP_SYS_RESOURCE", "CAP_MKNOD"})
+    weak = defaults(capabilities=held)
+    everything = container({"privileged": True})
+    for config, pod in ((everything, sandbox(privileged=True)), (everything_added(), sandbox())):
+        built = document(pod, config, defaults=weak)["process"]["capabilities"]
+        assert built["bounding"] == list(held)
+    assert "CAP_MKNOD" not in document(defaults=weak)["process"]["capabilities"]["bounding"]
+    for field in ("add", "add_ambient"):
+        asked = container({"capabilities": model.Capabilities(**{field: ("SYS_RESOURCE",)})})
+        with pytest.raises(FailedPrecondition, match="CAP_SYS_RESOURCE, which the daemon itself lacks"):
+            document(config=asked, defaults=weak)
+
+
+def everything_added() -> model.ContainerConfig:
+    return container({"capabilities": model.Capabilities(add=("ALL",))})
+
+
+def test_all_ambient_is_what_else_is_granted() -> None:
+    asked = container({"capabilities": model.Capabilities(drop=("ALL",), add=("KILL",), add_ambient=("ALL",))})
+    assert document(config=asked)["process"]["capabilities"]["ambient"] == ["CAP_KILL"]
+
+
 # -------------------------------------------------------------- seccomp
 
 
@@ -77,7 +100,7 @@ def test_the_default_profile_is_that_of_the_containers_capabilities() -> None:
     expected = default_profile(frozenset(DEFAULT_CAPABILITIES), "x86_64")
     assert filtered(model.SecurityProfile(Kind.RUNTIME_DEFAULT), enabled=False) == expected
     asked = container({"capabilities": model.Capabilities(add=("SYS_ADMIN",))})
-    assert document(config=asked)["linux"]["seccomp"] == default_profile(
+    assert document(config=asked, defaults=defaults(seccomp=True))["linux"]["seccomp"] == default_profile(
         frozenset({*DEFAULT_CAPABILITIES, "CAP_SYS_ADMIN"}), "x86_64"
     )
 
@@ -93,19 +116,26 @@ def test_unconfined_and_privileged_are_not_filtered() -> None:
     assert "seccomp" not in document(sandbox(privileged=True), config)["linux"]
 
 
-def test_a_localhost_profile_is_the_one_passed_in_or_refused() -> None:
-    asked = model.SecurityProfile(Kind.LOCALHOST, "p.json")
+def test_a_localhost_profile_is_the_one_passed_in() -> None:
     mine = {"defaultAction": "SCMP_ACT_ALLOW"}
-    assert filtered(asked, localhost_seccomp=mine) == mine
-    with pytest.raises(Unimplemented, match=r"localhost/p\.json"):
-        filtered(asked)
-    with pytest.raises(InvalidArgument, match="localhost_ref"):
-        filtered(model.SecurityProfile(Kind.LOCALHOST))
+    assert filtered(model.SecurityProfile(Kind.LOCALHOST, "/p.json"), localhost_seccomp=mine) == mine
+
+
+def test_the_file_of_a_profile_is_read_only_where_it_counts() -> None:
+    named = model.SecurityProfile(Kind.LOCALHOST, "/p.json")
+    assert localhost_seccomp(model.ContainerSecurity(seccomp=named)) == "/p.json"
+    assert localhost_seccomp(model.ContainerSecurity(seccomp=named, privileged=True)) == ""
+    assert localhost_seccomp(model.ContainerSecurity(seccomp=model.SecurityProfile(Kind.UNCONFINED, "/p"))) == ""
+    assert localhost_seccomp(model.ContainerSecurity()) == ""
+    with pytest.raises(InvalidArgument, match="without localhost_ref"):
+        localhost_seccomp(model.ContainerSecurity(seccomp=model.SecurityProfile(Kind.LOCALHOST)))
+    with pytest.raises(InvalidArgument, match=r"localhost/p\.json is no absolute path"):
+        localhost_seccomp(model.ContainerSecurity(seccomp=model.SecurityProfile(Kind.LOCALHOST, "p.json")))
 
 
 def test_a_machine_without_a_profile_is_refused_rather_than_guessed() -> None:
     with pytest.raises(Unimplemented, match="s390x"):
-        document(defaults=defaults(arch="s390x"))
+        document(defaults=defaults(arch="s390x", seccomp=True))
 
 
 # ----------------------------------------------------------------- user

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.json_format import ParseDict
 
 from cri_py import model
 from cri_py.rpc import answers, listing, methods
@@ -120,7 +121,7 @@ async def test_sandbox_status_carries_its_containers_and_the_time(
     answer = await world.runtime.PodSandboxStatus(pb.PodSandboxStatusRequest(pod_sandbox_id=sandbox.id, verbose=True))
     assert [status.id for status in answer.containers_statuses] == [mine.id]
     assert before <= answer.timestamp <= time.time_ns()
-    assert answer.info == {"info": sandbox.id}
+    assert answer.info == {"info": sandbox.id, "config": "{}"}
 
 
 async def test_a_container_lives_from_create_to_removal(world: Any) -> None:
@@ -137,6 +138,21 @@ async def test_a_container_lives_from_create_to_removal(world: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await world.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container_id))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_verbose_statuses_repeat_the_config_as_it_came(world: Any) -> None:
+    run = pb.RunPodSandboxRequest(config=SANDBOX_CONFIG)
+    sandbox_id = (await world.runtime.RunPodSandbox(run)).pod_sandbox_id
+    create = pb.CreateContainerRequest(pod_sandbox_id=sandbox_id, config=CONTAINER_CONFIG)
+    container_id = (await world.runtime.CreateContainer(create)).container_id
+    of_sandbox = await world.runtime.PodSandboxStatus(
+        pb.PodSandboxStatusRequest(pod_sandbox_id=sandbox_id, verbose=True)
+    )
+    of_container = await world.runtime.ContainerStatus(
+        pb.ContainerStatusRequest(container_id=container_id, verbose=True)
+    )
+    assert ParseDict(json.loads(of_sandbox.info["config"]), pb.PodSandboxConfig()) == SANDBOX_CONFIG
+    assert ParseDict(json.loads(of_container.info["config"]), pb.ContainerConfig()) == CONTAINER_CONFIG
 
 
 @pytest.mark.parametrize(

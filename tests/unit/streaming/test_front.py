@@ -18,24 +18,27 @@ import trustme
 from cri_py.config import StreamingConfig
 from cri_py.errors import FailedPrecondition, NotFound
 from cri_py.model import ContainerId, SandboxId, StreamKind, StreamRequest
-from cri_py.streaming.front import Front, Head
+from cri_py.streaming.front import Front
 from cri_py.streaming.sessions import Sessions
+from cri_py.wire.channels import Agreement, Transport
 
 REQUEST = StreamRequest(StreamKind.EXEC, SandboxId("a" * 64), ContainerId("b" * 64), ("true",))
-UPGRADE = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
+UPGRADE = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n"
 
 
 class MonitorSimulator:
     """Takes connections as a monitor does, by a descriptor of its own, and answers one line."""
 
     def __init__(self) -> None:
-        self.met: list[tuple[StreamRequest, Head]] = []
+        self.met: list[tuple[StreamRequest, Agreement, bytes]] = []
         self.failure: Exception | None = None
 
-    async def hand_over(self, request: StreamRequest, head: Head, connection: socket.socket) -> None:
+    async def hand_over(
+        self, request: StreamRequest, agreement: Agreement, rest: bytes, connection: socket.socket
+    ) -> None:
         if self.failure is not None:
             raise self.failure
-        self.met.append((request, head))
+        self.met.append((request, agreement, rest))
         with socket.socket(fileno=socket.dup(connection.fileno())) as own:
             own.sendall(b"here is the monitor\n")
 
@@ -70,10 +73,9 @@ async def test_a_right_request_reaches_the_monitor_with_all_that_the_client_has_
     async with front(monitor) as served:
         url = served.open(REQUEST)
         assert await talk(url, head_of(url) + b"\x80\x03early") == b"here is the monitor\n"
-    ((request, head),) = monitor.met
+    ((request, agreement, rest),) = monitor.met
     assert request is REQUEST
-    assert (head.method, head.target, head.rest) == ("POST", urlsplit(url).path, b"\x80\x03early")
-    assert ("upgrade", "SPDY/3.1") in head.headers
+    assert (agreement.transport, agreement.protocol, rest) == (Transport.SPDY, "v4.channel.k8s.io", b"\x80\x03early")
 
 
 async def test_a_head_that_comes_byte_by_byte_is_understood() -> None:
@@ -124,6 +126,55 @@ async def test_a_request_without_upgrade_does_not_use_the_token_up() -> None:
         url = served.open(REQUEST)
         await talk(url, head_of(url, headers=""))
         assert await talk(url, head_of(url)) == b"here is the monitor\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ("Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v9.channel.k8s.io\r\n", 403),
+        ("Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n", 400),
+        ("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n", 405),
+    ],
+)
+async def test_a_client_with_which_nothing_can_be_agreed_keeps_its_token(headers: str, status: int) -> None:
+    """And nothing is touched for it: stdin that is given once would be gone."""
+    monitor = MonitorSimulator()
+    async with front(monitor) as served:
+        url = served.open(REQUEST)
+        assert (await talk(url, head_of(url, headers=headers))).startswith(f"HTTP/1.1 {status} ".encode())
+        assert monitor.met == []
+        assert await talk(url, head_of(url)) == b"here is the monitor\n"
+
+
+async def test_a_client_reads_why_it_was_refused_though_it_has_sent_more() -> None:
+    """A connection that is closed with bytes unread is reset, and what the client did not read yet is lost."""
+    async with front(MonitorSimulator()) as served:
+        url = served.open(REQUEST)
+        answer = await talk(url, head_of(url, method="PUT") + bytes(200_000))
+    assert answer.startswith(b"HTTP/1.1 405 ")
+
+
+async def test_a_client_whose_machine_is_gone_is_noticed() -> None:
+    options = []
+
+    async def look(_request: StreamRequest, _agreed: Agreement, _rest: bytes, connection: socket.socket) -> None:
+        options.append(connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        options.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+
+    monitor = MonitorSimulator()
+    monitor.hand_over = look  # type: ignore[method-assign]
+    async with front(monitor) as served:
+        url = served.open(REQUEST)
+        await talk(url, head_of(url))
+    assert options == [1, 30]
+
+
+async def test_a_port_that_is_taken_is_told_at_the_start() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(FailedPrecondition, match=rf"streaming\.port {port} .*Address already in use"):
+            async with front(MonitorSimulator(), port=port):
+                pass
 
 
 @pytest.mark.parametrize(("failure", "status"), [(NotFound("gone"), 404), (FailedPrecondition("not running"), 500)])
@@ -179,7 +230,95 @@ async def test_over_tls_the_monitor_answers_as_well(tmp_path: Path) -> None:
         url = served.open(REQUEST)
         assert url.startswith("https://")
         assert await talk(url, head_of(url) + b"early", trusting(authority)) == b"here is the monitor\n"
-    assert monitor.met[0][1].rest == b"early"
+    assert monitor.met[0][2] == b"early"
+
+
+class StayingMonitor(MonitorSimulator):
+    """Keeps each connection for the test to speak with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: asyncio.Queue[socket.socket] = asyncio.Queue()
+
+    async def hand_over(
+        self, request: StreamRequest, agreement: Agreement, rest: bytes, connection: socket.socket
+    ) -> None:
+        kept = socket.socket(fileno=socket.dup(connection.fileno()))
+        kept.setblocking(False)
+        self.kept.put_nowait(kept)
+
+
+async def test_sessions_over_tls_wait_for_nothing_once_they_have_begun(tmp_path: Path) -> None:
+    """They stay in the daemon to their end, and must not keep others out."""
+    authority, monitor = trustme.CA(), StayingMonitor()
+    async with front(monitor, max_waiting_connections=1, **write_certificate(authority, tmp_path)) as served:
+        ends: list[asyncio.StreamWriter | socket.socket] = []
+        for _ in range(3):
+            url = served.open(REQUEST)
+            parts = urlsplit(url)
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=trusting(authority))
+            writer.write(head_of(url))
+            ends += [writer, await asyncio.wait_for(monitor.kept.get(), 5)]
+        for end in ends:
+            end.close()
+
+
+async def test_a_refusal_over_tls_is_read_to_its_end(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    async with front(MonitorSimulator(), **write_certificate(authority, tmp_path)) as served:
+        url = served.open(REQUEST)
+        answer = await talk(url + "x", head_of(url + "x"), trusting(authority))
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert answer.endswith(b"older than a minute\n")
+
+
+async def test_what_the_monitor_said_last_comes_whole_to_a_slow_client_over_tls(tmp_path: Path) -> None:
+    authority, monitor = trustme.CA(), StayingMonitor()
+    content = bytes(8 << 20)
+    async with front(monitor, **write_certificate(authority, tmp_path)) as served:
+        url = served.open(REQUEST)
+        parts = urlsplit(url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=trusting(authority), limit=1024)
+        writer.write(head_of(url))
+        kept = await asyncio.wait_for(monitor.kept.get(), 5)
+
+        async def say() -> None:
+            await asyncio.get_running_loop().sock_sendall(kept, content)
+            kept.close()
+
+        saying = asyncio.create_task(say())
+        received = 0
+        while data := await asyncio.wait_for(reader.read(1 << 16), 10):
+            received += len(data)
+            await asyncio.sleep(0)
+        await saying
+        assert received == len(content)
+        writer.close()
+
+
+async def test_without_files_a_certificate_is_made_that_names_the_address() -> None:
+    async with front(MonitorSimulator(), tls=True) as served:
+        url = served.open(REQUEST)
+        parts = urlsplit(url)
+        pem = await asyncio.to_thread(ssl.get_server_certificate, (parts.hostname, parts.port))
+        context = ssl.create_default_context(cadata=pem)
+        assert context.check_hostname
+        assert await talk(url, head_of(url), context) == b"here is the monitor\n"
+
+
+async def test_a_certificate_without_its_key_is_told_at_the_start(tmp_path: Path) -> None:
+    settings = {**write_certificate(trustme.CA(), tmp_path), "tls_key": ""}
+    with pytest.raises(FailedPrecondition, match="tls_key ''"):
+        async with front(MonitorSimulator(), **settings):
+            pass
+
+
+async def test_a_certificate_that_was_spoiled_leaves_the_one_before(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    async with front(MonitorSimulator(), **write_certificate(authority, tmp_path)) as served:
+        (tmp_path / "cert.pem").write_text("half a certif")
+        url = served.open(REQUEST)
+        assert await talk(url, head_of(url), trusting(authority)) == b"here is the monitor\n"
 
 
 async def test_a_certificate_that_changed_is_used_for_the_next_connection(tmp_path: Path) -> None:

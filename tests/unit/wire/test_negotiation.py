@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cri_py.wire import channels
-from cri_py.wire.negotiation import Agreement, Refusal, Transport, negotiate
+from cri_py.wire.channels import Agreement, Transport
+from cri_py.wire.negotiation import Refusal, negotiate
 
 SPDY = [("connection", "Upgrade"), ("upgrade", "SPDY/3.1")]
 WEBSOCKET = [

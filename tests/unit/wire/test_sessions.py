@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from cri_py.wire import channels, spdy
-from cri_py.wire.channels import ERROR, STDERR, STDIN, STDOUT, Exit, Failure, Streams
+from cri_py.wire.channels import ERROR, STDERR, STDIN, STDOUT, Agreement, Exit, Failure, Streams, Transport
 from cri_py.wire.events import (
     MOST_HELD,
     MOST_SENT,
@@ -23,7 +23,6 @@ from cri_py.wire.events import (
     Resized,
     Session,
 )
-from cri_py.wire.negotiation import Agreement, Transport
 from cri_py.wire.session import port_forward, remote_command
 from cri_py.wire.spdy_frames import (
     Chunk,

@@ -136,7 +136,7 @@ def test_a_ping_comes_back_and_ours_is_told() -> None:
 
 def overrun(pair: Pair, stream: int) -> list[Event]:
     """The client sends one byte more than a window, as if it had never heard of windows."""
-    return pair.server.receive(pair.client.send(Chunk(stream, bytes(WINDOW + 1))))
+    return pair.server.receive(encode(Chunk(stream, bytes(WINDOW + 1)), HeaderWriter()))
 
 
 def test_a_peer_that_says_nothing_of_windows_may_be_sent_anything() -> None:
@@ -202,6 +202,25 @@ def test_grants_bound_what_we_send() -> None:
     with pytest.raises(ProtocolError) as caught:
         pair.server.send(Chunk(stream, b"xy"))
     assert caught.value.rule is Rule.WINDOW
+
+
+def test_a_grant_that_comes_after_an_overrun_bounds_nothing() -> None:
+    """Its sender gives no more once it sees the overrun, which was on its way: both would wait for ever."""
+    pair = Pair()
+    stream = pair.opened(streamtype="stdout")
+    pair.answer(Chunk(stream, bytes(WINDOW - 1)))
+    pair.client.consumed(stream, WINDOW - 1)
+    granted = pair.client.replies()
+    pair.answer(Chunk(stream, bytes(2 * WINDOW)))
+    pair.server.receive(granted)
+    assert pair.server.room(stream) == MAX_CHUNK
+
+
+def test_who_announces_windows_heeds_the_other_side_s() -> None:
+    pair = Pair()
+    stream = pair.opened(streamtype="stdin")
+    pair.ask(Settings({7: WINDOW}))
+    assert pair.client.room(stream) == WINDOW
 
 
 def test_the_initial_window_moves_those_of_open_streams() -> None:

@@ -1,0 +1,333 @@
+"""A further process in a running container, as the list of system calls that it makes before its program. Pure.
+
+The dangerous one: it comes from outside with all rights and walks into a place that may be hostile. So it is not
+dumpable from its first step (nobody in the container may trace it or read its memory, CVE-2016-9962), holds no
+descriptor of the host when it enters (CVE-2024-21626), and nothing that it executes on its way is within the
+container's reach (CVE-2019-5736): this program lies in memory alone.
+
+The order is the kernel's: the pid namespace is joined by a child, so the program forks; what needs /proc or the cgroup
+filesystem of the node comes before the mount namespace is joined, limits and the bounding set before the rights go that
+they need, supplementary groups before the gid, the gid before the uid, the filter as late as it can be loaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from cri_py.cgroups import ExecScope
+from cri_py.errors import CriError, FailedPrecondition, InvalidArgument, StartError
+from cri_py.kernel import capabilities, userns
+from cri_py.kernel.constants import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    CLONE_INTO_CGROUP,
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    CLONE_PARENT,
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_CAP_AMBIENT_RAISE,
+    PR_CAPBSET_DROP,
+    PR_SET_DUMPABLE,
+    PR_SET_KEEPCAPS,
+    PR_SET_NAME,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    TIOCGPTPEER,
+    TIOCSPTLCK,
+)
+from cri_py.kernel.steps import REPORT_FD, SCRATCH, Argument, Step, Then, Words, text, vector
+
+# Descriptors at the start: 0 to 2 are the stdio, 3 takes reports, 4 is a pidfd of the container's init.
+TARGET_FD: Final = 4
+_FIRST_FREE: Final = 5
+_ALL: Final = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
+_ENDED: Final = "the container is ending"
+_ENDING: Final = {errno.ESRCH: _ENDED, errno.ENOMEM: _ENDED}  # of a namespace whose first process is gone, or going
+_PTMX_IN_STATX: Final = 5 | 2 << 32  # stx_rdev_major and stx_rdev_minor
+_STX_RDEV: Final = 0x80
+_STX_TYPE: Final = 1
+_TIOCSCTTY: Final = 0x540E
+_F_SETFD, _FD_CLOEXEC = 2, 1
+_SET_MODE_FILTER: Final = 1
+_SIG_SETMASK: Final = 2
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_EVERY_FD: Final = 0xFFFFFFFF
+# What the spawner ignores or glibc's posix_spawn leaves ignored would be ignored by the program too (signal(7)).
+_CHANGED_SIGNALS: Final = tuple(
+    int(number)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, 32, 33)
+)
+
+
+class Rights(NamedTuple):
+    """What this runtime has to give: its permitted capabilities, the number of the last one that there is, and its hard
+    limits by RLIMIT_ number."""
+
+    held: int
+    last_capability: int
+    limits: Mapping[int, int]
+
+
+class Filter(NamedTuple):
+    """A compiled seccomp profile and seccomp(2)'s flags for it."""
+
+    bpf: bytes
+    flags: int
+
+
+class Identity(NamedTuple):
+    """Who the process becomes."""
+
+    uid: int
+    gid: int
+    groups: Sequence[int]
+    home: str
+
+
+class Template(NamedTuple):
+    """What all execs in a container have in common; ``template`` makes it."""
+
+    limited: tuple[Step, ...]  # done outside of the container
+    settled: tuple[Step, ...]  # done inside, up to execve
+    environment: tuple[Argument, ...]  # envp
+    path: str  # PATH of that
+    own_users: bool = False  # whether the container has a user namespace
+    owner: tuple[int, int] = (0, 0)  # (uid, gid) on the node
+    uid: int = 0  # in the container
+
+
+def template(
+    process: Mapping[str, Any],
+    identity: Identity,
+    secure: Filter | None,
+    rights: Rights,
+    linux: Mapping[str, Any] = MappingProxyType({}),
+) -> Template:
+    """``process``: OCI's, of the container, but for its command; ``linux``: what has its user namespace's mappings.
+
+    Raises InvalidArgument for a word that holds a NUL.
+    """
+    uids, gids = linux.get("uidMappings", []), linux.get("gidMappings", [])
+    if uids:  # there a process has every capability, whatever it had outside
+        rights = rights._replace(held=(1 << (rights.last_capability + 1)) - 1)
+    environment = _environment(process["env"], identity.home)
+    try:
+        return Template(
+            tuple(_limited(process, rights.limits)),
+            (*_reduced(process, identity, secure, rights), *_settled(process, secure)),
+            vector([text(os.fsdecode(key + b"=" + value)) for key, value in environment.items()]),
+            os.fsdecode(environment.get(b"PATH", b"")),
+            bool(uids),
+            (userns.outside(uids, identity.uid), userns.outside(gids, identity.gid)),
+            identity.uid,
+        )
+    except ValueError as error:
+        raise InvalidArgument(f"nothing can be executed in the container: {error}", hint="leave NULs out") from error
+
+
+def steps(common: Template, command: Sequence[str], scope: ExecScope, *, terminal: bool = False) -> list[Step]:
+    """From the first instruction to execve. ``terminal`` asks for a pty of the container's, whose master is sent by the
+    report's socket. ``scope`` is made by the process.
+
+    Raises InvalidArgument for a word that holds a NUL.
+    """
+    try:
+        tries = [*_tries(command, common)]
+    except ValueError as error:
+        raise InvalidArgument(f"the command can't be executed: {error}", hint="leave NULs out") from error
+    return [*_born_into(scope), *common.limited, *_walked_in(common, terminal=terminal), *common.settled, *tries]
+
+
+def refusal(step: Step, number: int) -> CriError:
+    """The error for a step that failed with this errno."""
+    told = step.told(number)
+    return FailedPrecondition(told) if told == _ENDED else StartError(told)
+
+
+def _born_into(scope: ExecScope) -> Iterator[Step]:
+    """The child that goes on is a sibling, so that the monitor is its parent; on v2 it is born into its group."""
+    yield Step("prctl", (PR_SET_DUMPABLE, 0))
+    yield Step("prctl", (PR_SET_NAME, b"cri-exec\0"))
+    yield Step("fcntl", (REPORT_FD, _F_SETFD, _FD_CLOEXEC))
+    yield Step("mkdirat", (AT_FDCWD, text(scope.directory), 0o755), words=Words(f"mkdir {scope.directory}"))
+    yield Step("setns", (TARGET_FD, CLONE_NEWPID), words=Words("setns of the pid namespace", _ENDING))
+    flags, group = CLONE_PARENT, 0
+    if scope.groups.born_into:
+        yield _open(text(scope.directory), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, scope.directory)
+        flags, group = flags | CLONE_INTO_CGROUP, _FIRST_FREE
+    clone_arguments = (flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, group)
+    size = 8 * len(clone_arguments)
+    yield Step("clone3", (clone_arguments, size), Then.FORK, Words("clone3", _ENDING))
+    yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
+    yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
+    if not scope.groups.born_into:
+        for file in scope.enter_files:
+            yield from _written(file, b"0")
+
+
+def _open(path: bytes, flags: int, name: str) -> Step:
+    return Step("openat", (AT_FDCWD, path, flags), words=Words(f"open {name}"))
+
+
+def _written(file: str, value: bytes, then: Then = Then.MUST) -> Iterator[Step]:
+    """One write(2); the file gets the lowest free descriptor."""
+    yield _open(text(file), os.O_WRONLY | os.O_CLOEXEC, file)
+    yield Step("write", (_FIRST_FREE, value, len(value)), then, Words(f"write {value.decode()} to {file}"))
+    yield Step("close", (_FIRST_FREE,))
+
+
+def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[Step]:
+    """Root may lack CAP_SYS_RESOURCE: what it can't grant is left as it is, as at the container's own start."""
+    score = process.get("oomScoreAdj")
+    if score is not None:
+        yield from _written("/proc/self/oom_score_adj", b"%d" % score, Then.MAY)
+    for limit in process.get("rlimits", ()):
+        kind = getattr(resource, limit["type"])
+        for soft, hard in _limits_to_try(ours[kind], limit["soft"], limit["hard"]):
+            yield Step("prlimit64", (0, kind, (soft, hard), 0), Then.MAY)
+
+
+def _limits_to_try(ours: int, soft: int, hard: int) -> Iterator[tuple[int, int]]:
+    """First as much as may be without the capability, then all."""
+    if ours != resource.RLIM_INFINITY and hard > ours:
+        yield min(soft, ours), ours
+    yield soft, hard
+
+
+def _walked_in(common: Template, *, terminal: bool) -> Iterator[Step]:
+    flags = _ALL | CLONE_NEWUSER if common.own_users else _ALL
+    yield Step("setns", (TARGET_FD, flags), words=Words("setns", _ENDING))
+    yield Step("close", (TARGET_FD,))
+    if common.own_users:  # until then the node's ids, which are nobody there
+        yield Step("setgroups", (0, 0))
+        yield Step("setresgid", (0, 0, 0))
+        yield Step("setresuid", (0, 0, 0))
+        yield Step("prctl", (PR_SET_DUMPABLE, 0))
+    yield Step("setsid")
+    if terminal:
+        yield from _terminal()
+        if common.uid:
+            yield Step("fchown", (0, common.uid, -1))  # the group is tty, which may write to it
+
+
+def _terminal() -> Iterator[Step]:
+    """A pty of the container's devpts: its slave becomes the stdio, its master is sent.
+
+    The container may have put anything there, so what opens is looked at before it is used (CVE-2025-52565).
+    """
+    master, slave = TARGET_FD, _FIRST_FREE  # the lowest free descriptors
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    yield _open(b"/dev/pts/ptmx\0", flags | os.O_NOFOLLOW | os.O_NONBLOCK, "/dev/pts/ptmx")
+    yield Step("statx", (master, b"\0", AT_EMPTY_PATH, _STX_TYPE, SCRATCH))
+    no_terminal = Words("/dev/pts/ptmx of the container is no terminal multiplexer", cause=False)
+    yield Step("", (SCRATCH + _STX_RDEV, -1, _PTMX_IN_STATX, errno.EINVAL), Then.EXPECT, no_terminal)
+    yield Step("ioctl", (master, TIOCSPTLCK, struct.pack("i", 0)), words=Words("unlock the pty"))
+    yield Step("ioctl", (master, TIOCGPTPEER, flags), words=Words("open the pty's slave"))  # by the master, no name
+    for number in (0, 1, 2):
+        yield Step("dup3", (slave, number, 0))
+    yield Step("close", (slave,))
+    yield Step("ioctl", (0, _TIOCSCTTY, 0), words=Words("take the controlling terminal"))
+    yield Step("sendmsg", (REPORT_FD, _message(b"ready\0000\0", master), 0))
+    yield Step("close", (master,))
+
+
+def _message(packet: bytes, fd: int) -> tuple[Argument, ...]:
+    """struct msghdr with one descriptor beside the packet (cmsg(3), unix(7))."""
+    control = struct.pack("=QiiiI", 20, socket.SOL_SOCKET, socket.SCM_RIGHTS, fd, 0)
+    return (0, 0, (packet, len(packet)), 1, control, len(control), 0)
+
+
+def _reduced(process: Mapping[str, Any], identity: Identity, secure: Filter | None, rights: Rights) -> Iterator[Step]:
+    """Give up all that the document does not grant, but for what loads the filter, which comes last.
+
+    Without no_new_privs that is CAP_SYS_ADMIN. execve takes it away: it is neither inheritable nor ambient, nor in the
+    bounding set (capabilities(7)).
+    """
+    sets = process.get("capabilities", {})
+    permitted = capabilities.mask(sets.get("permitted", ())) & rights.held
+    loading = 0
+    yield Step("umask", (0o022,))
+    if process.get("noNewPrivileges"):
+        yield Step("prctl", (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    elif secure:
+        loading = capabilities.mask(("CAP_SYS_ADMIN",)) & rights.held
+    bounding = capabilities.mask(sets.get("bounding", ())) & rights.held
+    for number in range(rights.last_capability + 1):
+        if not bounding >> number & 1:
+            yield Step("prctl", (PR_CAPBSET_DROP, number))
+    yield Step("prctl", (PR_SET_KEEPCAPS, 1))
+    yield Step("setgroups", (len(identity.groups), struct.pack(f"={len(identity.groups)}I", *identity.groups)))
+    yield Step("setresgid", (identity.gid,) * 3)
+    yield Step("setresuid", (identity.uid,) * 3)
+    # A change of ids makes the process dumpable again; others in its pid namespace could look into it until execve.
+    yield Step("prctl", (PR_SET_DUMPABLE, 0))
+    effective = capabilities.mask(sets.get("effective", ())) & permitted
+    inheritable = capabilities.mask(sets.get("inheritable", ())) & permitted
+    yield _capabilities_set(effective | loading, permitted | loading, inheritable)
+    yield Step("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    for name in sets.get("ambient", ()):
+        number = capabilities.NUMBERS[name]
+        if inheritable >> number & 1:
+            yield Step("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0))
+
+
+def _filtered(secure: Filter) -> Step:
+    program: tuple[Argument, ...] = (len(secure.bpf) // 8, secure.bpf)  # struct sock_fprog
+    return Step("seccomp", (_SET_MODE_FILTER, secure.flags, program), words=Words("load the seccomp filter"))
+
+
+def _capabilities_set(*sets: int) -> Step:
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    return Step("capset", (header, struct.pack("=6I", *(s & 0xFFFFFFFF for s in sets), *(s >> 32 for s in sets))))
+
+
+def _settled(process: Mapping[str, Any], secure: Filter | None) -> Iterator[Step]:
+    directory = process["cwd"]
+    entered = Words(f"the working directory {directory!r} can't be entered")
+    yield Step("chdir", (text(directory),), words=entered)  # as the user: what it may not enter it must not work in
+    # getcwd(2) tells a directory that can't be reached from the root: one behind a descriptor of the host's
+    # (CVE-2024-21626).
+    outside = Words(f"the working directory {directory!r} lies outside of the container", cause=False)
+    yield Step("getcwd", (SCRATCH, 4096), words=outside)
+    yield Step("", (SCRATCH, 0xFF, ord("/"), errno.ENOENT), Then.EXPECT, outside)
+    for number in _CHANGED_SIGNALS:
+        yield Step("rt_sigaction", (number, bytes(32), 0, 8))
+    yield Step("rt_sigprocmask", (_SIG_SETMASK, bytes(8), 0, 8))
+    # Set anew: a change of the user clears it. A monitor's death takes its containers along.
+    yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
+    if secure:
+        yield _filtered(secure)
+
+
+def _environment(pairs: Sequence[str], home: str) -> dict[bytes, bytes]:
+    """The document's environment as bytes, which is what it is; HOME from passwd where it names none."""
+    environment = dict(os.fsencode(pair).partition(b"=")[::2] for pair in pairs)
+    environment.setdefault(b"HOME", os.fsencode(home))
+    return environment
+
+
+def _tries(command: Sequence[str], common: Template) -> Iterator[Step]:
+    """execve, looked up in PATH where the name has no slash, as execvp(3) does."""
+    name = command[0]
+    candidates, missing = [name], {}
+    if "/" not in name:
+        candidates = [f"{place}/{name}" for place in common.path.split(":") if place]
+        missing = {errno.ENOENT: f'exec: "{name}": executable file not found in $PATH'}
+    argv = vector([text(word) for word in command])
+    for candidate in candidates:
+        yield Step("execve", (text(candidate), argv, common.environment), Then.TRY)
+    yield Step("", (), Then.GIVE_UP, Words(f'exec: "{name}"', missing))
