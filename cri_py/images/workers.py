@@ -63,7 +63,7 @@ class Workers:
         *,
         size: int,
         diff_id: str,
-        base: bool,
+        lowest: bool,
         subject: str,
         watch: Callable[[int], None],
     ) -> Unpacked:
@@ -78,7 +78,7 @@ class Workers:
             self._busy.add(worker)
             try:
                 state = await feed.beyond(0)
-                job = Job(target, diff_id, subject, size, state.available, state.whole, base)
+                job = Job(target, diff_id, subject, size, state.available, state.whole, lowest)
                 unpacked = await worker.unpack(job, feed, watch)
             except BaseException:
                 await worker.kill()  # who failed once may hold what it should not: another is started in 30 ms

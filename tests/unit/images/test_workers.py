@@ -78,7 +78,7 @@ def fed(tmp_path: Path) -> Fed:
 async def unpack(workers: Workers, fed: Fed, target: Path, *, diff_id: str = sha256(LAYER)) -> Unpacked:
     os.mkdir(target)
     return await workers.unpack(
-        fed, str(target), size=fed.size, diff_id=diff_id, base=True, subject="layer 1", watch=lambda _: None
+        fed, str(target), size=fed.size, diff_id=diff_id, lowest=True, subject="layer 1", watch=lambda _: None
     )
 
 

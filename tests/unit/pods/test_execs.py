@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cri_py import model
+from cri_py.cgroups.v2 import V2
 from cri_py.config import RuntimeConfig
 from cri_py.pods.execs import Execs
 from tests.unit.pods import builders
@@ -14,8 +15,8 @@ def test_no_daemon_gives_an_exec_the_name_of_another_daemon_s() -> None:
     """Its cgroup is called so, and sessions outlive the daemon; in a container each daemon may have pid 1."""
     names = set()
     for _ in range(2):
-        execs = Execs(RuntimeConfig(), lambda _: None)
-        names |= {execs.request(made(), document, ["true"])["name"] for _ in range(2)}
+        execs = Execs(RuntimeConfig(), V2("/g"), lambda _: None)
+        names |= {execs.prepare(made(), document, ["true"]).name for _ in range(2)}
     assert len(names) == 4
 
 
@@ -35,4 +36,4 @@ def made() -> model.Container:
 
 
 def document(_: model.Container) -> dict[str, Any]:
-    return {"process": {"args": ["sleep"]}}
+    return {"process": {"args": ["sleep"], "env": [], "cwd": "/"}}

@@ -42,7 +42,8 @@ async def test_an_error_becomes_its_status_with_message_and_hint(world: Any, kin
     world.sandboxes.during_run = failing(kind("sandbox web can't run", hint="free some memory"))
     error = await refused(world.runtime.RunPodSandbox(RUN))
     assert error.code().name == kind.code
-    word = "RegistryUnavailable: " if kind is errors.RegistryUnavailable else ""  # by which the kubelet tells it
+    told_by_name = (errors.RegistryUnavailable, errors.SignatureValidationFailed)  # which is how a kubelet knows them
+    word = f"{kind.__name__}: " if kind in told_by_name else ""
     assert error.details() == f"{word}sandbox web can't run (free some memory)"
 
 
