@@ -81,7 +81,7 @@ class Execs:
             identity,
             self._filter(document),
             self._rights,
-            document["linux"],
+            document.get("linux", {}),
         )
 
     def _filter(self, document: dict[str, Any]) -> exec_steps.Filter | None:
