@@ -20,6 +20,7 @@ from cri_py import telemetry
 from cri_py.config import ImagesConfig
 from cri_py.errors import CriError, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from cri_py.images import records, usage
+from cri_py.images.artifacts import files_of, lay_out
 from cri_py.images.check import Kind, Recorded, Trouble, look
 from cri_py.images.content import Content, delete_files
 from cri_py.images.downloads import Downloads
@@ -298,6 +299,15 @@ class Images:
         if not all(chain_id in self._snapshots for chain_id in chain_ids):
             raise NotFound(f"layers of the image {image_id} are damaged and being mended", hint="try again")
         return tuple(self._snapshots.path(chain_id) for chain_id in reversed(chain_ids))
+
+    async def lay_out(self, artifact: Image, directory: str) -> None:
+        """Make ``directory``, with the artifact's blobs as files in it. Raises NotFound, DataLoss, Internal."""
+
+        def work() -> None:
+            manifest = self.content.read(Digest(artifact.id), MANIFEST_LIMIT)
+            lay_out(files_of(manifest, artifact.id), self.content, directory)
+
+        await on_thread(self._disk, work)
 
     @contextmanager
     def using(self, image_id: ImageId) -> Iterator[None]:

@@ -204,6 +204,7 @@ _NUMBERS = {
     "dup3": (292, 24),
     "execve": (59, 221),
     "exit_group": (231, 94),
+    "fchown": (93, 55),
     "fcntl": (72, 25),
     "getcwd": (79, 17),
     "ioctl": (16, 29),

@@ -81,6 +81,7 @@ async def hold(client: MonitorClient, tmp_path: Path, group: str, **changes: Any
     write_program(str(tmp_path / "holder"))
     request = {
         "program": str(tmp_path / "holder"),
+        **{"net": False, "uid_map": "", "gid_map": ""},
         "hostname": "pod",
         "ipc": True,
         "pid": True,
