@@ -393,6 +393,9 @@ class Monitor:
         os.close(report)
         if not said and isinstance(target, Executed):
             end_scope(target.scope)
+        if isinstance(target, Attached):
+            for stream in (each for process in self._containers.values() for each in process.streams):
+                stream.drop_unread_taps()
         self._tell(protocol.event(b"stream_end", said or report_of_killed(target)))
 
     def _kill_exec(self, name: bytes) -> None:

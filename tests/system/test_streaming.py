@@ -263,6 +263,18 @@ def test_an_attached_client_that_never_reads_is_cut_off_and_stalls_nobody(kubele
         assert b"read too slowly" in sleeper.until_end().received["error"]
 
 
+def test_clients_that_were_attached_leave_nothing_in_the_monitor(daemon: Daemon, kubelet: Kubelet) -> None:
+    """Nor do those of a container that says nothing, whose pipes to them are never written to."""
+    before = set(daemon.monitors())
+    container = kubelet.run(kubelet.run_pod(), "cat", stdin=True)
+    (monitor,) = set(daemon.monitors()) - before
+    open_files = len(os.listdir(f"/proc/{monitor}/fd"))
+    for _ in range(3):
+        with executing_attach(kubelet, container) as client:
+            client.send("stdin", b"x\n").until("stdout", b"x\n")
+    wait_for(lambda: len(os.listdir(f"/proc/{monitor}/fd")), lambda found: found == open_files, 5)
+
+
 def executing_attach(kubelet: Kubelet, container: str) -> StreamClient:
     client = StreamClient(str(kubelet.Attach(container_id=container, stdin=True, stdout=True).url))
     return client.open("error", "stdin", "stdout")
