@@ -130,8 +130,14 @@ class ImagesConfig:
     registries: Mapping[str, RegistryConfig] = key(
         {}, "One table for each registry host that isn't reached in the usual way, see below."
     )
-    max_parallel_downloads: int = key(3, "Blobs that are fetched at the same time, over all pulls.", within(1, 64))
-    max_parallel_unpacks: int = key(2, "Layers that are unpacked at the same time, over all pulls.", within(1, 64))
+    max_parallel_downloads: int = key(
+        3, "Blobs that are fetched at the same time from one registry, over all pulls.", within(1, 64)
+    )
+    max_parallel_unpacks: int = key(
+        2,
+        "Layers that are unpacked at the same time, over all pulls; one that waits for a slow registry does not count.",
+        within(1, 64),
+    )
     discard_unpacked_layers: bool = key(
         False,
         "Whether layers' blobs go once they are unpacked: takes less disk, but nothing can be exported or mended.",
