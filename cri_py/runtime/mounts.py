@@ -268,6 +268,8 @@ def execute(operation: MountOp, root: Root, tree: int = -1) -> None:
             syscalls.mount(_fd_path(fd), _fd_path(fd), "", MS_BIND)
         elif bind:
             _bind(operation, root, fd)
+        elif operation.fstype == "sysfs":
+            _mount_sysfs(operation, root, fd)
         else:
             syscalls.mount(operation.source, _fd_path(fd), operation.fstype, operation.flags, operation.options)
     except KernelError as error:
@@ -350,6 +352,18 @@ def _bind(operation: MountOp, root: Root, fd: int) -> None:
             syscalls.mount("", _fd_path(mounted), "", operation.propagation)
     finally:
         os.close(mounted)
+
+
+def _mount_sysfs(operation: MountOp, root: Root, fd: int) -> None:
+    """Read-only, if at all, as a mount: all of a network namespace share one superblock, and if that became read-only
+    with the first container of a pod, so would /sys of a privileged one that comes later."""
+    syscalls.mount(operation.source, _fd_path(fd), "sysfs", operation.flags & ~MS_RDONLY, operation.options)
+    if operation.flags & MS_RDONLY:
+        mounted = root.open(operation.destination)
+        try:
+            syscalls.mount("", _fd_path(mounted), "", MS_REMOUNT | MS_BIND | operation.flags)
+        finally:
+            os.close(mounted)
 
 
 def _attributes_of(fd: int) -> int:
