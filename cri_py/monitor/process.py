@@ -456,7 +456,7 @@ class Monitor:
             return
         for container_process in self._containers.values():
             if container_process.pid == pid and not container_process.ended:
-                if container_process.bearing:
+                if container_process.bearing and container_process.parent_open:
                     self._hear_init(container_process)  # its last word may be that another is init now
                 if container_process.pid == pid:
                     self._container_ended(container_process, status)
