@@ -149,29 +149,28 @@ class V1Group(Group):
 
     def usage(self) -> Usage:
         """As Group.usage. Version 1 has no PSI."""
-        stat = self.read("memory.stat")
-        return Usage(self.cpu_ns(), self._memory(stat), self._swap(stat))
+        stat, limit = self.read("memory.stat"), self.limit("memory.limit_in_bytes")
+        return Usage(self.cpu_ns(), self._memory(stat, limit), self._swap(stat, limit))
 
-    def _memory(self, stat: bytes) -> Memory | None:
+    def _memory(self, stat: bytes, limit: int | None) -> Memory | None:
         usage = self.number("memory.usage_in_bytes")
         if usage is None or not stat:
             return None
         return Memory(
             usage=usage,
             working_set=max(usage - field(stat, b"total_inactive_file"), 0),
-            limit=self.limit("memory.limit_in_bytes"),
+            limit=limit,
             rss=field(stat, b"total_rss"),
             faults=field(stat, b"total_pgfault"),
             major_faults=field(stat, b"total_pgmajfault"),
         )
 
-    def _swap(self, stat: bytes) -> Swap | None:
+    def _swap(self, stat: bytes, memory: int | None) -> Swap | None:
         """Version 1 limits memory and swap together."""
         if b"\ntotal_swap " not in stat:
             return None
-        memory, both = self.limit("memory.limit_in_bytes"), self.limit("memory.memsw.limit_in_bytes")
-        limit = None if both is None else max(both - (memory or 0), 0)
-        return Swap(field(stat, b"total_swap"), limit)
+        both = self.limit("memory.memsw.limit_in_bytes")
+        return Swap(field(stat, b"total_swap"), None if both is None else max(both - (memory or 0), 0))
 
     def limit(self, file: str) -> int | None:
         """A limit in bytes; None for none."""
@@ -230,15 +229,11 @@ def open_group(cgroups: Cgroups, path: str) -> Group:
 
 def field(stat: bytes, name: bytes) -> int:
     """The number in the line ``name number``; 0 where no line has the name."""
-    if stat.startswith(name + b" "):
-        start = len(name) + 1
-    else:
-        line = stat.find(b"\n" + name + b" ")
-        if line < 0:
-            return 0
-        start = line + len(name) + 2
-    end = stat.find(b"\n", start)
-    return int(stat[start:end] if end >= 0 else stat[start:])
+    line = stat.find(b"\n%b " % name)
+    if line < 0 and not stat.startswith(b"%b " % name):
+        return 0
+    start = line + len(name) + 2  # the first line has no break before it, as if it stood at -1
+    return int(stat[start:].split(b"\n", 1)[0])
 
 
 def pressure(text: bytes) -> Pressure | None:
