@@ -130,8 +130,14 @@ class ImagesConfig:
     registries: Mapping[str, RegistryConfig] = key(
         {}, "One table for each registry host that isn't reached in the usual way, see below."
     )
-    max_parallel_downloads: int = key(3, "Blobs that are fetched at the same time, over all pulls.", within(1, 64))
-    max_parallel_unpacks: int = key(2, "Layers that are unpacked at the same time, over all pulls.", within(1, 64))
+    max_parallel_downloads: int = key(
+        3, "Blobs that are fetched at the same time from one registry, over all pulls.", within(1, 64)
+    )
+    max_parallel_unpacks: int = key(
+        2,
+        "Layers that are unpacked at the same time, over all pulls; one that waits for a slow registry does not count.",
+        within(1, 64),
+    )
     discard_unpacked_layers: bool = key(
         False,
         "Whether layers' blobs go once they are unpacked: takes less disk, but nothing can be exported or mended.",
@@ -221,9 +227,7 @@ class StatsConfig:
     period_s: float = key(
         10.0, "How often CPU time is noted in the background, for rates (usage_nano_cores).", within(1, 600)
     )
-    layer_period_s: float = key(
-        10.0, "A container's layer is counted again, when asked for, if its last count is so old.", within(1, 86400)
-    )
+    layer_period_s: float = key(10.0, "How old the last count of a container's layer may be.", within(1, 86400))
 
 
 @dataclass(frozen=True, slots=True)

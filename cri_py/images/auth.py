@@ -22,7 +22,7 @@ from cri_py.model import RegistryAuth
 CLIENT_ID: Final = "cri_py"
 HUB_KEY: Final = "https://index.docker.io/v1/"  # what Docker calls its Hub in config files
 TOKEN_LIFETIME_S: Final = 60.0  # where a realm doesn't say, and at least (the token specification)
-_HELPER_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
+_KEYCHAIN_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 (a grammar, not a secret)
 _SCHEME: Final = re.compile(rf"[\s,]*({_TOKEN})(?=\s|,|$)")
@@ -70,7 +70,7 @@ class AuthFile:
     """What an auth.json or Docker config.json says. Keys are hosts or HOST/PATH, in lower case."""
 
     credentials: Mapping[str, Credentials]
-    helpers: Mapping[str, str]  # NAME of docker-credential-NAME, by host
+    keychains: Mapping[str, str]  # NAME of docker-credential-NAME, by host
     store: str  # the NAME that is asked for all other hosts
 
 
@@ -88,9 +88,9 @@ class _AuthEntry(msgspec.Struct):
     registrytoken: str = ""
 
 
-class _AuthDocument(msgspec.Struct, rename={"helpers": "credHelpers", "store": "credsStore"}):
+class _AuthDocument(msgspec.Struct, rename={"keychains": "credHelpers", "store": "credsStore"}):
     auths: dict[str, _AuthEntry] | None = None
-    helpers: dict[str, str] | None = None
+    keychains: dict[str, str] | None = None
     store: str = ""
 
 
@@ -200,11 +200,11 @@ def parse_auth_file(content: bytes, file: str) -> AuthFile:
             raise ConfigError(f"{file}: auths.{key}: {error.message}", hint=error.hint) from error
         if read is not None:
             credentials[auth_key(key)] = read
-    helpers = {auth_key(host): name for host, name in (document.helpers or {}).items()}
-    for name in filter(None, (*helpers.values(), document.store)):
-        if not _HELPER_NAME.fullmatch(name):
+    keychains = {auth_key(host): name for host, name in (document.keychains or {}).items()}
+    for name in filter(None, (*keychains.values(), document.store)):
+        if not _KEYCHAIN_NAME.fullmatch(name):
             raise ConfigError(f"{file}: {name!r} is no credential helper", hint="NAME of docker-credential-NAME")
-    return AuthFile(credentials, helpers, document.store)
+    return AuthFile(credentials, keychains, document.store)
 
 
 def auth_key(name: str) -> str:

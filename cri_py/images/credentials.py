@@ -13,7 +13,7 @@ from cri_py.images.endpoints import HUB
 from cri_py.images.programs import run
 from cri_py.images.tables import Fresh
 
-AUTH_FILES_HELPER: Final = "containers-auth.json"  # registries.conf's name for the auth files themselves
+AUTH_FILES_KEYCHAIN: Final = "containers-auth.json"  # registries.conf's name for the auth files themselves
 _NOT_FOUND: Final = b"credentials not found"  # what a helper prints that has none, with exit status 1
 
 
@@ -29,7 +29,7 @@ def search(file: AuthFile, host: str, repository: str) -> Credentials | Keychain
     """What ``file`` has for a repository: the most specific entry; at one host the helper before the stored secret."""
     server = HUB_KEY if auth_keys(host, "")[-1] == HUB else host
     for key in auth_keys(host, repository):
-        if (name := file.helpers.get(key)) is not None:
+        if (name := file.keychains.get(key)) is not None:
             return KeychainCall(name, server)
         if (found := file.credentials.get(key)) is not None:
             return found
@@ -39,26 +39,26 @@ def search(file: AuthFile, host: str, repository: str) -> Credentials | Keychain
 class AuthFiles:
     """Auth files, read again when they changed; the first that has something for a repository wins. Blocking."""
 
-    def __init__(self, paths: Sequence[str], environment: Mapping[str, str], helper_timeout_s: float) -> None:
+    def __init__(self, paths: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> None:
         self._paths = tuple(paths)
         self._environment = environment
-        self._timeout_s = helper_timeout_s
+        self._timeout_s = timeout_s
         self._files = Fresh(parse_auth_file)
 
-    def find(self, host: str, repository: str, helpers: Sequence[str] = ()) -> Credentials | None:
+    def find(self, host: str, repository: str, keychains: Sequence[str] = ()) -> Credentials | None:
         """Credentials for ``repository`` at ``host`` (with its port), None to go there as nobody.
 
-        ``helpers`` are those of registries.conf, asked for all hosts. Raises ConfigError (a file), Unavailable or
+        ``keychains`` are those of registries.conf, asked for all hosts. Raises ConfigError (a file), Unavailable or
         DeadlineExceeded (a helper).
         """
         server = HUB_KEY if auth_keys(host, "")[-1] == HUB else host
-        if AUTH_FILES_HELPER not in helpers:
-            helpers = (AUTH_FILES_HELPER, *helpers)
-        for helper in helpers:
+        if AUTH_FILES_KEYCHAIN not in keychains:
+            keychains = (AUTH_FILES_KEYCHAIN, *keychains)
+        for keychain in keychains:
             found = (
                 self._in_files(host, repository)
-                if helper == AUTH_FILES_HELPER
-                else self._ask(KeychainCall(helper, server))
+                if keychain == AUTH_FILES_KEYCHAIN
+                else self._ask(KeychainCall(keychain, server))
             )
             if found is not None:
                 return found

@@ -60,11 +60,11 @@ def plain_most(size: int) -> int:
 
 
 def unpack(
-    blob: Source, target: str, *, size: int, diff_id: Digest, base: bool, subject: str, watch: Callable[[int], None]
+    blob: Source, target: str, *, size: int, diff_id: Digest, lowest: bool, subject: str, watch: Callable[[int], None]
 ) -> Unpacked:
     """Unpack the layer ``blob`` (``size`` bytes, any compression) into the empty ``target`` and verify its diff id.
 
-    ``base``: nothing lies below, so whiteouts are dropped. ``subject`` names the layer in messages; ``watch`` is told
+    ``lowest``: nothing lies below, so whiteouts are dropped. ``subject`` names the layer in messages; ``watch`` is told
     how many plain bytes came, and may raise to end it. Nothing is synced. On an error the target is left for the caller
     to delete. Raises DataLoss (damaged, or not ``diff_id``; an entry that leaves the layer), ResourceExhausted (disk
     full, bomb), Unimplemented (a kind of entry or compression), Internal (the kernel refused).
@@ -75,7 +75,7 @@ def unpack(
     inflow = Inflow(_hashed(pieces, hasher.update, watch), subject)
     root = os.open(target, _DIRECTORY | os.O_CLOEXEC)
     try:
-        writer = _Writer(root, base=base, subject=subject)
+        writer = _Writer(root, lowest=lowest, subject=subject)
         try:
             for entry in entries(inflow, subject):
                 writer.add(entry, inflow)
@@ -199,9 +199,9 @@ def _fill(fd: int, entry: Entry, extents: Sequence[Extent], inflow: Inflow) -> N
 class _Writer:
     """Places entries below one directory."""
 
-    def __init__(self, root: int, *, base: bool, subject: str) -> None:
+    def __init__(self, root: int, *, lowest: bool, subject: str) -> None:
         self._root = root
-        self._base = base
+        self._lowest = lowest
         self._subject = subject
         self._open: dict[bytes, int] = {}
         self._described: dict[bytes, Entry] = {}  # directories, to be finished when nothing touches them any more
@@ -343,7 +343,7 @@ class _Writer:
         self._described[path] = entry
 
     def _whiteout(self, parent_path: bytes, name: bytes) -> None:
-        if self._base or (name.startswith(_AUFS_MARK) and name != _OPAQUE_MARK):
+        if self._lowest or (name.startswith(_AUFS_MARK) and name != _OPAQUE_MARK):
             return
         parent = self._parent(parent_path)
         if name == _OPAQUE_MARK:

@@ -128,8 +128,8 @@ class Registries:
 
     async def _credentials(self, endpoint: Endpoint) -> Credentials | None:
         """The node's own for an endpoint."""
-        helpers = self._conf.read().helpers or ()
+        keychains = self._conf.read().keychains or ()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
-            self._threads, self._auth_files.find, endpoint.host, endpoint.repository, helpers
+            self._threads, self._auth_files.find, endpoint.host, endpoint.repository, keychains
         )

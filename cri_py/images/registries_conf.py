@@ -60,7 +60,7 @@ class RegistriesConf:
     search: tuple[str, ...] | None = None
     short_name_mode: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    helpers: tuple[str, ...] | None = None  # of credentials, docker-credential-NAME
+    keychains: tuple[str, ...] | None = None  # of credentials, docker-credential-NAME
     unknown: tuple[str, ...] = ()
 
     def overridden_by(self, later: RegistriesConf) -> RegistriesConf:
@@ -71,7 +71,7 @@ class RegistriesConf:
             search=self.search if later.search is None else later.search,
             short_name_mode=later.short_name_mode or self.short_name_mode,
             aliases={**self.aliases, **later.aliases},
-            helpers=self.helpers if later.helpers is None else later.helpers,
+            keychains=self.keychains if later.keychains is None else later.keychains,
             unknown=(*self.unknown, *later.unknown),
         )
 
@@ -127,7 +127,7 @@ def parse_conf(content: bytes, file: str) -> RegistriesConf:
         search=_search(top) if "unqualified-search-registries" in top.values else None,
         short_name_mode=mode,
         aliases=_aliases(top.table("aliases")),
-        helpers=top.strings("credential-helpers") if "credential-helpers" in top.values else None,
+        keychains=top.strings("credential-helpers") if "credential-helpers" in top.values else None,
         unknown=tuple(unknown),
     )
 

@@ -215,7 +215,7 @@ class Snapshots:
         try:
             async with follow_blob(layer.descriptor) as blob:
                 what = f"layer {position + 1} of {subject} ({layer.descriptor.digest})"
-                unpacked = await self._unpack(blob, path, layer, base=position == 0, subject=what)
+                unpacked = await self._unpack(blob, path, layer, lowest=position == 0, subject=what)
             faults.trace("layer unpacked")
             if position:
                 await self._ensure(stack, position - 1, follow_blob, subject)
@@ -229,7 +229,7 @@ class Snapshots:
             self._making.discard(directory)
         self._add(layer.chain_id, Snapshot(directory, *unpacked[:3]))
 
-    async def _unpack(self, blob: Following, path: str, layer: Layer, *, base: bool, subject: str) -> Unpacked:
+    async def _unpack(self, blob: Following, path: str, layer: Layer, *, lowest: bool, subject: str) -> Unpacked:
         """Unpack while the blob comes; again from the start if it does. Returns only once the blob is verified."""
         digest, size = layer.descriptor.digest, layer.descriptor.size
         while True:
@@ -241,7 +241,7 @@ class Snapshots:
                     path,
                     size=size,
                     diff_id=layer.diff_id,
-                    base=base,
+                    lowest=lowest,
                     subject=subject,
                     watch=lambda position: self._on_progress(digest, position),
                 )

@@ -31,7 +31,7 @@ class Job(NamedTuple):
     size: int
     available: int
     whole: bool
-    base: bool
+    lowest: bool
 
 
 class Ready(NamedTuple):
@@ -79,7 +79,7 @@ Frame = Job | Ready | Reached | Starved | Implied | Done | Failed
 def encode(frame: Frame) -> bytes:
     if isinstance(frame, Job):
         texts = (frame.target, frame.diff_id, frame.subject)
-        return b"J" + _JOB.pack(frame.size, frame.available, frame.whole, frame.base) + _join(texts)
+        return b"J" + _JOB.pack(frame.size, frame.available, frame.whole, frame.lowest) + _join(texts)
     if isinstance(frame, Failed):
         return b"F" + _join([text[: PACKET_LIMIT // 16] for text in frame])
     if isinstance(frame, Implied):
@@ -93,9 +93,9 @@ def decode(packet: bytes) -> Frame:
     letter, rest = packet[:1], packet[1:]
     try:
         if letter == b"J":
-            size, available, whole, base = _JOB.unpack_from(rest)
+            size, available, whole, lowest = _JOB.unpack_from(rest)
             target, diff_id, subject = _split(rest[_JOB.size :])
-            return Job(target, diff_id, subject, size, available, whole, base)
+            return Job(target, diff_id, subject, size, available, whole, lowest)
         if letter == b"F":
             return Failed(*_split(rest))
         if letter == b"I":

@@ -101,7 +101,7 @@ def _work(job: Job, fd: int, connection: socket.socket) -> Unpacked:
             reported = time.monotonic()
 
     diff_id: Digest = job.diff_id  # type: ignore[assignment] # model is not imported for the sake of a name
-    return unpack(blob, job.target, size=job.size, diff_id=diff_id, base=job.base, subject=job.subject, watch=watch)
+    return unpack(blob, job.target, size=job.size, diff_id=diff_id, lowest=job.lowest, subject=job.subject, watch=watch)
 
 
 def _finish(unpacked: Unpacked) -> list[Frame]:

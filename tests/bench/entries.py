@@ -45,7 +45,7 @@ def main() -> int:
             str(layer),
             size=parsed.count * tarfile.BLOCKSIZE,
             diff_id=Digest(f"sha256:{hasher.hexdigest()}"),
-            base=True,
+            lowest=True,
             subject="the layer",
             watch=lambda _: None,
         )

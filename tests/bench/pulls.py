@@ -74,14 +74,14 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=NAMES)
     parser.add_argument("--image", action="append", choices=sorted(IMAGES))
     parser.add_argument("--work", type=Path, help="a directory instead of a fresh filesystem")
-    options = parser.parse_args()
+    parsed = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
-    names = [name for name in options.only or NAMES if not missing(name)]
-    with registry.running(cache() / "registry") as address, workplace(options.work) as work:
+    names = [name for name in parsed.only or NAMES if not missing(name)]
+    with registry.running(cache() / "registry") as address, workplace(parsed.work) as work:
         push(address, [big(), deep(), light_image()], quiet=True)
-        for key in options.image or sorted(IMAGES):
+        for key in parsed.image or sorted(IMAGES):
             rounds: dict[str, list[Round]] = {name: [] for name in names}
-            for number in range(options.rounds):
+            for number in range(parsed.rounds):
                 for name in names:  # in turn, so that what the machine does meanwhile hits all alike
                     rounds[name].append(measured(name, address, work / f"{key}-{name}-{number}", IMAGES[key]))
             print(table(key, rounds), flush=True)

@@ -240,7 +240,7 @@ def tar_layer(content: bytes) -> None:
                 str(layer),
                 size=len(content),
                 diff_id=Digest("sha256:" + "0" * 64),
-                base=False,
+                lowest=False,
                 subject="the layer",
                 watch=lambda _: None,
             )

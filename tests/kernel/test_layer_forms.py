@@ -47,7 +47,7 @@ def place(content: bytes, target: Path, packed: bytes | None = None) -> Unpacked
         str(target),
         size=len(blob),
         diff_id=Digest(sha256(content)),
-        base=True,
+        lowest=True,
         subject="layer 1",
         watch=lambda _: None,
     )

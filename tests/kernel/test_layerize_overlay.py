@@ -186,7 +186,7 @@ def test_a_layer_of_the_changes_makes_the_same_root(tmp_path: Path, change: Call
             str(again),
             size=len(layer),
             diff_id=Digest(sha256(layer)),
-            base=False,
+            lowest=False,
             subject="layer 1",
             watch=lambda _: None,
         )

@@ -46,7 +46,7 @@ def place(
     content: bytes,
     target: Path,
     *,
-    base: bool = False,
+    lowest: bool = False,
     packed: bytes | None = None,
     watch: Callable[[int], None] = lambda _: None,
 ) -> Unpacked:
@@ -56,7 +56,7 @@ def place(
         str(target),
         size=len(blob),
         diff_id=Digest(sha256(content)),
-        base=base,
+        lowest=lowest,
         subject="layer 1",
         watch=watch,
     )
@@ -127,7 +127,7 @@ def test_whiteouts_become_what_overlayfs_understands(target: Path) -> None:
 
 
 def test_a_base_layer_has_nothing_to_white_out(target: Path) -> None:
-    place(tar_layer(File("etc/.wh.gone"), File("etc/.wh..wh..opq"), File("etc/here")), target, base=True)
+    place(tar_layer(File("etc/.wh.gone"), File("etc/.wh..wh..opq"), File("etc/here")), target, lowest=True)
     assert os.listdir(target / "etc") == ["here"]
     assert OPAQUE not in os.listxattr(target / "etc")
 

@@ -129,11 +129,11 @@ class Node:
         path.chmod(0o755)
 
     def find(
-        self, host: str, repository: str = "app", helpers: tuple[str, ...] = (), timeout_s: float = 10.0
+        self, host: str, repository: str = "app", keychains: tuple[str, ...] = (), timeout_s: float = 10.0
     ) -> object:
         environment = {"PATH": f"{self.root}:/usr/bin:/bin", "ROOT": str(self.root)}
         return AuthFiles([str(self.root / "none"), str(self.file)], environment, timeout_s).find(
-            host, repository, helpers
+            host, repository, keychains
         )
 
 
@@ -209,6 +209,6 @@ def test_helpers_of_registries_conf_are_asked_for_all_hosts(node: Node) -> None:
     node.install("test", "exit 3")
     node.install("other", 'echo \'{"Username":"u","Secret":"s"}\'')
     node.file.write_text('{"auths": {"a.io": {"username": "f", "password": "f"}}}')
-    assert node.find("b.io", helpers=("other",)) == Credentials("u", "s")
-    assert node.find("a.io", helpers=("containers-auth.json", "other")) == Credentials("f", "f")
-    assert node.find("a.io", helpers=("other", "containers-auth.json")) == Credentials("u", "s")
+    assert node.find("b.io", keychains=("other",)) == Credentials("u", "s")
+    assert node.find("a.io", keychains=("containers-auth.json", "other")) == Credentials("f", "f")
+    assert node.find("a.io", keychains=("other", "containers-auth.json")) == Credentials("u", "s")

@@ -37,7 +37,7 @@ from tests.simulators.registry import (
 )
 from tests.unit.images.conftest import OpenImages
 
-BASE = tar_layer(directory("etc"), File("etc/motd", b"hello" * 3000))
+BOTTOM = tar_layer(directory("etc"), File("etc/motd", b"hello" * 3000))
 TOP = tar_layer(File("etc/top", b"top"))
 
 
@@ -114,7 +114,7 @@ class Layout:
 def layout(*names: str) -> Layout:
     made = Layout()
     for name in names:
-        made.image(name, BASE, TOP)
+        made.image(name, BOTTOM, TOP)
     return made
 
 
@@ -141,12 +141,12 @@ async def test_an_archive_of_several_images_is_imported(exchange: Exchange, imag
 async def test_what_docker_saves_is_imported_and_links_among_layers_are_followed(
     exchange: Exchange, images: Images
 ) -> None:
-    diff_ids = [sha256(BASE), sha256(TOP), sha256(BASE)]
+    diff_ids = [sha256(BOTTOM), sha256(TOP), sha256(BOTTOM)]
     config = json.dumps({"os": "linux", "architecture": ARCHITECTURE, "rootfs": {"diff_ids": diff_ids}}).encode()
     saved = [{"Config": "c.json", "RepoTags": ["app:1", "app:2"], "Layers": ["a/l.tar", "b/l.tar", "c/l.tar"]}]
     content = tar_layer(
         File("c.json", config),
-        File("a/l.tar", BASE),
+        File("a/l.tar", BOTTOM),
         File("b/l.tar", gzip.compress(TOP)),
         symlink("c/l.tar", "../a/l.tar"),
         File("manifest.json", json.dumps(saved).encode()),
@@ -193,13 +193,13 @@ def without(which: int) -> Layout:
 
 def of_wrong_diff_id() -> Layout:
     made = layout("good:1")
-    made.image("bad:1", BASE, TOP, diff_ids=[sha256(BASE), sha256(b"other")])
+    made.image("bad:1", BOTTOM, TOP, diff_ids=[sha256(BOTTOM), sha256(b"other")])
     return made
 
 
 def of_another_platform() -> Layout:
     made = Layout()
-    made.image("app:1", BASE, arch="s390x")
+    made.image("app:1", BOTTOM, arch="s390x")
     return made
 
 
@@ -212,8 +212,8 @@ def of_another_platform() -> Layout:
         (of_another_platform().tar(), "s390x"),
         (layout("not/../a ref:1").tar(), "no image ref"),
         (layout().tar(), "no image"),
-        (docker_archive(b"{}", BASE), "names 0 layers"),
-        (docker_archive(b"no json", BASE), "can't be read"),
+        (docker_archive(b"{}", BOTTOM), "names 0 layers"),
+        (docker_archive(b"no json", BOTTOM), "can't be read"),
         (gzip.compress(layout("app:1").tar())[:-1000], "gzip"),
         (b"", "empty"),
         (b"\x1f\x8b", "gzip"),
@@ -240,7 +240,7 @@ async def test_names_that_a_failed_import_would_have_moved_stay(exchange: Exchan
     (kept,) = await take(exchange, layout("good:1").tar())
     other = Layout()
     other.image("good:1", TOP)
-    other.image("bad:1", BASE, diff_ids=[sha256(b"other")])
+    other.image("bad:1", BOTTOM, diff_ids=[sha256(b"other")])
     with pytest.raises(DataLoss):
         await take(exchange, other.tar())
     assert images.list() == [kept]
@@ -249,10 +249,10 @@ async def test_names_that_a_failed_import_would_have_moved_stay(exchange: Exchan
 async def test_of_several_platforms_under_one_name_the_nodes_own_is_taken(exchange: Exchange) -> None:
     both = Layout()
     both.image("app:1", TOP, arch="s390x")
-    both.image("app:1", BASE)
+    both.image("app:1", BOTTOM)
     (image,) = await take(exchange, both.tar())
     assert image.repo_tags == ("docker.io/library/app:1",)
-    both.image("other:1", BASE, arch="s390x")
+    both.image("other:1", BOTTOM, arch="s390x")
     with pytest.raises(FailedPrecondition, match="s390x"):
         await take(exchange, both.tar())
 
@@ -260,7 +260,7 @@ async def test_of_several_platforms_under_one_name_the_nodes_own_is_taken(exchan
 async def test_documents_that_would_fill_the_memory_are_refused(exchange: Exchange, root: Path) -> None:
     huge = Layout()
     for number in range(10):
-        huge.image(f"app:{number}", BASE, padding=7_000_000)
+        huge.image(f"app:{number}", BOTTOM, padding=7_000_000)
     with pytest.raises(ResourceExhausted, match="64 MiB"):
         await take(exchange, gzip.compress(huge.tar(), 1))
     assert store(root) == []
@@ -282,7 +282,7 @@ async def test_a_sender_who_fails_leaves_nothing(exchange: Exchange, root: Path)
 async def test_an_export_has_the_blobs_as_the_registry_served_them(
     exchange: Exchange, images: Images, registry: RegistrySimulator
 ) -> None:
-    pushed = registry.push("app", "1", [BASE, TOP])
+    pushed = registry.push("app", "1", [BOTTOM, TOP])
     ref = f"{registry.host}/app:1"
     image = await images.pull(ref, None)
     content = await give(exchange, ref)
@@ -432,22 +432,22 @@ async def test_a_wish_that_makes_no_sense_is_refused(
 
 async def test_what_is_built_from_a_damaged_tar_leaves_nothing(exchange: Exchange, root: Path) -> None:
     with pytest.raises(DataLoss):
-        await exchange.build(pieces(BASE[:700]), "mine:1", Wishes())
+        await exchange.build(pieces(BOTTOM[:700]), "mine:1", Wishes())
     with pytest.raises(InvalidArgument, match="no tag"):
-        await exchange.build(pieces(BASE), f"mine@{sha256(b'')}", Wishes())
+        await exchange.build(pieces(BOTTOM), f"mine@{sha256(b'')}", Wishes())
     assert store(root) == []
 
 
 async def test_a_commit_is_the_image_and_one_layer_more(
     exchange: Exchange, images: Images, registry: RegistrySimulator, tmp_path: Path
 ) -> None:
-    registry.push("app", "1", [BASE], config={"Cmd": ["/bin/app"], "Labels": {"k": "v"}})
-    base = await images.pull(f"{registry.host}/app:1", None)
+    registry.push("app", "1", [BOTTOM], config={"Cmd": ["/bin/app"], "Labels": {"k": "v"}})
+    bottom = await images.pull(f"{registry.host}/app:1", None)
     upper = tmp_path / "upper"
     (upper / "etc").mkdir(parents=True)
     (upper / "etc/new").write_text("new")
-    image = await exchange.commit(base.id, str(upper), "changed:1", "c" * 64)
-    assert image.chain_ids[:-1] == base.chain_ids
+    image = await exchange.commit(bottom.id, str(upper), "changed:1", "c" * 64)
+    assert image.chain_ids[:-1] == bottom.chain_ids
     assert (image.config.cmd, dict(image.config.labels)) == (("/bin/app",), {"k": "v"})
     assert read(images.lower_dirs(image.id)[0], "etc/new") == b"new"
     content = await give(exchange, "changed:1")
@@ -466,7 +466,7 @@ async def test_a_commit_on_an_image_that_was_removed_says_so(
 
 async def test_a_commit_that_can_t_be_refuses_before_it_reads(exchange: Exchange, images: Images) -> None:
     made = Layout()
-    made.image("deep:1", *[BASE] * 500)
+    made.image("deep:1", *[BOTTOM] * 500)
     (image,) = await take(exchange, made.tar())
     with pytest.raises(FailedPrecondition, match="500 layers"):
         await exchange.commit(image.id, "/missing", "changed:1", "c" * 64)

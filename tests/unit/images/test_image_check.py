@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from cri_py.state.store import Store
 from tests.simulators.registry import OCI_MANIFEST, File, RegistrySimulator, directory, hard_link, symlink, tar_layer
 from tests.unit.images.conftest import OpenImages
 
-BASE = tar_layer(
+BOTTOM = tar_layer(
     *(directory("etc"), File("etc/base", b"base" * 5000), hard_link("etc/other", "etc/base"), symlink("link", "etc")),
     *(File("twice", b"1" * 9000), File("twice", b"2"), File("tree/a/b", b"x"), symlink("tree/a/l", "b"), File("tree")),
 )
@@ -31,7 +33,7 @@ TOP = tar_layer(File("etc/top", b"top"), File("etc/.wh.base"))
 
 @pytest.fixture
 async def image(images: Images, registry: RegistrySimulator) -> Image:
-    registry.push("app", "1", [BASE, TOP])
+    registry.push("app", "1", [BOTTOM, TOP])
     return await images.pull(f"{registry.host}/app:1", None)
 
 
@@ -56,10 +58,10 @@ async def test_a_sound_store_has_no_trouble(images: Images, image: Image, deep: 
 
 Damage = Callable[[Path, Path], object]
 LAYER_DAMAGE: dict[str, tuple[Damage, str]] = {
-    "file gone": (lambda base, _: (base / "etc/base").unlink() or (base / "etc/other").unlink(), "damaged"),
-    "file cut": (lambda base, _: os.truncate(base / "etc/base", 10), "truncated"),
-    "file too many": (lambda base, _: (base / "more").write_bytes(b""), "damaged"),
-    "directory gone": (lambda base, _: shutil.rmtree(base), "missing"),
+    "file gone": (lambda bottom, _: (bottom / "etc/base").unlink() or (bottom / "etc/other").unlink(), "damaged"),
+    "file cut": (lambda bottom, _: os.truncate(bottom / "etc/base", 10), "truncated"),
+    "file too many": (lambda bottom, _: (bottom / "more").write_bytes(b""), "damaged"),
+    "directory gone": (lambda bottom, _: shutil.rmtree(bottom), "missing"),
 }
 
 
@@ -79,12 +81,12 @@ async def test_a_damaged_layer_is_found_and_unpacked_again(
 async def test_a_layer_in_use_is_not_taken_from_under_its_containers(
     images: Images, image: Image, in_use: set[ImageId]
 ) -> None:
-    base = Path(images.lower_dirs(image.id)[-1])
-    (base / "etc/other").unlink()
-    (base / "etc/base").unlink()
+    bottom = Path(images.lower_dirs(image.id)[-1])
+    (bottom / "etc/other").unlink()
+    (bottom / "etc/base").unlink()
     in_use.add(image.id)
     await images.check(repair=True)
-    assert images.lower_dirs(image.id)[-1] == str(base)
+    assert images.lower_dirs(image.id)[-1] == str(bottom)
     in_use.clear()
     await images.check(repair=True)
     assert (Path(images.lower_dirs(image.id)[-1]) / "etc/base").exists()
@@ -168,8 +170,8 @@ def delayed_look(act: Callable[[], Awaitable[object]], monkeypatch: pytest.Monke
     """After the disk was looked at, ``act`` happens before anybody hears what was found."""
     loop = asyncio.get_running_loop()
 
-    def look_then_act(*arguments: Any, **options: Any) -> list[Trouble]:
-        found = look(*arguments, **options)
+    def look_then_act(*arguments: Any, **more: Any) -> list[Trouble]:
+        found = look(*arguments, **more)
         asyncio.run_coroutine_threadsafe(_awaited(act()), loop).result(timeout=30)
         return found
 
@@ -178,6 +180,26 @@ def delayed_look(act: Callable[[], Awaitable[object]], monkeypatch: pytest.Monke
 
 async def _awaited(act: Awaitable[object]) -> None:
     await act
+
+
+async def test_a_check_whose_caller_leaves_does_not_read_on(
+    images: Images, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless(io.RawIOBase):
+        """A blob that takes for ever."""
+
+        def read(self, size: int = -1, /) -> bytes:
+            reading.set()
+            return b"x"
+
+    reading = threading.Event()
+    monkeypatch.setattr(Content, "open", lambda *_: Endless())
+    checking = asyncio.create_task(images.check(deep=True))
+    assert await asyncio.to_thread(reading.wait, 10)
+    checking.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await checking
 
 
 @pytest.mark.parametrize("damage", ["blob", "layer"])
@@ -208,8 +230,8 @@ async def test_an_image_removed_while_it_is_mended_stays_removed(
 ) -> None:
     prepare = Snapshots.prepare
 
-    async def prepare_slowly(self: Snapshots, *arguments: Any, **options: Any) -> None:
-        await prepare(self, *arguments, **options)
+    async def prepare_slowly(self: Snapshots, *arguments: Any, **more: Any) -> None:
+        await prepare(self, *arguments, **more)
         await images.remove(image.id)
 
     (Path(images.lower_dirs(image.id)[-1]) / "tree").unlink()
@@ -224,7 +246,7 @@ async def test_a_lost_layer_is_mended_at_the_start(
     open_images: OpenImages, registry: RegistrySimulator, root: Path
 ) -> None:
     async with open_images() as images:
-        registry.push("app", "1", [BASE, TOP])
+        registry.push("app", "1", [BOTTOM, TOP])
         image = await images.pull(f"{registry.host}/app:1", None)
         for lower in images.lower_dirs(image.id):
             shutil.rmtree(lower)
@@ -245,7 +267,7 @@ async def test_a_lost_layer_is_mended_at_the_start(
 async def test_blobs_go_where_they_are_not_to_be_kept(
     open_images: OpenImages, registry: RegistrySimulator, root: Path
 ) -> None:
-    registry.push("app", "1", [BASE, TOP])
+    registry.push("app", "1", [BOTTOM, TOP])
     async with open_images(discard_unpacked_layers=True) as images:
         await images.pull(f"{registry.host}/app:1", None)
         assert len(os.listdir(root / "blobs/sha256")) == 3, "index, manifest and config"
@@ -264,7 +286,7 @@ async def test_blobs_go_where_they_are_not_to_be_kept(
 async def test_blobs_that_are_not_to_be_kept_any_more_are_not_missed_later(
     open_images: OpenImages, registry: RegistrySimulator, root: Path
 ) -> None:
-    registry.push("app", "1", [BASE, TOP])
+    registry.push("app", "1", [BOTTOM, TOP])
     async with open_images() as images:
         await images.pull(f"{registry.host}/app:1", None)
     async with open_images(discard_unpacked_layers=True) as images:

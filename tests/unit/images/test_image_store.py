@@ -13,14 +13,15 @@ import pytest
 
 from cri_py import telemetry
 from cri_py.errors import Internal, InvalidArgument, NotFound
+from cri_py.images.records import IMAGE
 from cri_py.images.service import Images
 from cri_py.images.snapshots import RECORD
 from cri_py.model import Digest, Image, ImageId
-from cri_py.state.store import Change, Delete, Store
+from cri_py.state.store import Change, Delete, Put, Store
 from tests.simulators.registry import File, RegistrySimulator, tar_layer
 from tests.unit.images.conftest import OpenImages
 
-BASE = tar_layer(File("etc/base", b"base" * 5000))
+BOTTOM = tar_layer(File("etc/base", b"base" * 5000))
 TOP = tar_layer(File("etc/top", b"top"))
 
 
@@ -33,13 +34,13 @@ def layers_on_disk(root: Path) -> int:
     return len(os.listdir(root / "layers"))
 
 
-def holds_base(images: Images, image: Image) -> bool:
+def holds_bottom(images: Images, image: Image) -> bool:
     return Path(images.lower_dirs(image.id)[-1], "etc/base").exists()
 
 
 async def test_an_image_is_found_by_all_its_names(images: Images, registry: RegistrySimulator) -> None:
     await pulled(images, registry, "other", TOP)
-    image = await pulled(images, registry, "app", BASE)
+    image = await pulled(images, registry, "app", BOTTOM)
     hexadecimal = image.id.removeprefix("sha256:")
     names = [
         *image.repo_tags,
@@ -58,7 +59,7 @@ async def test_an_image_is_found_by_all_its_names(images: Images, registry: Regi
 async def test_unknown_names_find_nothing_and_may_be_removed(
     images: Images, registry: RegistrySimulator, name: str
 ) -> None:
-    await pulled(images, registry, "app", BASE)
+    await pulled(images, registry, "app", BOTTOM)
     assert images.find(name) is None
     assert images.list(name or "nothing") == []
     await images.remove(name)
@@ -71,8 +72,8 @@ async def test_of_what_is_no_ref_no_pull_is_under_way(images: Images, name: str)
 
 
 async def test_one_image_under_several_names_is_one_image(images: Images, registry: RegistrySimulator) -> None:
-    await pulled(images, registry, "one", BASE)
-    image = await pulled(images, registry, "two", BASE)
+    await pulled(images, registry, "one", BOTTOM)
+    image = await pulled(images, registry, "two", BOTTOM)
     assert images.list() == [image]
     assert image.repo_tags == (f"{registry.host}/one:1", f"{registry.host}/two:1")
     assert len(image.repo_digests) == 2
@@ -82,8 +83,8 @@ async def test_one_image_under_several_names_is_one_image(images: Images, regist
 async def test_removal_by_one_name_removes_all_of_them(
     images: Images, registry: RegistrySimulator, root: Path, by: str
 ) -> None:
-    await pulled(images, registry, "one", BASE)
-    image = await pulled(images, registry, "two", BASE)
+    await pulled(images, registry, "one", BOTTOM)
+    image = await pulled(images, registry, "two", BOTTOM)
     await images.remove({"tag": image.repo_tags[0], "digest": image.repo_digests[1], "id": image.id}[by])
     assert images.list() == []
     assert layers_on_disk(root) == 0
@@ -93,7 +94,7 @@ async def test_removal_by_one_name_removes_all_of_them(
 
 async def test_a_tag_is_given_moves_and_is_taken_alone(open_images: OpenImages, registry: RegistrySimulator) -> None:
     async with open_images() as images:
-        one, two = await pulled(images, registry, "one", BASE), await pulled(images, registry, "two", TOP)
+        one, two = await pulled(images, registry, "one", BOTTOM), await pulled(images, registry, "two", TOP)
         assert await images.tag(one.id, "mine") == "docker.io/library/mine:latest"
         await images.tag(two.repo_tags[0], "mine:latest")
     async with open_images() as images:
@@ -107,7 +108,7 @@ async def test_a_tag_is_given_moves_and_is_taken_alone(open_images: OpenImages, 
 async def test_the_last_tag_a_digest_or_the_id_takes_the_image_along(
     images: Images, registry: RegistrySimulator, by: str
 ) -> None:
-    image = await pulled(images, registry, "app", BASE)
+    image = await pulled(images, registry, "app", BOTTOM)
     if by != "tag":
         await images.tag(image.id, "mine")
     await images.untag({"tag": image.repo_tags[0], "digest": image.repo_digests[0], "id": image.id}[by])
@@ -117,7 +118,7 @@ async def test_the_last_tag_a_digest_or_the_id_takes_the_image_along(
 async def test_no_digest_can_be_given_as_a_tag_and_nothing_to_what_is_not_here(
     images: Images, registry: RegistrySimulator
 ) -> None:
-    image = await pulled(images, registry, "app", BASE)
+    image = await pulled(images, registry, "app", BOTTOM)
     with pytest.raises(InvalidArgument, match="no tag"):
         await images.tag(image.id, image.repo_digests[0])
     for missing in (images.tag("other", "mine"), images.untag("other")):
@@ -126,31 +127,31 @@ async def test_no_digest_can_be_given_as_a_tag_and_nothing_to_what_is_not_here(
 
 
 async def test_removals_at_the_same_time_succeed(images: Images, registry: RegistrySimulator, root: Path) -> None:
-    image = await pulled(images, registry, "app", BASE)
+    image = await pulled(images, registry, "app", BOTTOM)
     await asyncio.gather(*(images.remove(name) for name in (image.id, image.repo_tags[0], image.id)))
     assert layers_on_disk(root) == 0
 
 
 async def test_layers_that_another_image_needs_stay(images: Images, registry: RegistrySimulator, root: Path) -> None:
-    one = await pulled(images, registry, "one", BASE, TOP)
-    two = await pulled(images, registry, "two", BASE)
+    one = await pulled(images, registry, "one", BOTTOM, TOP)
+    two = await pulled(images, registry, "two", BOTTOM)
     await images.remove(one.id)
     assert layers_on_disk(root) == 1
-    assert holds_base(images, two)
+    assert holds_bottom(images, two)
 
 
 async def test_a_removed_image_keeps_its_layers_while_containers_use_it(
     open_images: OpenImages, registry: RegistrySimulator, root: Path, in_use: set[ImageId]
 ) -> None:
     async with open_images() as images:
-        image = await pulled(images, registry, "app", BASE)
+        image = await pulled(images, registry, "app", BOTTOM)
         in_use.add(image.id)
         await images.remove(image.id)
         assert images.list() == []
         await images.collect()
-        assert holds_base(images, image)
+        assert holds_bottom(images, image)
     async with open_images() as images:
-        assert holds_base(images, image), "a restart forgets no use"
+        assert holds_bottom(images, image), "a restart forgets no use"
         in_use.clear()
         await images.collect()
         assert layers_on_disk(root) == 0
@@ -161,26 +162,26 @@ async def test_a_removed_image_keeps_its_layers_while_containers_use_it(
 async def test_a_removed_image_in_use_may_be_pulled_again(
     images: Images, registry: RegistrySimulator, in_use: set[ImageId]
 ) -> None:
-    image = await pulled(images, registry, "app", BASE)
+    image = await pulled(images, registry, "app", BOTTOM)
     in_use.add(image.id)
     await images.remove(image.id)
     await images.pull(f"{registry.host}/app:1", None)
     in_use.clear()
     await images.collect()
-    assert holds_base(images, image)
+    assert holds_bottom(images, image)
 
 
 async def test_an_image_whose_container_is_being_made_keeps_its_layers(
     images: Images, registry: RegistrySimulator, root: Path, in_use: set[ImageId]
 ) -> None:
-    image = await pulled(images, registry, "app", BASE)
+    image = await pulled(images, registry, "app", BOTTOM)
     with images.using(image.id):
         await images.remove(image.id)
         await images.collect()
-        assert (images.list(), holds_base(images, image)) == ([], True)
+        assert (images.list(), holds_bottom(images, image)) == ([], True)
         in_use.add(image.id)
     await images.collect()
-    assert holds_base(images, image)
+    assert holds_bottom(images, image)
     in_use.clear()
     await images.collect()
     assert layers_on_disk(root) == 0
@@ -191,13 +192,13 @@ async def test_what_is_left_of_a_lost_image_stays_for_its_containers_over_a_rest
 ) -> None:
     """Containers are known only after images, so at the start each may have some."""
     async with open_images() as images:
-        image = await pulled(images, registry, "app", BASE, TOP)
-        top, base = images.lower_dirs(image.id)
+        image = await pulled(images, registry, "app", BOTTOM, TOP)
+        top, bottom = images.lower_dirs(image.id)
     shutil.rmtree(top)
     shutil.rmtree(root / "blobs/sha256")
     async with open_images() as images:
         assert images.list() == []
-        assert (root / "layers" / Path(base).name / "etc/base").exists()
+        assert (root / "layers" / Path(bottom).name / "etc/base").exists()
         await images.collect()
         assert layers_on_disk(root) == 0
 
@@ -221,6 +222,28 @@ async def test_what_came_of_blobs_a_day_ago_goes_without_a_restart_unless_it_is_
     assert registry.asked[-1].headers["range"] == "bytes=300000-"
 
 
+async def test_a_record_that_can_not_be_read_costs_its_image_and_no_container_a_layer(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path, in_use: set[ImageId]
+) -> None:
+    async with open_images() as images:
+        lost, kept = await pulled(images, registry, "app", BOTTOM), await pulled(images, registry, "other", TOP)
+    in_use.add(lost.id)
+    store = Store(str(root / "images.db"), durable=True)
+    await store.commit(Put(IMAGE, lost.id, b'{"image": "no"}'))
+    store.close()
+    for _ in range(2):  # a restart forgets it as little
+        async with open_images() as images:
+            assert images.list() == [kept]
+            await images.collect()
+            assert holds_bottom(images, lost)
+    async with open_images() as images:
+        in_use.clear()
+        await images.collect()
+        assert layers_on_disk(root) == 1
+        assert (await images.pull(f"{registry.host}/app:1", None)).id == lost.id
+        assert await images.check(deep=True) == []
+
+
 async def refused(_: Store, *__: Change) -> None:
     raise Internal("images.db could not be written", hint="is the disk full?")
 
@@ -228,7 +251,7 @@ async def refused(_: Store, *__: Change) -> None:
 async def test_a_disk_too_full_for_a_record_is_left_as_it_was(
     images: Images, registry: RegistrySimulator, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry.push("app", "1", [BASE, TOP])
+    registry.push("app", "1", [BOTTOM, TOP])
     with monkeypatch.context() as patch:
         patch.setattr(Store, "commit", refused)
         with pytest.raises(Internal, match=r"images\.db could not be written"):
@@ -240,7 +263,7 @@ async def test_a_disk_too_full_for_a_record_is_left_as_it_was(
         with pytest.raises(Internal):
             await images.remove(image.id)
     assert images.list() == [image]
-    assert holds_base(images, image)
+    assert holds_bottom(images, image)
 
 
 async def test_layers_whose_records_can_not_be_deleted_still_count(
@@ -253,7 +276,7 @@ async def test_layers_whose_records_can_not_be_deleted_still_count(
             await refused(store)
         await commit(store, *changes)
 
-    image = await pulled(images, registry, "app", BASE)
+    image = await pulled(images, registry, "app", BOTTOM)
     with monkeypatch.context() as patch:
         patch.setattr(Store, "commit", fuller)
         with pytest.raises(Internal):
@@ -269,14 +292,14 @@ async def test_layers_whose_records_can_not_be_deleted_still_count(
 
 
 async def test_lower_directories_start_with_the_topmost(images: Images, registry: RegistrySimulator) -> None:
-    image = await pulled(images, registry, "app", BASE, TOP)
-    top, base = images.lower_dirs(image.id)
-    assert (os.listdir(f"{top}/etc"), os.listdir(f"{base}/etc")) == (["top"], ["base"])
+    image = await pulled(images, registry, "app", BOTTOM, TOP)
+    top, bottom = images.lower_dirs(image.id)
+    assert (os.listdir(f"{top}/etc"), os.listdir(f"{bottom}/etc")) == (["top"], ["base"])
     assert os.path.isabs(top)
 
 
 async def test_usage_follows_what_is_there(images: Images, registry: RegistrySimulator, root: Path) -> None:
-    image = await pulled(images, registry, "app", BASE)
+    image = await pulled(images, registry, "app", BOTTOM)
     [usage] = await images.filesystem_usage()
     blobs = list((root / "blobs/sha256").iterdir())
     blobs_bytes = sum(each.stat().st_blocks * 512 for each in blobs)
@@ -293,7 +316,7 @@ async def test_pulls_are_counted(images: Images, registry: RegistrySimulator) ->
         return telemetry.REGISTRY.get_sample_value(name) or 0.0
 
     fetched, pulls = total("cri_py_pull_bytes_total"), total("cri_py_pull_seconds_count")
-    await pulled(images, registry, "app", BASE)
+    await pulled(images, registry, "app", BOTTOM)
     assert total("cri_py_pull_bytes_total") > fetched
     assert (total("cri_py_pull_seconds_count"), total("cri_py_images")) == (pulls + 1, 1)
     with pytest.raises(NotFound):
@@ -302,7 +325,7 @@ async def test_pulls_are_counted(images: Images, registry: RegistrySimulator) ->
 
 
 async def test_verbose_tells_the_whole_config(images: Images, registry: RegistrySimulator) -> None:
-    registry.push("app", "1", [BASE], config={"ExposedPorts": {"80/tcp": {}}})
+    registry.push("app", "1", [BOTTOM], config={"ExposedPorts": {"80/tcp": {}}})
     image = await images.pull(f"{registry.host}/app:1", None)
     told = json.loads(images.verbose(image)["info"])
     assert told["imageSpec"]["config"]["ExposedPorts"] == {"80/tcp": {}}
@@ -314,14 +337,14 @@ async def test_images_are_pinned_by_globs(
     open_images: OpenImages, registry: RegistrySimulator, pattern: str, pinned: bool
 ) -> None:
     async with open_images() as images:
-        assert not (await pulled(images, registry, "app", BASE)).pinned
+        assert not (await pulled(images, registry, "app", BOTTOM)).pinned
     async with open_images(pinned=(pattern,)) as images:
         assert images.list()[0].pinned == pinned
 
 
 async def test_a_restart_keeps_images(open_images: OpenImages, registry: RegistrySimulator) -> None:
     async with open_images() as images:
-        image = await pulled(images, registry, "app", BASE, TOP)
+        image = await pulled(images, registry, "app", BOTTOM, TOP)
         lower = images.lower_dirs(image.id)
         usage = await images.filesystem_usage()
     async with open_images() as images:
@@ -346,14 +369,14 @@ async def test_an_image_whose_layer_and_blob_are_gone_is_forgotten_and_can_be_pu
     open_images: OpenImages, registry: RegistrySimulator, root: Path
 ) -> None:
     async with open_images() as images:
-        image = await pulled(images, registry, "app", BASE, TOP)
+        image = await pulled(images, registry, "app", BOTTOM, TOP)
         shutil.rmtree(images.lower_dirs(image.id)[0])
     for blob in (root / "blobs/sha256").iterdir():
         blob.unlink()
     async with open_images() as images:
         assert images.list() == []
         again = await images.pull(f"{registry.host}/app:1", None)
-        assert holds_base(images, again)
+        assert holds_bottom(images, again)
     async with open_images() as images:
         assert images.list() == [again]
 
@@ -362,7 +385,7 @@ async def test_pulls_and_removals_at_random_leave_what_is_listed(
     images: Images, registry: RegistrySimulator, root: Path
 ) -> None:
     names = ("a", "b", "c")
-    for name, layers in zip(names, ([BASE], [BASE, TOP], [TOP, BASE]), strict=True):
+    for name, layers in zip(names, ([BOTTOM], [BOTTOM, TOP], [TOP, BOTTOM]), strict=True):
         registry.push(name, "1", layers)
     for _ in range(5):
         pulls = [images.pull(f"{registry.host}/{name}:1", None) for name in names]

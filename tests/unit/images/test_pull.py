@@ -42,8 +42,9 @@ from tests.simulators.registry import (
     tar_layer,
 )
 from tests.unit.images.conftest import OpenImages
+from tests.unit.images.nodes import HERMETIC
 
-BASE = tar_layer(File("etc/base", b"base" * 5000))
+BOTTOM = tar_layer(File("etc/base", b"base" * 5000))
 TOP = tar_layer(File("etc/top", b"top"))
 
 
@@ -63,7 +64,7 @@ def content(images: Images, image_id: ImageId, path: str) -> bytes:
 
 
 async def test_a_tag_is_pulled_with_its_layers(images: Images, registry: RegistrySimulator, root: Path) -> None:
-    pushed = registry.push("team/app", "1", [BASE, TOP], config={"Cmd": ["/bin/app"], "User": "7"})
+    pushed = registry.push("team/app", "1", [BOTTOM, TOP], config={"Cmd": ["/bin/app"], "User": "7"})
     image = await images.pull(f"{registry.host}/team/app:1", None)
     assert image.id == pushed.config
     assert image.repo_tags == (f"{registry.host}/team/app:1",)
@@ -78,7 +79,7 @@ async def test_a_tag_is_pulled_with_its_layers(images: Images, registry: Registr
 
 @pytest.mark.parametrize("suffix", ["", ":latest", "@{index}", ":nothing@{index}", "@{manifest}"])
 async def test_every_form_of_ref_is_pulled(images: Images, registry: RegistrySimulator, suffix: str) -> None:
-    pushed = registry.push("app", "latest", [BASE])
+    pushed = registry.push("app", "latest", [BOTTOM])
     written = suffix.format(index=pushed.index, manifest=pushed.manifest)
     image = await images.pull(f"{registry.host}/app{written}", None)
     assert image.id == pushed.config
@@ -87,13 +88,13 @@ async def test_every_form_of_ref_is_pulled(images: Images, registry: RegistrySim
 
 
 async def test_uncompressed_layers_are_pulled(images: Images, registry: RegistrySimulator) -> None:
-    registry.push("app", "1", [BASE, TOP], compressed=False)
+    registry.push("app", "1", [BOTTOM, TOP], compressed=False)
     image = await images.pull(f"{registry.host}/app:1", None)
     assert content(images, image.id, "etc/top") == b"top"
 
 
 async def test_a_nested_index_is_followed(images: Images, registry: RegistrySimulator) -> None:
-    pushed = registry.push("app", "inner", [BASE])
+    pushed = registry.push("app", "inner", [BOTTOM])
     inner = {"mediaType": OCI_INDEX, "digest": pushed.index, "size": 1}
     outer = json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode()
     registry.put_manifest("app", "1", outer, OCI_INDEX)
@@ -103,8 +104,8 @@ async def test_a_nested_index_is_followed(images: Images, registry: RegistrySimu
 async def test_layers_that_images_share_are_fetched_and_unpacked_once(
     images: Images, registry: RegistrySimulator, root: Path
 ) -> None:
-    first = registry.push("one", "1", [BASE, TOP])
-    registry.push("two", "1", [BASE, tar_layer(File("etc/other", b"o"))])
+    first = registry.push("one", "1", [BOTTOM, TOP])
+    registry.push("two", "1", [BOTTOM, tar_layer(File("etc/other", b"o"))])
     one, two = await asyncio.gather(*(images.pull(f"{registry.host}/{name}:1", None) for name in ("one", "two")))
     assert registry.count(first.layers[0]) == 1
     assert images.lower_dirs(one.id)[-1] == images.lower_dirs(two.id)[-1]
@@ -112,21 +113,21 @@ async def test_layers_that_images_share_are_fetched_and_unpacked_once(
 
 
 async def test_a_blob_in_two_places_of_stacks_is_fetched_once(images: Images, registry: RegistrySimulator) -> None:
-    pushed = registry.push("app", "1", [TOP, BASE, TOP])
+    pushed = registry.push("app", "1", [TOP, BOTTOM, TOP])
     image = await images.pull(f"{registry.host}/app:1", None)
     assert len(set(images.lower_dirs(image.id))) == 3
     assert registry.count(pushed.layers[0]) <= 2  # the second place may come after the first has let go of the blob
 
 
 async def test_equal_pulls_join(images: Images, registry: RegistrySimulator) -> None:
-    registry.push("app", "1", [BASE])
+    registry.push("app", "1", [BOTTOM])
     pulled = await asyncio.gather(*(images.pull(f"{registry.host}/app:1", None) for _ in range(5)))
     assert len({image.id for image in pulled}) == 1
     assert registry.count("/manifests/1") == 1
 
 
 async def test_a_pull_of_what_is_here_asks_for_the_manifest_only(images: Images, registry: RegistrySimulator) -> None:
-    registry.push("app", "1", [BASE])
+    registry.push("app", "1", [BOTTOM])
     await images.pull(f"{registry.host}/app:1", None)
     registry.asked.clear()
     await images.pull(f"{registry.host}/app:1", None)
@@ -134,7 +135,7 @@ async def test_a_pull_of_what_is_here_asks_for_the_manifest_only(images: Images,
 
 
 async def test_a_pull_of_what_is_here_works_where_head_does_not(images: Images, registry: RegistrySimulator) -> None:
-    pushed = registry.push("app", "1", [BASE])
+    pushed = registry.push("app", "1", [BOTTOM])
     await images.pull(f"{registry.host}/app:1", None)
     registry.faults.append(Fault("/manifests/1", status=405, times=1))
     assert (await images.pull(f"{registry.host}/app:1", None)).id == pushed.config
@@ -143,7 +144,7 @@ async def test_a_pull_of_what_is_here_works_where_head_does_not(images: Images, 
 
 async def test_a_tag_that_moves_leaves_the_old_image_its_digest(images: Images, registry: RegistrySimulator) -> None:
     ref = f"{registry.host}/app:1"
-    registry.push("app", "1", [BASE])
+    registry.push("app", "1", [BOTTOM])
     old = await images.pull(ref, None)
     registry.push("app", "1", [TOP])
     new = await images.pull(ref, None)
@@ -164,7 +165,7 @@ def test_a_daemon_that_never_pulls_does_not_load_the_http_library() -> None:
 async def test_mirrors_are_asked_in_order_and_failing_ones_passed_over(
     open_images: OpenImages, registry: RegistrySimulator
 ) -> None:
-    pushed = registry.push("app", "1", [BASE])
+    pushed = registry.push("app", "1", [BOTTOM])
     with RegistrySimulator() as broken, RegistrySimulator() as empty:
         broken.faults.append(Fault("/v2/", status=500))
         mirrors = (broken.url, empty.url, registry.url, "http://127.0.0.1:1")
@@ -179,9 +180,9 @@ async def test_mirrors_are_asked_in_order_and_failing_ones_passed_over(
 async def test_a_mirror_that_serves_damaged_content_is_passed_over(
     open_images: OpenImages, registry: RegistrySimulator
 ) -> None:
-    pushed = registry.push("app", "1", [BASE])
+    pushed = registry.push("app", "1", [BOTTOM])
     with RegistrySimulator() as damaged:
-        damaged.push("app", "1", [BASE])
+        damaged.push("app", "1", [BOTTOM])
         damaged.faults.append(Fault(pushed.layers[0], replace=b"x" * len(registry.blobs[pushed.layers[0]])))
         config = {"registry.example": RegistryConfig(mirrors=(damaged.url, registry.url))}
         async with open_images(registries=config) as images:
@@ -192,9 +193,9 @@ async def test_a_mirror_that_serves_damaged_content_is_passed_over(
 async def test_credentials_for_the_host_are_not_shown_to_its_mirrors(
     open_images: OpenImages, registry: RegistrySimulator
 ) -> None:
-    registry.push("app", "1", [BASE])
+    registry.push("app", "1", [BOTTOM])
     with RegistrySimulator("basic") as nosy:
-        nosy.push("app", "1", [BASE])
+        nosy.push("app", "1", [BOTTOM])
         async with open_images(registries={registry.host: RegistryConfig(mirrors=(nosy.url,))}) as images:
             await images.pull(f"{registry.host}/app:1", RegistryAuth(nosy.user, nosy.secret))
         assert [asked.authorization for asked in nosy.asked if asked.authorization] == []
@@ -202,17 +203,39 @@ async def test_credentials_for_the_host_are_not_shown_to_its_mirrors(
 
 async def test_credentials_that_name_a_mirror_are_for_it(open_images: OpenImages) -> None:
     with RegistrySimulator("basic") as mirror:
-        mirror.push("app", "1", [BASE])
+        mirror.push("app", "1", [BOTTOM])
         auth = RegistryAuth(mirror.user, mirror.secret, server_address=mirror.host)
         async with open_images(registries={"registry.example": RegistryConfig(mirrors=(mirror.url,))}) as images:
             await images.pull("registry.example/app:1", auth)
         assert mirror.asked[-1].authorization == mirror.basic()
 
 
+async def test_a_registry_that_stalls_holds_up_no_pull_from_another(
+    open_images: OpenImages, registry: RegistrySimulator
+) -> None:
+    registry.push("app", "1", [BOTTOM, TOP])
+    with RegistrySimulator() as stalling:
+        noise = [tar_layer(File(str(number), random.Random(number).randbytes(100_000))) for number in range(3)]
+        pushed = stalling.push("slow", "1", noise)
+        stalling.faults.append(Fault("/blobs/", stall_after=50_000))
+        stalling.faults.insert(0, Fault(pushed.config, times=1))
+        async with open_images(max_parallel_downloads=2, max_parallel_unpacks=2) as images:
+            slow = asyncio.create_task(images.pull(f"{stalling.host}/slow:1", None))
+            for layer in pushed.layers[:2]:
+                await asked_for(stalling, layer)
+            async with asyncio.timeout(HERMETIC.pull_progress_timeout_s / 2):
+                await images.pull(f"{registry.host}/app:1", None)
+            assert not slow.done()
+            assert stalling.count(pushed.layers[2]) == 0, "two at once from one registry"
+            slow.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await slow
+
+
 async def test_a_short_name_is_searched_for_and_found_again(
     open_images: OpenImages, registry: RegistrySimulator, root: Path
 ) -> None:
-    pushed = registry.push("app", "1", [BASE])
+    pushed = registry.push("app", "1", [BOTTOM])
     conf = root / "registries.conf"
     with RegistrySimulator() as empty:
         conf.write_text(f'unqualified-search-registries = ["{empty.host}", "{registry.host}"]\n')
@@ -235,7 +258,7 @@ async def test_a_short_name_is_searched_for_and_found_again(
 @pytest.mark.parametrize("login", ["basic", "bearer"])
 async def test_a_user_and_password_open_a_registry(images: Images, registry: RegistrySimulator, login: str) -> None:
     registry.login = login
-    registry.push("app", "1", [BASE, TOP])
+    registry.push("app", "1", [BOTTOM, TOP])
     await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
     assert registry.count("/token") == (login == "bearer"), "one token serves the whole pull"
 
@@ -243,13 +266,13 @@ async def test_a_user_and_password_open_a_registry(images: Images, registry: Reg
 @pytest.mark.parametrize("auth", [RegistryAuth(identity_token="s3cr3t"), RegistryAuth(registry_token=TOKEN)])
 async def test_tokens_open_a_registry(images: Images, registry: RegistrySimulator, auth: RegistryAuth) -> None:
     registry.login = "bearer"
-    registry.push("app", "1", [BASE])
+    registry.push("app", "1", [BOTTOM])
     await images.pull(f"{registry.host}/app:1", auth)
 
 
 async def test_nobody_gets_an_anonymous_token(images: Images, registry: RegistrySimulator) -> None:
     registry.login, registry.anonymous = "bearer", True
-    registry.push("app", "1", [BASE])
+    registry.push("app", "1", [BOTTOM])
     await images.pull(f"{registry.host}/app:1", None)
 
 
@@ -259,7 +282,7 @@ async def test_wrong_credentials_are_denied_and_not_shown(
     images: Images, registry: RegistrySimulator, root: Path, login: str, auth: RegistryAuth | None
 ) -> None:
     registry.login = login
-    registry.push("app", "1", [BASE])
+    registry.push("app", "1", [BOTTOM])
     with pytest.raises(PermissionDenied) as denied:
         await images.pull(f"{registry.host}/app:1", auth)
     assert f"{registry.host}/app" in str(denied.value)
@@ -270,7 +293,7 @@ async def test_wrong_credentials_are_denied_and_not_shown(
 
 async def test_a_redirect_to_another_host_gets_no_credentials(images: Images, registry: RegistrySimulator) -> None:
     registry.login = "basic"
-    pushed = registry.push("app", "1", [BASE])
+    pushed = registry.push("app", "1", [BOTTOM])
     with RegistrySimulator() as other:
         other.blobs.update(registry.blobs)
         registry.faults.append(Fault("/blobs/", redirect=f"{other.url}{{path}}?signature=a%2Fb"))
@@ -282,7 +305,7 @@ async def test_a_redirect_to_another_host_gets_no_credentials(images: Images, re
 
 async def test_a_redirect_within_the_host_keeps_credentials(images: Images, registry: RegistrySimulator) -> None:
     registry.login = "basic"
-    registry.push("app", "1", [BASE])
+    registry.push("app", "1", [BOTTOM])
     registry.faults.append(Fault("/blobs/", redirect="{path}?again", times=1))
     await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
     assert [asked.authorization for asked in registry.asked if "?again" in asked.path] == [registry.basic()]
@@ -330,7 +353,7 @@ FAULTS: dict[str, tuple[Break, type[CriError], str]] = {
 async def test_a_broken_pull_says_why_leaves_nothing_and_can_be_repeated(
     images: Images, registry: RegistrySimulator, root: Path, name: str
 ) -> None:
-    pushed = registry.push("app", "1", [BASE, TOP])
+    pushed = registry.push("app", "1", [BOTTOM, TOP])
     fault, expected, words = FAULTS[name]
     registry.faults.append(fault(registry, pushed))
     with pytest.raises(expected, match=words):
@@ -357,7 +380,7 @@ async def test_a_layer_goes_on_after_a_restart_where_it_was_cut(
 
 
 async def test_a_registry_that_heals_is_pulled_from(images: Images, registry: RegistrySimulator) -> None:
-    pushed = registry.push("app", "1", [BASE, TOP])
+    pushed = registry.push("app", "1", [BOTTOM, TOP])
     registry.faults += [
         *(Fault("/manifests/", status=503, times=2), Fault(pushed.config, hang_up=True, times=2)),
         *(Fault(pushed.layers[0], cut_after=7, times=2), Fault(pushed.layers[1], status=500, times=2)),
@@ -366,7 +389,7 @@ async def test_a_registry_that_heals_is_pulled_from(images: Images, registry: Re
 
 
 async def test_a_401_without_end_is_denied(images: Images, registry: RegistrySimulator, root: Path) -> None:
-    pushed = registry.push("app", "1", [BASE])
+    pushed = registry.push("app", "1", [BOTTOM])
     registry.login = "loop"
     with pytest.raises(PermissionDenied, match="denies"):
         await images.pull(f"{registry.host}/app:1", RegistryAuth(registry.user, registry.secret))
@@ -380,7 +403,7 @@ async def test_a_401_without_end_is_denied(images: Images, registry: RegistrySim
 async def test_a_dripping_registry_is_given_up(
     open_images: OpenImages, registry: RegistrySimulator, where: str
 ) -> None:
-    pushed = registry.push("app", "1", [BASE])
+    pushed = registry.push("app", "1", [BOTTOM])
     registry.faults.append(Fault(pushed.layers[0] if where == "layer" else where, drip_s=0.01))
     async with open_images(pull_progress_timeout_s=0.2, pull_minimum_bytes_per_s=10_000) as images:
         with pytest.raises(DeadlineExceeded, match=r"sent only \d+ bytes in 0\.2"):
@@ -392,7 +415,7 @@ async def test_a_dripping_registry_is_given_up(
 async def test_a_stalled_registry_is_given_up(
     open_images: OpenImages, registry: RegistrySimulator, root: Path, where: str
 ) -> None:
-    pushed = registry.push("app", "1", [BASE])
+    pushed = registry.push("app", "1", [BOTTOM])
     registry.faults.append(Fault(pushed.layers[0] if where == "layer" else where, stall_after=10))
     async with open_images(pull_progress_timeout_s=0.2) as images:
         with pytest.raises(DeadlineExceeded, match=r"sent nothing for 0\.2 s"):
@@ -407,7 +430,7 @@ async def test_a_registry_that_is_down_is_unavailable(images: Images) -> None:
 
 @pytest.mark.parametrize("ref", ["missing:1", "app:2"])
 async def test_what_the_registry_lacks_is_not_found(images: Images, registry: RegistrySimulator, ref: str) -> None:
-    registry.push("app", "1", [BASE])
+    registry.push("app", "1", [BOTTOM])
     with pytest.raises(NotFound, match=ref):
         await images.pull(f"{registry.host}/{ref}", None)
 
@@ -420,13 +443,13 @@ async def test_a_ref_that_can_t_be_read_is_refused(images: Images) -> None:
 async def test_a_layer_that_is_not_its_diff_id_is_refused(
     images: Images, registry: RegistrySimulator, root: Path
 ) -> None:
-    registry.push("app", "1", [BASE, TOP], diff_ids=[sha256(BASE), sha256(BASE)])
+    registry.push("app", "1", [BOTTOM, TOP], diff_ids=[sha256(BOTTOM), sha256(BOTTOM)])
     with pytest.raises(DataLoss, match=r"layer 2 of .* unpacks to"):
         await images.pull(f"{registry.host}/app:1", None)
     assert leftovers(root) == []
 
 
-@pytest.mark.parametrize("layer", [b"x" * 600, b"\x1f\x8b" + b"x" * 600, gzip.compress(BASE)[:40]])
+@pytest.mark.parametrize("layer", [b"x" * 600, b"\x1f\x8b" + b"x" * 600, gzip.compress(BOTTOM)[:40]])
 async def test_a_layer_that_is_no_tar_is_refused(
     images: Images, registry: RegistrySimulator, root: Path, layer: bytes
 ) -> None:
@@ -470,13 +493,13 @@ async def test_content_may_go_by_other_hashes_than_sha256(
         registry.blobs[digest] = content
         return {"mediaType": media_type, "digest": digest, "size": len(content)}
 
-    diff_id = f"{algorithm}:{hashlib.new(algorithm, BASE).hexdigest()}"
+    diff_id = f"{algorithm}:{hashlib.new(algorithm, BOTTOM).hexdigest()}"
     config = {"os": "linux", "architecture": ARCHITECTURE, "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": described(json.dumps(config).encode(), OCI_CONFIG),
-        "layers": [described(gzip.compress(BASE), "application/vnd.oci.image.layer.v1.tar+gzip")],
+        "layers": [described(gzip.compress(BOTTOM), "application/vnd.oci.image.layer.v1.tar+gzip")],
     }
     content = json.dumps(manifest).encode()
     digest = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
@@ -544,7 +567,7 @@ async def asked_for(registry: RegistrySimulator, part: str) -> None:
 async def test_a_cancelled_pull_stops_and_leaves_nothing(
     images: Images, registry: RegistrySimulator, root: Path
 ) -> None:
-    pushed = registry.push("app", "1", [BASE, TOP])
+    pushed = registry.push("app", "1", [BOTTOM, TOP])
     registry.faults.append(Fault(pushed.layers[1], stall_after=10))
     pull = asyncio.create_task(images.pull(f"{registry.host}/app:1", None))
     await asked_for(registry, pushed.layers[1])
@@ -556,7 +579,7 @@ async def test_a_cancelled_pull_stops_and_leaves_nothing(
 
 
 async def test_one_of_two_callers_may_leave(images: Images, registry: RegistrySimulator) -> None:
-    pushed = registry.push("app", "1", [BASE])
+    pushed = registry.push("app", "1", [BOTTOM])
     registry.faults.append(Fault(pushed.config, redirect=f"{registry.url}{{path}}", times=1))
     first, second = (asyncio.create_task(images.pull(f"{registry.host}/app:1", None)) for _ in range(2))
     await asked_for(registry, "/manifests/1")
@@ -569,8 +592,8 @@ async def test_one_of_two_callers_may_leave(images: Images, registry: RegistrySi
 async def test_a_pull_that_shares_a_layer_survives_the_other_being_cancelled(
     images: Images, registry: RegistrySimulator, root: Path
 ) -> None:
-    one = registry.push("one", "1", [BASE, TOP])
-    two = registry.push("two", "1", [BASE])
+    one = registry.push("one", "1", [BOTTOM, TOP])
+    two = registry.push("two", "1", [BOTTOM])
     registry.faults.append(Fault(one.layers[1], stall_after=10))
     doomed = asyncio.create_task(images.pull(f"{registry.host}/one:1", None))
     await asked_for(registry, one.layers[0])
