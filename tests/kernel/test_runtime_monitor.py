@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -114,6 +115,66 @@ async def test_a_monitor_holds_namespaces_and_takes_them_along_when_it_is_told_t
     assert sorted(os.listdir(f"/proc/{holder}/fd")) == ["0", "1", "2"]
     await end(client)
     await gone(holder)
+
+
+USERS = {"uid_map": "0 200000 65536\n", "gid_map": "0 300000 65536\n", "net": True}
+_NS_GET_USERNS = 0xB701  # ioctl_ns(2)
+
+
+def users_of(pid: int) -> tuple[list[str], list[str]]:
+    """Its mappings; who it is follows from them."""
+    uids, gids = (Path(f"/proc/{pid}/{name}").read_text().split() for name in ("uid_map", "gid_map"))
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert f"Uid:\t{uids[1]}\t{uids[1]}" in status
+    assert f"Gid:\t{gids[1]}\t{gids[1]}" in status
+    return uids, gids
+
+
+def owner_of(pid: int, kind: str) -> str:
+    """The user namespace that one of its namespaces belongs to."""
+    with open(f"/proc/{pid}/ns/{kind}", "rb") as namespace:
+        owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+    try:
+        return os.readlink(f"/proc/self/fd/{owner}")
+    finally:
+        os.close(owner)
+
+
+@pytest.mark.parametrize("pid", [True, False])
+async def test_a_holder_with_a_user_namespace_has_all_others_made_inside(
+    spawner: SpawnerClient, tmp_path: Path, group: str, pid: bool
+) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    sysctls = {"net/ipv4/ip_unprivileged_port_start": "7", "kernel/shm_rmid_forced": "1"}
+    holder = await hold(client, tmp_path, group, pid=pid, sysctls=sysctls, **USERS)
+    assert users_of(holder) == (["0", "200000", "65536"], ["0", "300000", "65536"])
+    own = os.readlink(f"/proc/{holder}/ns/user")
+    assert own != os.readlink("/proc/self/ns/user")
+    kinds = ("ipc", "uts", "net", *(("pid", "mnt") if pid else ()))
+    assert [owner_of(holder, kind) for kind in kinds] == [own] * len(kinds)
+    assert sorted(os.listdir(f"/proc/{holder}/fd")) == ["0", "1", "2"]
+    await end(client)
+    await gone(holder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"uid_map": "0 200000 0\n"}, "Invalid argument"),
+        ({"gid_map": "nonsense\n"}, "Invalid argument"),
+        ({"sysctls": {"kernel/shm_rmid_forced": "2"}}, "kernel.shm_rmid_forced"),
+        ({"sysctls": {"net/not/there": "1"}}, "net.not.there"),
+    ],
+)
+async def test_a_user_namespace_that_cannot_be_made_is_refused_and_nothing_is_left(
+    spawner: SpawnerClient, tmp_path: Path, group: str, changes: dict[str, Any], text: str
+) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    with pytest.raises(CriError, match=text):
+        await hold(client, tmp_path, group, **{**USERS, **changes})
+    for left in detect().processes(group):
+        await gone(left)  # it was killed, and may be on its way out
+    await end(client)
 
 
 async def test_a_monitor_lives_on_without_its_daemon_and_is_found_again(
