@@ -1,7 +1,8 @@
 """A further process in a running container, as the list of system calls that it makes before its program. Pure.
 
 The dangerous one: it comes from outside with all rights and walks into a place that may be hostile. So it is not
-dumpable from its first step (nobody in the container may trace it or read its memory, CVE-2016-9962), holds no
+dumpable from its first step (nobody in the container may trace it or read its memory, CVE-2016-9962, but who has
+CAP_SYS_PTRACE in the node's user namespace, see docs/adr/0008), holds no
 descriptor of the host when it enters (CVE-2024-21626), and nothing that it executes on its way is within the
 container's reach (CVE-2019-5736): this program lies in memory alone.
 
