@@ -151,7 +151,7 @@ class App:
         self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
         self.network = Bridge(config.network, config.netns_dir, state)
         self.groups = Groups(cgroups, config.cgroups.parent)
-        self.bundles = Bundles(self.places, defaults)
+        self.bundles = Bundles(self.places, defaults, config.runtime)
         self.trash = Trash(self.places.trash, self.places.pods_trash)
         self.events = Events()
         self.monitors = Monitors(self._tasks)

@@ -211,6 +211,14 @@ class RuntimeConfig:
     exec_output_bytes: int = key(16 << 20, "What ExecSync returns of each stream, at most.", within(1024, 1 << 30))
     exec_drain_s: float = key(2.0, "How long output is awaited after an ExecSync's process ended.", within(0, 3600))
     monitor_timeout_s: float = key(30.0, "How long one answer of a monitor may take.", _POSITIVE_S)
+    cdi_spec_dirs: tuple[str, ...] = key(
+        ("/etc/cdi", "/var/run/cdi"),
+        "Directories with CDI files (*.json, *.yaml), read when a container asks for such a device; later ones win.",
+        each(_ABSOLUTE),
+    )
+    device_ownership_from_security_context: bool = key(
+        False, "Whether devices that are root's belong to run_as_user and run_as_group in the container."
+    )
     nofile: int = key(1048576, "RLIMIT_NOFILE of containers.", within(64, 1 << 30))
 
 

@@ -180,6 +180,7 @@ class Containers:
         )
         user = spec_security.user_request(config, image.config)
         bundle = await self._bundles.plan(sandbox, container, image, self._target_pid(sandbox, config))
+        user["groups"] += bundle.groups
         async with AsyncExitStack() as undo:
             undo.callback(self._discard_files, container)
             self._bundles.write(container, bundle)

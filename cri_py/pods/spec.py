@@ -22,9 +22,10 @@ from cri_py.model import (
     Sandbox,
     SandboxConfig,
 )
-from cri_py.pods import spec_mounts, spec_security
+from cri_py.pods import spec_devices, spec_mounts, spec_security
 from cri_py.pods.files import sandbox_hostname
-from cri_py.pods.spec_mounts import DeviceNode, SandboxFiles
+from cri_py.pods.spec_devices import DeviceNode
+from cri_py.pods.spec_mounts import SandboxFiles
 from cri_py.pods.spec_security import user_request
 
 __all__ = [
@@ -69,28 +70,27 @@ def container_document(
     defaults: SpecDefaults,
     cgroup: str = "",
     target_pid: int | None = None,
-    device_nodes: Sequence[DeviceNode] | None = None,
+    device_nodes: Sequence[DeviceNode] = (),
     localhost_seccomp: Mapping[str, Any] | None = None,
 ) -> Json:
     """The whole document of a container.
 
     ``root_path``: its mounted root file system. ``holder_pid``: the process whose namespaces the pod shares.
     ``cgroup``: below the root of every hierarchy, "" to leave it out. ``target_pid``: a process of the container that
-    pid mode TARGET names. ``device_nodes``: config.devices, looked up, and for privileged containers the host's.
+    pid mode TARGET names. ``device_nodes``: those that the container gets beside the standard ones, looked up.
     ``localhost_seccomp``: the profile that the seccomp field names, in OCI's form.
 
     Raises InvalidArgument or Unimplemented that names the field which can't be honoured.
     """
     security = config.security
     _check_container_security(sandbox, config, defaults)
-    spec_mounts.check_devices(config, device_nodes)
     document: Json = {
         "ociVersion": "1.3.0",
         "root": {"path": root_path, "readonly": security.readonly_rootfs},
         "process": _process(sandbox, config, image, defaults),
         "mounts": spec_mounts.mounts(sandbox, config, files),
         "annotations": _annotations(sandbox, config, container_id),
-        "linux": _linux(config, device_nodes or ())
+        "linux": _linux(config, device_nodes)
         | {"namespaces": _namespaces(sandbox, config, holder_pid, target_pid, defaults)},
     }
     if cgroup:
@@ -142,9 +142,9 @@ def _check_userns(asked: NamespaceOption) -> None:
 
 def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
     security = config.security
-    rules = spec_mounts.device_rules(nodes, privileged=security.privileged)
+    rules = spec_devices.device_rules(nodes, privileged=security.privileged)
     return {
-        "devices": spec_mounts.device_nodes(config, nodes),
+        "devices": spec_devices.device_nodes(config, nodes),
         "resources": _resources(config.resources) | {"devices": rules},
         "rootfsPropagation": spec_mounts.root_propagation(config),
         "maskedPaths": _paths("masked_paths", security.masked_paths, security.privileged),

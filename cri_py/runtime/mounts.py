@@ -424,16 +424,24 @@ def _make_device(device: dict[str, Any], root: Root) -> None:
     parent, name = os.path.split(device["path"])
     fd = root.make_directories(parent)
     kinds = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
-    mode = device.get("fileMode", 0o666)
+    number = os.makedev(device.get("major", 0), device.get("minor", 0))
     try:
-        number = os.makedev(device.get("major", 0), device.get("minor", 0))
-        os.mknod(name, kinds[device["type"]] | mode, number, dir_fd=fd)
+        # The mode is whole, the umask is 0 here; a chmod afterwards would follow what somebody has put there meanwhile.
+        os.mknod(name, kinds[device["type"]] | device.get("fileMode", 0o666), number, dir_fd=fd)
         os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=fd, follow_symlinks=False)
-        os.chmod(f"{_fd_path(fd)}/{name}", mode)
     except FileExistsError:
-        pass  # /dev is the host's own, bind-mounted: its node is the one that was asked for
+        _check_same(device["path"], os.stat(name, dir_fd=fd, follow_symlinks=False), kinds[device["type"]], number)
     finally:
         os.close(fd)
+
+
+def _check_same(path: str, found: os.stat_result, kind: int, number: int) -> None:
+    """What the image or a volume has there is fine only if it is the very device that was asked for."""
+    if stat.S_IFMT(found.st_mode) != kind or (kind != stat.S_IFIFO and found.st_rdev != number):
+        raise FailedPrecondition(
+            f"the device {path} can't be made: the image or a volume has something else there",
+            hint="name another place in the container",
+        )
 
 
 # --------------------------------------------------------------- after pivot
