@@ -122,11 +122,8 @@ def sandbox_namespaces(config: SandboxConfig) -> tuple[str, ...]:
 
 
 def check_sandbox_security(config: SandboxConfig, defaults: SpecDefaults) -> None:
-    """Raises for what a sandbox is asked to enforce and this version or this host can't.
-
-    The other fields of the sandbox's security context (user, groups, read-only root, seccomp) are about a pause
-    container. Ours has none: the holder executes nothing of any image and has no root file system of its own.
-    """
+    """Raises for what a sandbox is asked to enforce and this version or this host can't, or nobody could."""
+    spec_security.check_sandbox(config)
     _check_userns(config.namespaces)
     spec_security.check_apparmor(config.apparmor, enabled=defaults.apparmor)
     spec_security.check_selinux(config.selinux, enabled=defaults.selinux)

@@ -13,6 +13,7 @@ from cri_py.model import (
     ContainerSecurity,
     ImageConfig,
     ProfileKind,
+    SandboxConfig,
     SecurityProfile,
     SelinuxOption,
 )
@@ -40,21 +41,35 @@ def user_request(config: ContainerConfig, image: ImageConfig) -> dict[str, Any]:
     if security.run_as_user is not None and security.run_as_username:
         raise InvalidArgument("run_as_user and run_as_username are both set", hint="set one of them")
     named = security.run_as_username or ("" if security.run_as_user is None else str(security.run_as_user))
-    if security.run_as_group is not None and not named:
-        raise InvalidArgument(
-            f"run_as_group {security.run_as_group} is set without a user", hint="set run_as_user or run_as_username too"
-        )
-    asked = {"run_as_user": security.run_as_user, "run_as_group": security.run_as_group}
-    groups = [("supplemental_groups", group) for group in security.supplemental_groups]
-    for field, number in (*asked.items(), *groups):
-        if number is not None and not 0 <= number <= _LAST_ID:
-            raise InvalidArgument(f"{field} {number} is no id", hint=f"ids go from 0 to {_LAST_ID}")
+    _check_ids(named, security.run_as_user, security.run_as_group, security.supplemental_groups)
     return {
         "text": named or image.user,
         "gid": security.run_as_group,
         "groups": list(security.supplemental_groups),
         "policy": security.groups_policy.name.lower(),
     }
+
+
+def _check_ids(named: str, user: int | None, group: int | None, groups: Iterable[int]) -> None:
+    if group is not None and not named:
+        raise InvalidArgument(
+            f"run_as_group {group} is set without a user", hint="set run_as_user or run_as_username too"
+        )
+    asked = {"run_as_user": user, "run_as_group": group}.items()
+    for field, number in (*asked, *(("supplemental_groups", each) for each in groups)):
+        if number is not None and not 0 <= number <= _LAST_ID:
+            raise InvalidArgument(f"{field} {number} is no id", hint=f"ids go from 0 to {_LAST_ID}")
+
+
+def check_sandbox(config: SandboxConfig) -> None:
+    """Raises InvalidArgument for what contradicts itself in a sandbox's security context.
+
+    User, groups and filter there are about a pause container. Ours has none: the holder executes nothing of any image,
+    and where containers see it, it has no rights and a filter for its one call.
+    """
+    user = config.run_as_user
+    _check_ids("" if user is None else str(user), user, config.run_as_group, config.supplemental_groups)
+    _profile_path(config.seccomp)
 
 
 def process_user(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,8 +162,11 @@ def localhost_seccomp(security: ContainerSecurity) -> str:
 
     Raises InvalidArgument if it is no path.
     """
-    profile = security.seccomp
-    if security.privileged or profile is None or profile.kind is not ProfileKind.LOCALHOST:
+    return "" if security.privileged else _profile_path(security.seccomp)
+
+
+def _profile_path(profile: SecurityProfile | None) -> str:
+    if profile is None or profile.kind is not ProfileKind.LOCALHOST:
         return ""
     if not profile.localhost_ref:
         raise InvalidArgument("the seccomp profile is LOCALHOST without localhost_ref", hint="name the file")
