@@ -211,6 +211,12 @@ class RuntimeConfig:
     exec_output_bytes: int = key(16 << 20, "What ExecSync returns of each stream, at most.", within(1024, 1 << 30))
     exec_drain_s: float = key(2.0, "How long output is awaited after an ExecSync's process ended.", within(0, 3600))
     monitor_timeout_s: float = key(30.0, "How long one answer of a monitor may take.", _POSITIVE_S)
+    apparmor_profile: str = key(
+        "cri-py-default",
+        "The AppArmor profile of containers that ask for no other, made and loaded at the start where the kernel has "
+        'AppArmor; "" is none.',
+        matching(r"[A-Za-z0-9_.-]*", "letters, digits, '_', '.' and '-'"),
+    )
     cdi_spec_dirs: tuple[str, ...] = key(
         ("/etc/cdi", "/var/run/cdi"),
         "Directories with CDI files (*.json, *.yaml), read when a container asks for such a device; later ones win.",

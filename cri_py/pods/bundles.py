@@ -20,7 +20,7 @@ from cri_py.config import RuntimeConfig
 from cri_py.errors import CriError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from cri_py.kernel import seccomp
 from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
-from cri_py.pods import devices, spec, spec_cdi, spec_devices, spec_seccomp, spec_security
+from cri_py.pods import apparmor, devices, spec, spec_cdi, spec_devices, spec_seccomp, spec_security
 from cri_py.pods.places import Places
 from cri_py.pods.seccomp_default import default_profile
 from cri_py.pods.spec_devices import DeviceNode
@@ -75,8 +75,14 @@ class Bundles:
             localhost_seccomp=await self._localhost_seccomp(config),
         )
         spec_cdi.apply(document, edits)
+        await self._check_label(document["process"].get("apparmorProfile", ""))
         profile = document["linux"].pop("seccomp", None)
         return Bundle(document, profile, await self._filter(profile) if profile else None, edits.groups)
+
+    async def _check_label(self, name: str) -> None:
+        """A profile that isn't loaded would be noticed at the start only, and in the kernel's words."""
+        if name and name != self._defaults.apparmor_profile:
+            await asyncio.get_running_loop().run_in_executor(self._compiler, apparmor.check_loaded, name)
 
     async def _cdi_edits(self, config: ContainerConfig) -> Edits:
         """What the CDI devices ask for that the config or its annotations name."""

@@ -35,6 +35,7 @@ from cri_py.kernel.constants import (
     CLONE_NEWPID,
     CLONE_NEWUTS,
     CLONE_PARENT,
+    LABEL_FILE,
     PR_CAP_AMBIENT,
     PR_CAP_AMBIENT_CLEAR_ALL,
     PR_CAP_AMBIENT_RAISE,
@@ -179,6 +180,8 @@ def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[St
         kind = getattr(resource, limit["type"])
         for soft, hard in _limits_to_try(ours[kind], limit["soft"], limit["hard"]):
             yield Step("prlimit64", (0, kind, (soft, hard), 0), Then.MAY)
+    if profile := process.get("apparmorProfile"):  # holds from execve on; a container's /proc may be anything
+        yield from _written(LABEL_FILE, f"exec {profile}".encode())
 
 
 def _limits_to_try(ours: int, soft: int, hard: int) -> Iterator[tuple[int, int]]:

@@ -21,8 +21,9 @@ from cri_py.model import (
     NamespaceOption,
     Sandbox,
     SandboxConfig,
+    SelinuxOption,
 )
-from cri_py.pods import spec_devices, spec_mounts, spec_security
+from cri_py.pods import spec_devices, spec_mounts, spec_security, spec_selinux
 from cri_py.pods.files import sandbox_hostname
 from cri_py.pods.spec_devices import DeviceNode
 from cri_py.pods.spec_mounts import SandboxFiles
@@ -54,6 +55,7 @@ class SpecDefaults:
     capabilities: tuple[str, ...] = capabilities.NAMES  # those that the daemon has, and can give
     cgroup_version: int = 1  # on 2 a container has a cgroup namespace of its own
     apparmor: bool = False  # whether the kernel has it
+    apparmor_profile: str = ""  # what containers get that don't ask for another, "" for none
     selinux: bool = False
     node_hostname: str = ""
 
@@ -95,6 +97,8 @@ def container_document(
     }
     if cgroup:
         document["linux"]["cgroupsPath"] = cgroup
+    if label := apparmor_profile(config, defaults):
+        document["process"]["apparmorProfile"] = label
     granted = document["process"]["capabilities"]["bounding"]
     profile = spec_security.seccomp_profile(
         security, granted, enabled=defaults.seccomp, arch=defaults.arch, localhost=localhost_seccomp
@@ -102,6 +106,16 @@ def container_document(
     if profile is not None:
         document["linux"]["seccomp"] = profile
     return document
+
+
+def apparmor_profile(config: ContainerConfig, defaults: SpecDefaults) -> str:
+    """The name of the AppArmor profile that the container runs under, "" for none."""
+    return spec_security.apparmor_profile(
+        config.security.apparmor,
+        privileged=config.security.privileged,
+        enabled=defaults.apparmor,
+        default=defaults.apparmor_profile,
+    )
 
 
 def sandbox_namespaces(config: SandboxConfig) -> tuple[str, ...]:
@@ -125,8 +139,8 @@ def check_sandbox_security(config: SandboxConfig, defaults: SpecDefaults) -> Non
     """Raises for what a sandbox is asked to enforce and this version or this host can't, or nobody could."""
     spec_security.check_sandbox(config)
     _check_userns(config.namespaces)
-    spec_security.check_apparmor(config.apparmor, enabled=defaults.apparmor)
-    spec_security.check_selinux(config.selinux, enabled=defaults.selinux)
+    spec_security.apparmor_profile(config.apparmor, privileged=False, enabled=defaults.apparmor, default="")
+    _check_selinux(config.selinux, defaults)
 
 
 def _check_userns(asked: NamespaceOption) -> None:
@@ -151,10 +165,15 @@ def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
 
 def _check_container_security(sandbox: Sandbox, config: ContainerConfig, defaults: SpecDefaults) -> None:
     _check_privileged(sandbox, config)
-    spec_security.check_apparmor(config.security.apparmor, enabled=defaults.apparmor)
-    spec_security.check_selinux(config.security.selinux, enabled=defaults.selinux)
+    _check_selinux(config.security.selinux, defaults)
     if defaults.selinux and any(mount.selinux_relabel for mount in config.mounts):
         raise Unimplemented("mounts.selinux_relabel is not supported by this version")
+
+
+def _check_selinux(asked: SelinuxOption | None, defaults: SpecDefaults) -> None:
+    spec_selinux.check(asked, enabled=defaults.selinux)
+    if asked is not None and asked != SelinuxOption():
+        raise Unimplemented("SELinux labels (selinux_options) are not supported by this version")
 
 
 def _check_privileged(sandbox: Sandbox, config: ContainerConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
-from cri_py.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from cri_py.errors import FailedPrecondition, InvalidArgument
 from cri_py.kernel import capabilities
 from cri_py.model import (
     Capabilities,
@@ -15,7 +15,6 @@ from cri_py.model import (
     ProfileKind,
     SandboxConfig,
     SecurityProfile,
-    SelinuxOption,
 )
 from cri_py.pods import spec_seccomp
 from cri_py.pods.seccomp_default import default_profile
@@ -174,31 +173,23 @@ def _profile_path(profile: SecurityProfile | None) -> str:
     return profile.localhost_ref
 
 
-def check_apparmor(profile: SecurityProfile | None, *, enabled: bool) -> None:
-    """Raises for a profile that would not be enforced. ``enabled``: whether the kernel has AppArmor.
+def apparmor_profile(profile: SecurityProfile | None, *, privileged: bool, enabled: bool, default: str) -> str:
+    """``process.apparmorProfile``: the name of a profile, "" for none.
 
-    RuntimeDefault is what the runtime has by default, and this one has no profile of its own: such containers run
-    unconfined by AppArmor, which the daemon says when it starts.
+    ``enabled``: whether the kernel has AppArmor; ``default``: the name of the node's own profile, "" if it has none.
+    Containers that ask for nothing get that one, but for privileged ones. Raises FailedPrecondition for a profile that
+    would not be enforced, InvalidArgument for one without a name.
     """
-    if profile is None or profile.kind is not ProfileKind.LOCALHOST:
-        return
+    if profile is None or profile.kind is ProfileKind.RUNTIME_DEFAULT:
+        return "" if privileged else default
+    if profile.kind is ProfileKind.UNCONFINED:
+        return ""
+    name = profile.localhost_ref.removeprefix("localhost/")  # as the deprecated field has it
+    if not name or "\n" in name or "\0" in name:
+        raise InvalidArgument(f"the AppArmor profile is LOCALHOST with the name {name!r}", hint="name the profile")
     if not enabled:
         raise FailedPrecondition(
-            f"the AppArmor profile {profile.localhost_ref!r} is asked for, but this kernel has no AppArmor",
+            f"the AppArmor profile {name!r} is asked for, but this kernel has no AppArmor",
             hint="boot with security=apparmor, or leave the profile out",
         )
-    raise Unimplemented(
-        f"the AppArmor profile {profile.localhost_ref!r} can't be applied by this version",
-        hint="use RuntimeDefault or Unconfined, which both leave the container unconfined by AppArmor",
-    )
-
-
-def check_selinux(options: SelinuxOption | None, *, enabled: bool) -> None:
-    """Raises for a label that would not be enforced. ``enabled``: whether the kernel has SELinux."""
-    if options is None or options == SelinuxOption():
-        return
-    if enabled:
-        raise Unimplemented("SELinux labels (selinux_options) are not supported by this version")
-    raise FailedPrecondition(
-        "selinux_options are asked for, but this kernel has no SELinux", hint="boot with SELinux, or leave them out"
-    )
+    return name

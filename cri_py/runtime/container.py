@@ -157,6 +157,7 @@ def _init(world: World, body: bytes) -> None:
     document = json.loads(procfs.read(f"{request['bundle']}/config.json"))
     process = document["process"]
     secure = security.read_filter(request["seccomp"])
+    security.set_label(process)
     _join(birth, holder_fd)
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
     notes += security.set_limits(process.get("rlimits", []))

@@ -80,6 +80,15 @@ def test_no_descriptor_of_the_node_is_left_when_it_enters() -> None:
     assert at(found, "fcntl", 3, 2, 1) < entered  # the report's socket ends with execve
 
 
+def test_the_apparmor_profile_is_set_by_the_nodes_proc_and_only_where_there_is_one() -> None:
+    entered = k.CLONE_NEWNS | k.CLONE_NEWNET | k.CLONE_NEWIPC | k.CLONE_NEWUTS | k.CLONE_NEWCGROUP
+    found = listed(apparmorProfile="strict")
+    written = next(number for number, step in enumerate(found) if step.arguments[1:2] == (b"exec strict",))
+    assert found[written - 1].arguments[1] == b"/proc/self/attr/apparmor/exec\0"
+    assert at(found, "clone3") < written < at(found, "setns", 4, entered)
+    assert not any(b"attr" in step.arguments[1] for step in listed() if step.call == "openat")
+
+
 def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> None:
     found = listed()
     fork = at(found, "clone3")
