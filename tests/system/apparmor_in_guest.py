@@ -14,13 +14,15 @@ from tests.simulators.kubelet import Kubelet, Pod, refused
 
 Profile = pb.SecurityProfile
 DENY = "cri-py-test-deny-write"
+DEAF = "cri-py-test-no-signals"
 DEFAULT = "cri-py-default (enforce)"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def strict() -> Iterator[None]:
     """A profile that forbids to write below /tmp."""
-    text = f"profile {DENY} flags=(attach_disconnected) {{ file, capability, network, deny /tmp/** w, }}\n"
+    text = f"profile {DENY} flags=(attach_disconnected) {{ file, capability, network, signal, deny /tmp/** w, }}\n"
+    text += f"profile {DEAF} flags=(attach_disconnected) {{ file, capability, network, }}\n"
     subprocess.run(["apparmor_parser", "-r"], input=text, text=True, check=True)
     yield
     subprocess.run(["apparmor_parser", "-R"], input=text, text=True, check=True)
@@ -117,3 +119,9 @@ def test_a_privileged_container_is_confined_only_by_a_profile_of_its_own(kubelet
     for name, asked, wanted in (("a", {}, "unconfined"), ("b", {"apparmor": named(DENY)}, f"{DENY} (enforce)")):
         container = kubelet.run(pod, "sleep", "1000", name=name, linux=secure(privileged=True, **asked))
         assert label(kubelet, container) == wanted
+
+
+def test_a_profile_that_lets_no_signal_in_keeps_nobody_from_stopping(kubelet: Kubelet, pod: Pod) -> None:
+    container = kubelet.run(pod, "sleep", "1000", linux=secure(apparmor=named(DEAF)))
+    kubelet.stop(container, 1)
+    assert kubelet.status(container).exit_code == 137
