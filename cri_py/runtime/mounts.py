@@ -456,54 +456,6 @@ def pivot(root: Root) -> None:
     os.chdir("/")
 
 
-def mask(paths: list[str]) -> None:
-    """Hide paths: files behind /dev/null, directories behind one empty read-only tmpfs, shared by all.
-
-    Raises FailedPrecondition if /dev/null, which may come from a volume, is not the device: a link from there to the
-    path would hide nothing (CVE-2025-31133).
-    """
-    empty = ""
-    for path in paths:
-        try:
-            directory = stat.S_ISDIR(os.stat(path).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # this kernel has no such file: nothing to hide
-        if not directory:
-            _hide_file(path)
-        elif not empty:
-            syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k,nr_inodes=2")
-            empty = path
-        else:
-            syscalls.mount(empty, path, "", MS_BIND)
-
-
-def _hide_file(path: str) -> None:
-    refusal = FailedPrecondition(
-        f"{path} can't be masked: /dev/null is not the device 1:3 in the container",
-        hint="a volume at /dev has to bring the device nodes, as the node's own /dev does",
-    )
-    try:
-        syscalls.mount("/dev/null", path, "", MS_BIND)
-    except KernelError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise refusal from error
-        raise
-    found = os.stat(path)  # of what is mounted there now: looked at before, it could be another at the mount
-    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(1, 3):
-        raise refusal
-
-
-def make_readonly(paths: list[str]) -> None:
-    """Bind paths over themselves, read-only."""
-    for path in paths:
-        if not os.path.lexists(path):
-            continue
-        syscalls.mount(path, path, "", MS_BIND | MS_REC)
-        fd = syscalls.openat2(AT_FDCWD, path, os.O_PATH)
-        syscalls.mount("", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | _attributes_of(fd))
-        os.close(fd)
-
-
 def make_root_readonly() -> None:
     """The root's mount itself, not what is mounted inside."""
     fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
