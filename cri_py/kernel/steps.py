@@ -207,6 +207,7 @@ _NUMBERS = {
     "getcwd": (79, 17),
     "ioctl": (16, 29),
     "mkdirat": (258, 34),
+    "open_tree": (428, 428),
     "openat": (257, 56),
     "prctl": (157, 167),
     "prlimit64": (302, 261),
