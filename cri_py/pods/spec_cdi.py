@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from cri_py.cdi.edits import Edits, Mount
+from cri_py.cdi.edits import Edits, Hook, Mount
 from cri_py.errors import Unimplemented
 
 Json = dict[str, Any]
+# Those that run before the container has its root; see cri_py.runtime.hooks.
+_STAGES: Final = ("prestart", "createRuntime", "createContainer")
 
 
 def check(edits: Edits) -> None:
@@ -18,11 +20,12 @@ def check(edits: Edits) -> None:
     if edits.rdt:
         raise Unimplemented("a CDI device asks for Intel's resource control (intelRdt), which is not supported")
     for hook in edits.hooks:
-        raise Unimplemented(f"a CDI device asks for the {hook.stage} hook {hook.path}, which is not supported")
+        if hook.stage not in _STAGES:
+            raise Unimplemented(f"a CDI device asks for the {hook.stage} hook {hook.path}, which is not supported")
 
 
 def apply(document: Json, edits: Edits) -> None:
-    """Change environment, mounts and groups of the document; device nodes are looked up and made like others."""
+    """Change environment, mounts, groups and hooks of the document; device nodes are looked up and made like others."""
     process = document["process"]
     values = dict(entry.split("=", 1) for entry in (*process["env"], *edits.env))
     process["env"] = [f"{name}={value}" for name, value in values.items()]
@@ -32,6 +35,13 @@ def apply(document: Json, edits: Edits) -> None:
     mounts = [mount for mount in document["mounts"] if mount["destination"] not in replaced]
     mounts += [_mount(mount) for mount in edits.mounts]
     document["mounts"] = sorted(mounts, key=lambda mount: mount["destination"].count("/"))
+    for hook in edits.hooks:
+        document.setdefault("hooks", {}).setdefault(hook.stage, []).append(_hook(hook))
+
+
+def _hook(hook: Hook) -> Json:
+    words: Json = {"path": hook.path, "args": list(hook.args or (hook.path,)), "env": list(hook.env)}
+    return {**words, "timeout": hook.timeout_s} if hook.timeout_s else words
 
 
 def _mount(mount: Mount) -> Json:

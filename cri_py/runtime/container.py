@@ -32,7 +32,7 @@ from cri_py.kernel.constants import (
     TIOCGPTN,
     TIOCSPTLCK,
 )
-from cri_py.runtime import mounts, paths, security, users
+from cri_py.runtime import hooks, mounts, paths, security, users
 from cri_py.runtime.child import Parent, arrange, keep_only
 
 # Never shared: pivot_root refuses a root below a shared mount, and the root's own mounts would appear on the host.
@@ -237,6 +237,7 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], *, tty: bool)
             os.close(tree)
     mounts.make_devices(linux.get("devices", []), root)
     terminal = _open_terminal(root) if tty else -1
+    hooks.run(document, request["bundle"])
     paths.make_readonly(linux.get("readonlyPaths", []), root)
     paths.mask(linux.get("maskedPaths", []), root)
     mounts.pivot(root)

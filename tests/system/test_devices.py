@@ -14,7 +14,8 @@ from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.kubelet import Kubelet, Pod, refused
 from tests.system.daemon import Daemon
 
-KMSG = (1, 11)  # every node has it, no container by default
+# What a vendor's hook does: it finds the container's root by its state, and changes it.
+LINKING = r"""root=$(sed 's/.*"bundle": *"\([^"]*\)".*/\1/')/rootfs; ln -s gpu.so $root/usr/lib/gpu.so.1; echo done"""
 
 
 def numbers(kubelet: Kubelet, container: str, path: str) -> str:
@@ -96,6 +97,7 @@ def test_a_cdi_device_brings_nodes_environment_mounts_and_groups(cdi: tuple[Kube
         "deviceNodes": [{"path": "/dev/gpu0", "hostPath": "/dev/kmsg"}],
         "mounts": [{"hostPath": f"{tmp_path}/library", "containerPath": "/usr/lib/gpu.so", "options": ["ro", "bind"]}],
         "additionalGids": [44],
+        "hooks": [{"hookName": "createContainer", "path": "/bin/sh", "args": ["sh", "-c", LINKING]}],
     }
     content = {
         "cdiVersion": "0.7.0",
@@ -115,11 +117,37 @@ def test_a_cdi_device_brings_nodes_environment_mounts_and_groups(cdi: tuple[Kube
             *("sleep", "1000"), name=name, linux=pb.LinuxContainerConfig(security_context=context), **fields
         )
         container = kubelet.run(pod, config=asked)
-        said = kubelet.shell(container, "echo $GPU$COMMON; id -G; cat /usr/lib/gpu.so; stat -c %u /dev/gpu0")
+        said = kubelet.shell(container, "echo $GPU$COMMON; id -G; cat /usr/lib/gpu.so.1; stat -c %u /dev/gpu0")
         assert said.splitlines() == ["01", "1000 29 44", "of the vendor", "1000"]
         options = kubelet.shell(container, "awk '$5 == \"/usr/lib/gpu.so\" { print $6 }' /proc/self/mountinfo")
         assert options.startswith("ro,")
         assert kubelet.status(container).user.linux.supplemental_groups == [1000, 29, 44]
     with refused("NOT_FOUND", "vendor.com/gpu=1", "bad.yaml"):
         kubelet.create(pod, "true", name="none", CDI_devices=[pb.CDIDevice(name="vendor.com/gpu=1")])
+    kubelet.sweep()
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        (
+            {"args": ["sh", "-c", "echo no such library >&2; exit 3"]},
+            ["createContainer hook /bin/sh", "status 3: no such"],
+        ),
+        ({"args": ["sh", "-c", "sleep 1000 & sleep 1000"], "timeout": 1}, ["did not end within 1 s"]),
+        ({"path": "/bin/not-there"}, ["hook /bin/not-there can't be executed", "No such file"]),
+    ],
+)
+def test_a_hook_that_fails_is_told_and_leaves_nothing(
+    cdi: tuple[Kubelet, Path], hook: dict[str, Any], words: list[str]
+) -> None:
+    kubelet, files = cdi
+    files.mkdir()
+    edits = {"hooks": [{"hookName": "createContainer", "path": "/bin/sh", **hook}]}
+    content = {"cdiVersion": "0.7.0", "kind": "v.com/gpu", "devices": [{"name": "0", "containerEdits": edits}]}
+    (files / "vendor.json").write_text(json.dumps(content))
+    pod = kubelet.run_pod()
+    with refused("FAILED_PRECONDITION", *words):
+        kubelet.create(pod, "true", CDI_devices=[pb.CDIDevice(name="v.com/gpu=0")])
+    assert not kubelet.ListContainers().containers
     kubelet.sweep()

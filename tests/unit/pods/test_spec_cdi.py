@@ -37,6 +37,21 @@ def test_environment_groups_and_mounts_are_laid_over_the_document() -> None:
     assert depths == sorted(depths)
 
 
+def test_hooks_are_the_documents_by_their_stage() -> None:
+    built = document()
+    first = Hook("createContainer", "/bin/link", ("link", "x"), ("A=b",), 3)
+    edits = Edits(hooks=(first, Hook("prestart", "/bin/p"), Hook("createContainer", "/bin/second")))
+    spec_cdi.check(edits)
+    spec_cdi.apply(built, edits)
+    assert built["hooks"] == {
+        "createContainer": [
+            {"path": "/bin/link", "args": ["link", "x"], "env": ["A=b"], "timeout": 3},
+            {"path": "/bin/second", "args": ["/bin/second"], "env": []},
+        ],
+        "prestart": [{"path": "/bin/p", "args": ["/bin/p"], "env": []}],
+    }
+
+
 def test_nothing_asked_for_changes_nothing() -> None:
     built = document()
     spec_cdi.apply(built, Edits())
