@@ -159,17 +159,21 @@ def _born_inside(scope: ExecScope) -> Iterator[Step]:
 
     That group's descriptor, which it has for a moment, is of a mount that nothing else belongs to: ``..`` ends there.
     """
-    flags, group = CLONE_PARENT, 0
+    flags, group, later = CLONE_PARENT, 0, 0
     if scope.groups.born_into:
+        later = CLONE_NEWCGROUP  # from inside of which nobody could be born into a group from outside
         opened = (AT_FDCWD, text(scope.directory), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
         yield Step("open_tree", opened, words=Words(f"open_tree {scope.directory}"))
         flags, group = flags | CLONE_INTO_CGROUP, _FIRST_FREE
     yield Step("setns", (TARGET_FD, CLONE_NEWPID), words=Words("setns of the pid namespace", _ENDING))
-    yield Step("setns", (TARGET_FD, _ALL), words=Words("setns", _ENDING))
+    yield Step("setns", (TARGET_FD, _ALL & ~later), words=Words("setns", _ENDING))
     clone_arguments = (flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, group)
     size = 8 * len(clone_arguments)
     yield Step("clone3", (clone_arguments, size), Then.FORK, Words("clone3", _ENDING))
-    yield Step("close_range", (TARGET_FD, _EVERY_FD, 0))
+    yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
+    if later:
+        yield Step("setns", (TARGET_FD, later), words=Words("setns of the cgroup namespace", _ENDING))
+    yield Step("close", (TARGET_FD,))
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
 
 
@@ -229,6 +233,7 @@ def _terminal() -> Iterator[Step]:
     yield Step("ioctl", (0, _TIOCSCTTY, 0), words=Words("take the controlling terminal"))
     yield Step("sendmsg", (REPORT_FD, _message(b"ready\0000\0", master), 0))
     yield Step("close", (master,))
+    yield Step("read", (REPORT_FD, SCRATCH, 1))  # until the terminal has its size: a program asks for it once
 
 
 def _message(packet: bytes, fd: int) -> tuple[Argument, ...]:

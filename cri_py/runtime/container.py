@@ -29,7 +29,7 @@ from cri_py.kernel.constants import (
     MS_REC,
     MS_SLAVE,
     PR_SET_PDEATHSIG,
-    TIOCGPTN,
+    TIOCGPTPEER,
     TIOCSPTLCK,
 )
 from cri_py.runtime import hooks, mounts, paths, security, users
@@ -46,6 +46,8 @@ _ROOT_PROPAGATION = {
     "shared": MS_SLAVE,
     "rshared": MS_SLAVE,
 }
+_PTMX = os.makedev(5, 2)
+_NO_PTS = "leave /dev/pts to the runtime"
 _PASSWD_LIMIT = 4 << 20
 _SYNC_FD = 3
 _HOLDER_FD = 4
@@ -249,11 +251,23 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], *, tty: bool)
 
 
 def _open_terminal(root: mounts.Root) -> int:
-    """A pty of the container's own devpts: its slave becomes the stdio and /dev/console, its master the monitor's."""
-    master = root.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+    """A pty of the container's own devpts: its slave becomes the stdio and /dev/console, its master the monitor's.
+
+    A volume may bring a /dev of its own, so what opens is looked at, and the slave is taken by the master, not by a
+    name that may be another one's by now (CVE-2025-52565).
+    """
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        master = root.open("/dev/pts/ptmx", flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+        found = os.fstat(master).st_rdev
+    except OSError as error:
+        raise FailedPrecondition(
+            f"/dev/pts/ptmx of the container can't be opened: {error.strerror}", hint=_NO_PTS
+        ) from error
+    if found != _PTMX:
+        raise FailedPrecondition("/dev/pts/ptmx of the container is no terminal multiplexer", hint=_NO_PTS)
     fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
-    (number,) = struct.unpack("i", fcntl.ioctl(master, TIOCGPTN, b"\0\0\0\0"))
-    slave = root.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY)
+    slave = fcntl.ioctl(master, TIOCGPTPEER, flags)
     console = root.target("/dev/console", directory=False)
     syscalls.mount(f"/proc/self/fd/{slave}", f"/proc/self/fd/{console}", "", MS_BIND)
     os.close(console)

@@ -91,6 +91,22 @@ def test_nothing_is_mounted_remounted_or_unmasked_without_sys_admin(kubelet: Kub
     assert kubelet.shell(container, "cat /proc/keys; mount | grep -c ' /tmp '; true").strip() == "0"
 
 
+@pytest.mark.parametrize("kind", ["file", "fifo", "device"])
+def test_a_ptmx_that_is_none_is_not_taken_for_a_terminal(kubelet: Kubelet, pod: Pod, tmp_path: Path, kind: str) -> None:
+    """A volume at /dev/pts may hold anything, and change between two looks (CVE-2025-52565)."""
+    ptmx = tmp_path / "ptmx"
+    if kind == "device":
+        os.mknod(ptmx, 0o20666, os.makedev(1, 5))
+    elif kind == "fifo":
+        os.mkfifo(ptmx)
+    else:
+        ptmx.touch()
+    mounts = [pb.Mount(container_path="/dev/pts", host_path=str(tmp_path))]
+    with refused("FAILED_PRECONDITION", "/dev/pts/ptmx"):
+        kubelet.create(pod, "true", tty=True, mounts=mounts)
+    assert not kubelet.ListContainers().containers
+
+
 # --------------------------------------------------------------- other pods
 
 
