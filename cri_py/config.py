@@ -130,8 +130,14 @@ class ImagesConfig:
     registries: Mapping[str, RegistryConfig] = key(
         {}, "One table for each registry host that isn't reached in the usual way, see below."
     )
-    max_parallel_downloads: int = key(3, "Blobs that are fetched at the same time, over all pulls.", within(1, 64))
-    max_parallel_unpacks: int = key(2, "Layers that are unpacked at the same time, over all pulls.", within(1, 64))
+    max_parallel_downloads: int = key(
+        3, "Blobs that are fetched at the same time from one registry, over all pulls.", within(1, 64)
+    )
+    max_parallel_unpacks: int = key(
+        2,
+        "Layers that are unpacked at the same time, over all pulls; one that waits for a slow registry does not count.",
+        within(1, 64),
+    )
     discard_unpacked_layers: bool = key(
         False,
         "Whether layers' blobs go once they are unpacked: takes less disk, but nothing can be exported or mended.",
@@ -202,19 +208,14 @@ class RuntimeConfig:
     """Running containers."""
 
     handlers: tuple[str, ...] = key(("cri_py",), 'Names that RuntimeClasses may use; "" always works.')
-    seccomp: bool = key(
-        False,
-        "Whether containers that name no seccomp profile get the default one. CRI has them unconfined; a kubelet names "
-        "one always.",
-    )
+    seccomp: bool = key(False, "Whether containers that name no seccomp profile get the default one (CRI: none).")
     log_line_bytes: int = key(16384, "A longer line of a container is logged in parts.", within(256, 1 << 20))
     exec_output_bytes: int = key(16 << 20, "What ExecSync returns of each stream, at most.", within(1024, 1 << 30))
     exec_drain_s: float = key(2.0, "How long output is awaited after an ExecSync's process ended.", within(0, 3600))
     monitor_timeout_s: float = key(30.0, "How long one answer of a monitor may take.", _POSITIVE_S)
     apparmor_profile: str = key(
         "cri-py-default",
-        "The AppArmor profile of containers that ask for no other, made and loaded at the start where the kernel has "
-        'AppArmor; "" is none.',
+        'What containers get that name no AppArmor profile, loaded at the start where the kernel has it; "" is none.',
         matching(r"[A-Za-z0-9_.-]*", "letters, digits, '_', '.' and '-'"),
     )
     cdi_spec_dirs: tuple[str, ...] = key(

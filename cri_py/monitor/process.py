@@ -25,7 +25,7 @@ from cri_py.monitor.stream import REPORT_BYTES, Attached, Executed, Forwarded, T
 from cri_py.monitor.tracked import ContainerProcess, Create, ExecProcess, Missing, WrongState, end_scope, exit_code
 from cri_py.runtime import container, holder
 from cri_py.runtime import exec as runtime_exec
-from cri_py.runtime.child import READY, ChildError, Parent, said_text
+from cri_py.runtime.child import BORN, READY, ChildError, Parent, said_text
 
 _KILL_S = 5.0
 _SIGNAL_BYTES = 128  # struct signalfd_siginfo
@@ -242,8 +242,8 @@ class Monitor:
             os._exit(1)
 
     def _hold(self, request: protocol.Request, fds: list[int]) -> bytes:
-        hostname, ipc, pid = request.words
-        own = holder.Own(hostname.decode(), ipc == b"1", pid == b"1")
+        hostname, ipc, pid, net, uid_map, gid_map = request.words
+        own = holder.Own(hostname.decode(), ipc == b"1", pid == b"1", net == b"1", uid_map, gid_map)
         self._holder = self._executor.hold(own, request.body, fds[0] if fds else -1, self._cgroups)
         self._held = True
         return b'{"holder":%d}' % self._holder
@@ -274,6 +274,9 @@ class Monitor:
             said, terminal = process.hear()
         except OSError:
             said, terminal = [], -1
+        if said and said[0] == BORN:
+            process.born(int(said[1]))
+            return
         if said and said[0] == READY:
             stream = process.became_ready(int(said[1]), said[2], terminal)
             if stream is not None:
@@ -450,7 +453,10 @@ class Monitor:
             return
         for container_process in self._containers.values():
             if container_process.pid == pid and not container_process.ended:
-                self._container_ended(container_process, status)
+                if container_process.bearing:
+                    self._hear_init(container_process)  # its last word may be that another is init now
+                if container_process.pid == pid:
+                    self._container_ended(container_process, status)
                 return
 
     def _container_ended(self, process: ContainerProcess, status: int) -> None:

@@ -10,7 +10,7 @@ import signal
 import struct
 import termios
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 from cri_py.cgroups import ExecScope
 from cri_py.errors import KernelError
@@ -81,14 +81,22 @@ class Process(ABC):
         return bool(poll.poll(timeout_s * 1000))
 
 
-class ExecutedProcess(Process):
-    """A further process in a container, a child of this one. ``program``, ``words``: of its steps (``kernel.steps``);
-    ``target``: a pidfd of the container's init."""
+class ExecutedTold(NamedTuple):
+    """What the daemon tells of an exec: the words of its program's steps (``kernel.steps``), and who it runs as on the
+    node (uid, gid)."""
 
-    def __init__(self, program: int, words: list[list[Any]], target: int, scope: ExecScope, streams: Streams) -> None:
+    words: list[list[Any]]
+    owner: tuple[int, ...]
+
+
+class ExecutedProcess(Process):
+    """A further process in a container, a child of this one. ``program``: of its steps (``kernel.steps``); ``target``:
+    a pidfd of the container's init."""
+
+    def __init__(self, program: int, asked: ExecutedTold, target: int, scope: ExecScope, streams: Streams) -> None:
         super().__init__(tty=streams.tty)
         self._program = program
-        self._words = words
+        self._words, self._owner = asked
         self._target = target
         self._scope = scope
         self._streams = streams
@@ -130,6 +138,7 @@ class ExecutedProcess(Process):
 
     def _output(self, lane: int) -> int:
         self.outputs[lane], write_end = os.pipe2(os.O_CLOEXEC)
+        os.fchown(write_end, *self._owner)  # who opens /dev/stdout by its name must be allowed to
         os.set_blocking(self.outputs[lane], False)
         return write_end
 

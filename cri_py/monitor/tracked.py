@@ -61,6 +61,8 @@ class ContainerProcess:
         if self._log is not None:
             self._open_log(self._log)
         birth = container.Birth(self.cgroup, int(new), int(joined), int(holder), tty == b"1")
+        self.bearing = birth.crosses  # the pid is that of the process that bears init
+        self._doomed = False
         self.pid = self._fork(birth, request.body, stdin=stdin == b"1")
 
     @staticmethod
@@ -121,6 +123,13 @@ class ContainerProcess:
             self._parent.close()
             self._parent = None
 
+    def born(self, pid: int) -> None:
+        """Init is ``pid``; the process that was forked for it goes, or has gone."""
+        self.pid = pid
+        self.bearing = False
+        if self._doomed:
+            self.kill_now()
+
     def became_ready(self, ticks: int, ready: bytes, terminal: int) -> OutputStream | None:
         """Init waits for ``go``; with a tty its master has come along, which is stdin and output in one."""
         self._ticks = ticks
@@ -169,6 +178,7 @@ class ContainerProcess:
                 os.kill(self.pid, signal.SIGKILL)
             except PermissionError:
                 alone = False  # its AppArmor profile lets no signal in; cgroup.kill asks no profile
+            self._doomed = self.bearing
         if not alone:
             self._cgroups.kill(self.cgroup, _KILL_S)
 

@@ -20,10 +20,11 @@ from cri_py.config import RuntimeConfig
 from cri_py.errors import CriError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from cri_py.kernel import seccomp
 from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
-from cri_py.pods import apparmor, devices, spec, spec_cdi, spec_devices, spec_seccomp, spec_security
+from cri_py.pods import apparmor, devices, spec, spec_cdi, spec_devices, spec_seccomp, spec_security, spec_userns
 from cri_py.pods.places import Places
 from cri_py.pods.seccomp_default import default_profile
 from cri_py.pods.spec_devices import DeviceNode
+from cri_py.pods.spec_mounts import ImageVolumes
 
 log = structlog.get_logger()
 _PROFILE_BYTES = 1 << 20
@@ -54,7 +55,14 @@ class Bundles:
         self._filters: dict[str, dict[str, Any]] = {}
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="seccomp")
 
-    async def plan(self, sandbox: Sandbox, container: Container, image: Image, target_pid: int | None) -> Bundle:
+    async def plan(
+        self,
+        sandbox: Sandbox,
+        container: Container,
+        image: Image,
+        target_pid: int | None,
+        image_volumes: ImageVolumes,
+    ) -> Bundle:
         """Everything that the container will be, before anything of it is made."""
         assert isinstance(sandbox.state, Ready)
         config = container.config
@@ -71,8 +79,9 @@ class Bundles:
             defaults=self._defaults,
             cgroup=container.cgroup,
             target_pid=target_pid,
-            device_nodes=self._device_nodes(config, edits),
+            device_nodes=self._device_nodes(config, edits, own_users=spec_userns.has_own(sandbox.config.namespaces)),
             localhost_seccomp=await self._localhost_seccomp(config),
+            image_volumes=image_volumes,
         )
         spec_cdi.apply(document, edits)
         await self._check_label(document["process"].get("apparmorProfile", ""))
@@ -93,13 +102,15 @@ class Bundles:
         spec_cdi.check(edits)
         return edits
 
-    def _device_nodes(self, config: ContainerConfig, edits: Edits) -> list[DeviceNode]:
-        """What CDI asks for goes before what the kubelet does; a privileged container gets all else that is there."""
+    def _device_nodes(self, config: ContainerConfig, edits: Edits, *, own_users: bool) -> list[DeviceNode]:
+        """What CDI asks for goes before what the kubelet does. A privileged container gets all else that is there, but
+        not in a user namespace: there its root is not the node's, whose devices these are."""
         asked = [node for device in config.devices for node in devices.look_up(device)]
         nodes = spec_devices.merge([devices.look_up_cdi(node) for node in edits.nodes], asked)
         if self._owned_devices:
             nodes = spec_devices.owned(nodes, config.security)
-        return spec_devices.merge(nodes, devices.all_of_the_node() if config.security.privileged else ())
+        everything = config.security.privileged and not own_users
+        return spec_devices.merge(nodes, devices.all_of_the_node() if everything else ())
 
     async def _localhost_seccomp(self, config: ContainerConfig) -> dict[str, Any] | None:
         """The profile of the node's file that the container names, read anew for each container."""

@@ -24,11 +24,16 @@ _KILLED_S: Final = 10.0
 
 
 class Exec(NamedTuple):
-    """A command in a container, ready to be run: the ``name`` of its group, and its program."""
+    """A command in a container, ready to be run: the ``name`` of its group, and its program.
+
+    ``owner``: (uid, gid) on the node of who it runs as. The pipes that are its stdio belong to them, or /dev/stdout
+    could not be opened there.
+    """
 
     container_id: ContainerId
     name: str
     steps: Sequence[Step]
+    owner: tuple[int, int]
 
 
 class Execs:
@@ -65,13 +70,19 @@ class Execs:
         name = f"exec-{self._mark}-{self._count}"
         scope = self._cgroups.exec_scope(container.cgroup, name)
         common = self._templates[container.id]
-        return Exec(container.id, name, exec_steps.steps(common, command, scope, terminal=terminal))
+        return Exec(container.id, name, exec_steps.steps(common, command, scope, terminal=terminal), common.owner)
 
     def _template(self, container: Container, document: dict[str, Any]) -> exec_steps.Template:
         user = container.user
         assert user is not None  # a container whose user is unknown never runs
         identity = exec_steps.Identity(user.uid, user.gid, user.supplemental_groups, user.home)
-        return exec_steps.template(document["process"], identity, self._filter(document), self._rights)
+        return exec_steps.template(
+            document["process"],
+            identity,
+            self._filter(document),
+            self._rights,
+            document.get("linux", {}),
+        )
 
     def _filter(self, document: dict[str, Any]) -> exec_steps.Filter | None:
         found = self._filter_of(document)
@@ -86,7 +97,8 @@ class Execs:
     async def run(self, monitor: MonitorClient, command: Exec, timeout_s: int) -> ExecResult:
         """Run it to its end or to the deadline; then everything that it started is killed."""
         stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        streams = Collector(self._config.exec_output_bytes), Collector(self._config.exec_output_bytes)
+        limit = self._config.exec_output_bytes
+        streams = Collector(limit, command.owner), Collector(limit, command.owner)
         fds = stdin, streams[0].write_end, streams[1].write_end
         try:
             try:
@@ -149,8 +161,10 @@ def _rights() -> exec_steps.Rights:
 class Collector:
     """Reads a pipe to its end and keeps the first ``limit`` bytes; the rest is read and let go, as CRI asks."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, owner: tuple[int, int] = (0, 0)) -> None:
         self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        if owner != (0, 0):
+            os.fchown(self.write_end, *owner)
         os.set_blocking(self.write_end, True)
         self._limit = limit
         self._parts: list[bytes] = []

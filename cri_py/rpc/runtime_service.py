@@ -18,12 +18,6 @@ RUNTIME_NAME: Final = "cri_py"
 RUNTIME_VERSION: Final = "0.1.0"
 CRI_VERSION: Final = "v1"
 
-# What the runtime can do, as the kubelet asks before it admits a pod that needs it.
-HANDLER_FEATURES: Final = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=False, user_namespaces=False)
-FEATURES: Final = pb.RuntimeFeatures(
-    supplemental_groups_policy=True, user_namespaces_host_network=False, mount_options=False
-)
-
 
 class Sandboxes(Protocol):
     async def run(self, config: model.SandboxConfig, handler: str) -> model.SandboxId: ...
@@ -66,6 +60,7 @@ class Node(Protocol):
     def cgroup_driver(self) -> str: ...
     async def update_pod_cidr(self, cidr: str) -> None: ...
     def handlers(self) -> Sequence[str]: ...
+    def features(self) -> model.Features: ...
 
 
 class RuntimeService:
@@ -93,11 +88,13 @@ class RuntimeService:
         )
 
     async def Status(self, request: pb.StatusRequest) -> pb.StatusResponse:
+        features = self._node.features()
+        handler = answers.handler_features(features)
         return pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=[answers.condition(c) for c in self._node.conditions()]),
             info=self._node.verbose() if request.verbose else {},
-            runtime_handlers=[pb.RuntimeHandler(name=n, features=HANDLER_FEATURES) for n in self._node.handlers()],
-            features=FEATURES,
+            runtime_handlers=[pb.RuntimeHandler(name=name, features=handler) for name in self._node.handlers()],
+            features=answers.runtime_features(features),
         )
 
     async def RuntimeConfig(self, _: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:

@@ -5,6 +5,7 @@ program the kernel closes its end, and that end of file is how success is told::
 
     monitor                          child
        │  clone3 ──────────────────────▶ │  namespaces, mounts, pivot_root
+       │ ◀────────────────── born, pid   │  (with a user namespace only: another process goes on, see runtime.crossing)
        │ ◀──────────── ready, ticks, {…} │  (init only) + the tty's master
        │  "g" ─────────────────────────▶ │  user, capabilities, seccomp
        │ ◀──────────── error, kind, text │  or
@@ -27,6 +28,7 @@ from cri_py.errors import FailedPrecondition, InvalidArgument
 from cri_py.kernel import fds, syscalls
 
 READY = b"ready"
+BORN = b"born"
 ERROR = b"error"
 _LIMIT = 65536
 _TEXT_LIMIT = 4096
@@ -74,6 +76,10 @@ class Parent:
             return
         with socket.socket(fileno=os.dup(self.child_fd)) as theirs:
             socket.send_fds(theirs, [packet], [sent])
+
+    def say_born(self, pid: int) -> None:
+        """From now on ``pid``, another child of the monitor's, is init, and speaks."""
+        self._say(BORN, b"%d" % pid, b"")
 
     def _say(self, *fields: bytes) -> None:
         os.write(self.child_fd, b"\0".join(fields))

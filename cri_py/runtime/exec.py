@@ -84,6 +84,10 @@ def _second(parent: Parent, first: int) -> int:
     message = os.read(parent.fd, REPORT_BYTES)
     _, status = os.waitpid(first, 0)
     if len(message) == REPORT_BYTES and (report := read_report(message)).step == FORKED:
+        try:
+            parent.go()  # it waits for that, lest its first word overtakes this one
+        except BrokenPipeError:
+            return report.number  # killed by now, as its exit will tell
         return report.number
     parent.close()
     if message:

@@ -81,6 +81,7 @@ async def hold(client: MonitorClient, tmp_path: Path, group: str, **changes: Any
     write_program(str(tmp_path / "holder"))
     request = {
         "program": str(tmp_path / "holder"),
+        **{"net": False, "uid_map": "", "gid_map": ""},
         "hostname": "pod",
         "ipc": True,
         "pid": True,
@@ -229,6 +230,24 @@ async def test_an_exec_tells_which_step_failed_and_why(spawner: SpawnerClient, t
     with pytest.raises(runtime_exec.StepFailed) as failed:
         executed(steps, group, holder)
     assert failed.value.report == Report(2, errno.EINVAL)
+    await end(client)
+
+
+async def test_what_an_exec_reports_never_overtakes_its_pid(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+    """On one CPU the child may come first, and it fails at once."""
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    steps = commanded(group, probed=False)
+    fork = next(number for number, step in enumerate(steps) if step.then is Then.FORK)
+    failing = Step("chdir", (b"/nowhere/at/all\0",))
+    steps[fork + 3 :] = [failing]
+    mask = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mask)})
+    try:
+        for _ in range(50):
+            assert executed(steps, group, holder) == (Report(fork + 3, errno.ENOENT), 128)
+    finally:
+        os.sched_setaffinity(0, mask)
     await end(client)
 
 

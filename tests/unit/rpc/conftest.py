@@ -183,6 +183,7 @@ class SimulatedEvents:
 class SimulatedNode:
     def __init__(self) -> None:
         self.pod_cidr = ""
+        self.able = model.Features()
 
     def conditions(self) -> list[model.Condition]:
         return [
@@ -201,6 +202,9 @@ class SimulatedNode:
 
     def handlers(self) -> tuple[str, ...]:
         return ("", "cri_py")
+
+    def features(self) -> model.Features:
+        return self.able
 
 
 class SimulatedStreams:
