@@ -44,6 +44,7 @@ from cri_py.pods.stats import Statistics
 from cri_py.pods.stats_layers import Layers
 from cri_py.pods.streams import Streams
 from cri_py.pods.trash import Trash
+from cri_py.pods.updates import Updates
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.metrics import MetricsServer
@@ -260,6 +261,7 @@ class App:
             sandboxes=self.sandboxes,
             containers=self.containers,
             streams=self.streams,
+            updates=Updates(self.ledger, self.groups, self.bundles),
             statistics=self.statistics,
             events=self.events,
             node=self.node,
