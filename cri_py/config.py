@@ -216,7 +216,15 @@ class RuntimeConfig:
     log_line_bytes: int = key(16384, "A longer line of a container is logged in parts.", within(256, 1 << 20))
     exec_output_bytes: int = key(16 << 20, "What ExecSync returns of each stream, at most.", within(1024, 1 << 30))
     exec_drain_s: float = key(2.0, "How long output is awaited after an ExecSync's process ended.", within(0, 3600))
-    monitor_timeout_s: float = key(30.0, "How long one answer of a monitor may take.", _POSITIVE_S)
+    monitor_timeout_s: float = key(
+        30.0, "How long one answer of a monitor may take; a mount that hangs for so long is given up.", _POSITIVE_S
+    )
+    missing_host_paths: str = key(
+        "refuse",
+        "What becomes of a volume whose host_path is not there: refuse, as CRI asks, or make, a directory.",
+        one_of("refuse", "make"),
+    )
+    shm_bytes: int = key(64 << 20, "How much a pod's /dev/shm may hold, in bytes.", within(4096, 1 << 40))
     nofile: int = key(1048576, "RLIMIT_NOFILE of containers.", within(64, 1 << 30))
 
 

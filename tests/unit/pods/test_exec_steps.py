@@ -90,14 +90,6 @@ def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> N
     assert arguments[0] == k.CLONE_PARENT
 
 
-def test_the_child_says_nothing_before_its_pid_is_known() -> None:
-    """Both report by one socket: what can fail, and the terminal that is sent, come after the word that it may."""
-    for scope in (v1(), v2()):
-        found = listed(scope, terminal=True)
-        allowed = at(found, "read", 3)
-        assert calls(found[at(found, "clone3") + 1 : allowed]) == ["prctl"]
-
-
 def test_on_v1_the_child_walks_into_its_own_group_and_the_containers() -> None:
     found = listed(v1())
     written = [step.arguments[1] for step in found if step.call == "openat"]
@@ -256,3 +248,45 @@ def test_a_container_that_is_ending_is_a_matter_of_its_state(call: str) -> None:
     for number in (errno.ESRCH, errno.ENOMEM):
         assert isinstance(refusal(found[at(found, call)], number), FailedPrecondition)
     assert isinstance(refusal(found[at(found, call)], errno.EPERM), StartError)
+
+
+# -------------------------------------------------- with a user namespace
+
+LINUX = {
+    "uidMappings": [{"containerID": 0, "hostID": 200000, "size": 65536}],
+    "gidMappings": [{"containerID": 0, "hostID": 300000, "size": 65536}],
+}
+
+
+def enters_users(step: Step) -> bool:
+    return step.call == "setns" and isinstance(step.arguments[1], int) and bool(step.arguments[1] & k.CLONE_NEWUSER)
+
+
+def test_in_a_user_namespace_it_is_root_there_before_it_is_the_user() -> None:
+    """Until then its ids are the node's, which are nobody inside; and a change of ids would make it dumpable."""
+    common = template(PROCESS, WHO, FILTER, RIGHTS, LINUX)
+    found = steps(common, ["true"], v1())
+    entered = next(
+        i for i, step in enumerate(found) if step.call == "setns" and int(step.arguments[1]) & k.CLONE_NEWUSER
+    )
+    root = at(found, "setresuid", 0, 0, 0)
+    hidden = next(i for i in range(root, len(found)) if found[i].call == "prctl")
+    assert entered < at(found, "setgroups", 0) < at(found, "setresgid", 0, 0, 0) < root < hidden
+    assert found[hidden].arguments == (k.PR_SET_DUMPABLE, 0)
+    assert root < at(found, "setresuid", 1000)
+    assert (common.owner, common.uid) == ((201000, 302000), 1000)
+
+
+def test_without_one_nobody_becomes_root() -> None:
+    found = listed()
+    assert not [step for step in found if enters_users(step)]
+    assert [step.arguments for step in found if step.call == "setresuid"] == [(1000, 1000, 1000)]
+
+
+def test_in_a_user_namespace_it_has_what_was_granted_though_the_daemon_lacks_it() -> None:
+    lacking = RIGHTS._replace(held=0)
+    inside = template(PROCESS, WHO, None, lacking, LINUX)
+    outside = template(PROCESS, WHO, None, lacking)
+    (given,) = [step for step in steps(inside, ["true"], v1()) if step.call == "capset"]
+    (taken,) = [step for step in steps(outside, ["true"], v1()) if step.call == "capset"]
+    assert given.arguments[1] != taken.arguments[1]
