@@ -144,9 +144,9 @@ class App:
             cgroups=cgroups,
             ledger=self.ledger,
             events=self.events,
-            layers=Layers(self.places, clock, self._config.stats.layer_period_s),
+            layers=Layers(self.places, clock, self._config.runtime.stats_period_s),
             clock=clock,
-            period_s=self._config.stats.period_s,
+            period_s=self._config.runtime.stats_period_s,
         )
         self.node = Node(self._config, cgroups, self.network, self._features)
         self.monitors.on_exit = self.containers.on_exit
