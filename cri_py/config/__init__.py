@@ -20,7 +20,6 @@ from cri_py.config.tables import (
     RegistryConfig,
     RuntimeConfig,
     ServerConfig,
-    StatsConfig,
     StreamingConfig,
 )
 from cri_py.config.text import default_text, effective_text, toml
@@ -39,7 +38,6 @@ __all__ = [
     "RegistryConfig",
     "RuntimeConfig",
     "ServerConfig",
-    "StatsConfig",
     "StreamingConfig",
     "default_text",
     "effective_text",

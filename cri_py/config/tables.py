@@ -179,16 +179,7 @@ class RuntimeConfig:
         False, "Whether devices that are root's belong to run_as_user and run_as_group in the container."
     )
     nofile: int = key(1048576, "RLIMIT_NOFILE of containers.", within(64, 1 << 30))
-
-
-@dataclass(frozen=True, slots=True)
-class StatsConfig:
-    """What pods and containers use."""
-
-    period_s: float = key(
-        10.0, "How often CPU time is noted in the background, for rates (usage_nano_cores).", within(1, 600)
-    )
-    layer_period_s: float = key(10.0, "How old the last count of a container's layer may be.", within(1, 86400))
+    stats_period_s: float = key(10.0, "How often CPU time is noted for rates, and layers are counted.", within(1, 600))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +213,6 @@ class Config:
     cgroups: CgroupConfig = field(default_factory=CgroupConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
-    stats: StatsConfig = field(default_factory=StatsConfig)
 
     @property
     def listen(self) -> str:
