@@ -229,6 +229,16 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StatsConfig:
+    """What pods and containers use."""
+
+    period_s: float = key(
+        10.0, "How often CPU time is noted in the background, for rates (usage_nano_cores).", within(1, 600)
+    )
+    layer_period_s: float = key(10.0, "How old the last count of a container's layer may be.", within(1, 86400))
+
+
+@dataclass(frozen=True, slots=True)
 class StreamingConfig:
     """Exec, attach and port-forward: where clients (the kubelet, as a proxy) connect to."""
 
@@ -259,6 +269,7 @@ class Config:
     cgroups: CgroupConfig = field(default_factory=CgroupConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
+    stats: StatsConfig = field(default_factory=StatsConfig)
 
     @property
     def listen(self) -> str:

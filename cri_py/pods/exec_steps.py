@@ -173,7 +173,6 @@ def _born_into(scope: ExecScope) -> Iterator[Step]:
     size = 8 * len(clone_arguments)
     yield Step("clone3", (clone_arguments, size), Then.FORK, Words("clone3", _ENDING))
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
-    yield Step("read", (REPORT_FD, SCRATCH, 1))  # a byte that says: our pid is known, so we may report
     yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
     if not scope.groups.born_into:
         for file in scope.enter_files:

@@ -90,14 +90,6 @@ def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> N
     assert arguments[0] == k.CLONE_PARENT
 
 
-def test_the_child_says_nothing_before_its_pid_is_known() -> None:
-    """Both report by one socket: what can fail, and the terminal that is sent, come after the word that it may."""
-    for scope in (v1(), v2()):
-        found = listed(scope, terminal=True)
-        allowed = at(found, "read", 3)
-        assert calls(found[at(found, "clone3") + 1 : allowed]) == ["prctl"]
-
-
 def test_on_v1_the_child_walks_into_its_own_group_and_the_containers() -> None:
     found = listed(v1())
     written = [step.arguments[1] for step in found if step.call == "openat"]
