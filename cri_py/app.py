@@ -29,6 +29,7 @@ from cri_py.kernel.notify import notify
 from cri_py.model import Container, Created, Exited, Features, ImageId, Lost, Nanos, Ready, Running
 from cri_py.monitor.client import SpawnerClient
 from cri_py.network.bridge import Bridge
+from cri_py.pods import apparmor
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
@@ -44,6 +45,7 @@ from cri_py.pods.stats import Statistics
 from cri_py.pods.stats_layers import Layers
 from cri_py.pods.streams import Streams
 from cri_py.pods.trash import Trash
+from cri_py.pods.updates import Updates
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.metrics import MetricsServer
@@ -126,8 +128,6 @@ class App:
         """From the bottom up: what a part is given exists before it."""
         cgroups = detect()
         defaults = spec_defaults(self._config, type(cgroups).__name__, self._features)
-        if defaults.apparmor:
-            log.warning("AppArmor is on, but this version has no profile of its own: containers run unconfined by it")
         self._build_floor(cgroups, defaults)
         self._build_pods(defaults)
         self.streams = Streams(
@@ -143,9 +143,9 @@ class App:
             cgroups=cgroups,
             ledger=self.ledger,
             events=self.events,
-            layers=Layers(self.places, clock, self._config.stats.layer_period_s),
+            layers=Layers(self.places, clock, self._config.runtime.stats_period_s),
             clock=clock,
-            period_s=self._config.stats.period_s,
+            period_s=self._config.runtime.stats_period_s,
         )
         self.node = Node(self._config, cgroups, self.network, self._features)
         self.monitors.on_exit = self.containers.on_exit
@@ -162,7 +162,7 @@ class App:
         self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
         self.network = Bridge(config.network, config.netns_dir, state)
         self.groups = Groups(cgroups, config.cgroups.parent)
-        self.bundles = Bundles(self.places, defaults)
+        self.bundles = Bundles(self.places, defaults, config.runtime)
         self.trash = Trash(self.places.trash, self.places.pods_trash)
         self.events = Events()
         self.monitors = Monitors(self._tasks)
@@ -260,6 +260,7 @@ class App:
             sandboxes=self.sandboxes,
             containers=self.containers,
             streams=self.streams,
+            updates=Updates(self.ledger, self.groups, self.bundles),
             statistics=self.statistics,
             events=self.events,
             node=self.node,
@@ -320,7 +321,8 @@ def spec_defaults(config: Config, cgroups: str, features: Features) -> SpecDefau
         kernel=_kernel_version(platform.release()),
         capabilities=capabilities.names(syscalls.capget()[1]),
         cgroup_version=2 if cgroups == "V2" else 1,
-        apparmor=os.path.exists("/sys/kernel/security/apparmor"),
+        apparmor=apparmor.enabled(),
+        apparmor_profile=apparmor.load_default(config.runtime.apparmor_profile, config.server.state),
         selinux=os.path.exists("/sys/fs/selinux/enforce"),
         node_hostname=platform.node(),
         features=features,
