@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -126,7 +127,7 @@ class ExecutedProcess(Process):
     def _pipes(self) -> container.Stdio:
         """The process's ends; ours are kept."""
         child_in = child_out = child_err = -1
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        null = os.open("/proc/self/fd/0", os.O_RDWR | os.O_CLOEXEC)  # this process's own is kernel.null's
         if self._streams.stdin:
             child_in, self.stdin = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(self.stdin, False)
@@ -157,6 +158,8 @@ class ExecutedProcess(Process):
                 os.set_blocking(master, False)
                 if self._size is not None:
                     self.resize(*self._size)
+                with contextlib.suppress(BrokenPipeError):  # killed meanwhile: the next message is its end
+                    parent.go()
             return f"the program was not executed within {_START_S:.0f} s"
         finally:
             parent.close()

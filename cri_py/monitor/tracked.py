@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import KernelError
+from cri_py.kernel.null import open_null
 from cri_py.kernel.steps import Report
 from cri_py.monitor.output import PIPE_BYTES, LogFile, OutputStream
 from cri_py.monitor.protocol import Request
@@ -102,7 +104,7 @@ class ContainerProcess:
     def _stdin_pair(*, wanted: bool) -> tuple[int, int]:
         if wanted:
             return os.pipe2(os.O_CLOEXEC)
-        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), -1
+        return open_null(os.O_RDONLY), -1
 
     # -- init's words
 
@@ -169,14 +171,19 @@ class ContainerProcess:
             if everything:
                 self.kill_now()
             else:
-                os.kill(self.pid, number)
+                with contextlib.suppress(PermissionError):  # its AppArmor profile lets none in: the grace period passes
+                    os.kill(self.pid, number)
 
     def kill_now(self) -> None:
         """SIGKILL: the end of pid 1 is the end of its namespace; without one of its own the cgroup is emptied."""
+        alone = self._own_pids
         if not self.ended:
-            os.kill(self.pid, signal.SIGKILL)
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except PermissionError:
+                alone = False  # its AppArmor profile lets no signal in; cgroup.kill asks no profile
             self._doomed = self.bearing
-        if not self._own_pids:
+        if not alone:
             self._cgroups.kill(self.cgroup, _KILL_S)
 
     def tap(self) -> tuple[int, int]:

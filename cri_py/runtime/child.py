@@ -26,6 +26,7 @@ from typing import NoReturn
 
 from cri_py.errors import FailedPrecondition, InvalidArgument
 from cri_py.kernel import fds, syscalls
+from cri_py.kernel.null import open_null
 
 READY = b"ready"
 BORN = b"born"
@@ -50,7 +51,6 @@ class Parent:
 
     def __init__(self) -> None:
         self.fd, self.child_fd = syscalls.seqpacket_pair()
-        self._unread: list[tuple[bytes, int]] = []
 
     # -- in the child
 
@@ -106,8 +106,6 @@ class Parent:
 
     def read_with_descriptor(self, flags: int = 0) -> tuple[bytes, int]:
         """As ``read``, and the descriptor that has come along, which the caller owns, or -1. ``flags``: recv(2)'s."""
-        if self._unread:
-            return self._unread.pop(0)
         ours = socket.SocketType(_UNIX, _SEQPACKET, 0, self.fd)
         try:
             packet, taken = fds.receive(ours, _LIMIT, 1, flags)
@@ -121,10 +119,6 @@ class Parent:
             return self.read_with_descriptor(_DONT_WAIT)
         except BlockingIOError:
             return b"", -1
-
-    def unread(self, packets: list[tuple[bytes, int]]) -> None:
-        """Give back what was read too early: it comes first again, but makes ``fd`` no readable one."""
-        self._unread += packets
 
     def hear(self) -> list[bytes]:
         """The child's next packet, as its three fields; empty at end of file."""
@@ -151,9 +145,6 @@ class Parent:
 
     def close(self) -> None:
         os.close(self.fd)
-        for _, descriptor in self._unread:
-            if descriptor >= 0:
-                os.close(descriptor)
 
 
 def _kind(error: BaseException) -> bytes:
@@ -181,7 +172,7 @@ def arrange(*pairs: tuple[int, int]) -> None:
 def keep_only(*kept: int, null_stdio: bool = False) -> None:
     """Close every descriptor but 0, 1, 2 and ``kept``: what the monitor holds must not leak into a container."""
     if null_stdio:
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        null = open_null(os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
     following = 3

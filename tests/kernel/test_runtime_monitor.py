@@ -9,7 +9,6 @@ import fcntl
 import os
 import signal
 import socket
-import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ import pytest
 from cri_py.cgroups import detect
 from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, NotFound
 from cri_py.kernel import syscalls
-from cri_py.kernel.constants import CLONE_NEWUSER, CLONE_PARENT, PR_SET_DUMPABLE
+from cri_py.kernel.constants import CLONE_NEWUSER, PR_SET_DUMPABLE
 from cri_py.kernel.holder import write_program
-from cri_py.kernel.steps import REPORT_BYTES, Report, Step, Then, in_memory
+from cri_py.kernel.steps import Report, Step, Then, in_memory
 from cri_py.kernel.steps import program as make_program
 from cri_py.kernel.syscalls import capget
 from cri_py.monitor.client import MonitorClient, SpawnerClient
@@ -303,17 +302,35 @@ async def test_what_an_exec_reports_never_overtakes_its_pid(spawner: SpawnerClie
     client = await up(spawner, tmp_path / "pod")
     holder = await hold(client, tmp_path, group)
     steps = commanded(group, probed=False)
-    fork = next(number for number, step in enumerate(steps) if step.then is Then.FORK)
-    failing = Step("chdir", (b"/nowhere/at/all\0",))
-    steps[fork + 1 :] = [failing]
+    allowed = next(number for number, step in enumerate(steps) if step.call == "read") + 2
+    steps[allowed:] = [Step("chdir", (b"/nowhere/at/all\0",))]
     mask = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(mask)})
     try:
         for _ in range(50):
-            assert executed(steps, group, holder) == (Report(fork + 1, errno.ENOENT), 128)
+            assert executed(steps, group, holder) == (Report(allowed, errno.ENOENT), 128)
     finally:
         os.sched_setaffinity(0, mask)
     await end(client)
+
+
+@pytest.mark.parametrize(("word", "ran"), [(b"g", True), (b"", False)])
+def test_an_exec_whose_pid_nobody_knows_runs_no_command(tmp_path: Path, group: str, word: bytes, ran: bool) -> None:
+    """Where its first process is killed between the fork and its report, the child reads no word but an end."""
+    steps = commanded(group, probed=False)
+    read = next(number for number, step in enumerate(steps) if step.call == "read")
+    made = Step("mkdirat", (-100, os.fsencode(tmp_path / "ran") + b"\0", 0o700))
+    program = in_memory(make_program([*steps[read : read + 2], made, Step("exit_group", (0,))]))
+    parent = Parent()
+    actions = [(os.POSIX_SPAWN_DUP2, parent.child_fd, 3)]
+    child = os.posix_spawn(f"/proc/self/fd/{program}", ["exec"], {}, file_actions=actions)
+    parent.started()
+    if word:
+        parent.go()
+    parent.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if ran else 128)
+    assert (tmp_path / "ran").exists() == ran
+    os.close(program)
 
 
 async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(
@@ -331,36 +348,6 @@ async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(
     assert isinstance(refused, FailedPrecondition)
     assert str(refused) == "the container is ending"
     await end(client)
-
-
-def started(*wanted: Step) -> tuple[int, Parent]:
-    """A program with its own two processes, whose second ends at once."""
-    forked = Step("clone3", ((CLONE_PARENT, *[0] * 10), 88), Then.FORK)
-    program, null = (
-        in_memory(make_program([*wanted, forked, Step("exit_group", (0,))])),
-        os.open("/dev/null", os.O_RDWR),
-    )
-    try:
-        return runtime_exec.start(program, null, Stdio(null, null, null))
-    finally:
-        os.close(program)
-        os.close(null)
-
-
-def test_the_second_process_may_speak_before_the_first_has_told_its_pid() -> None:
-    """Here the first says it itself, so that it always comes before."""
-    terminal = ((0, 0, (b"ready", 5), 1, struct.pack("=QiiiI", 20, 1, 1, 0, 0), 24, 0), 0)  # descriptor 0 beside it
-    child, parent = started(
-        Step("sendmsg", (3, *terminal)), Step("write", (3, struct.pack("<ii", 9, errno.EACCES), REPORT_BYTES))
-    )
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    report, master = runtime_exec.hear_with_terminal(parent)
-    assert report is None
-    assert os.readlink(f"/proc/self/fd/{master}") == "/dev/null"
-    os.close(master)
-    assert runtime_exec.hear_with_terminal(parent) == (Report(9, errno.EACCES), -1)
-    assert runtime_exec.hear(parent) is None
-    parent.close()
 
 
 def test_what_the_second_process_does_is_not_waited_for_when_the_first_is_killed() -> None:

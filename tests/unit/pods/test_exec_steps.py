@@ -68,16 +68,37 @@ def test_nobody_may_look_into_it_from_the_first_step_on_and_again_after_the_chan
     assert (after.call, after.arguments) == ("prctl", (k.PR_SET_DUMPABLE, 0))
 
 
-def test_no_descriptor_of_the_node_is_left_when_it_enters() -> None:
-    found = listed()
-    entered = at(
-        found, "setns", 4, k.CLONE_NEWNS | k.CLONE_NEWNET | k.CLONE_NEWIPC | k.CLONE_NEWUTS | k.CLONE_NEWCGROUP
-    )
-    assert at(found, "close_range", 5, 0xFFFFFFFF) < entered
-    assert (found[entered + 1].call, found[entered + 1].arguments) == ("close", (4,))
-    opened = calls(found[at(found, "close_range") : entered]).count("openat")
-    assert opened == calls(found[at(found, "close_range") : entered]).count("close")
-    assert at(found, "fcntl", 3, 2, 1) < entered  # the report's socket ends with execve
+ENTERED = k.CLONE_NEWNS | k.CLONE_NEWNET | k.CLONE_NEWIPC | k.CLONE_NEWUTS | k.CLONE_NEWCGROUP
+
+
+@pytest.mark.parametrize("scope", [v1(), v2()])
+def test_no_descriptor_of_the_node_is_left_but_files_by_which_it_enters_its_groups(scope: ExecScope) -> None:
+    found = listed(scope)
+    fork = at(found, "clone3")
+    first, let_go = (number for number, step in enumerate(found) if step.arguments[:2] == (5, 0xFFFFFFFF))
+    assert first < min(at(found, "openat"), fork)  # so that the numbers of all that opens are known
+    opened, closed = calls(found[:fork]).count("openat"), calls(found[:fork]).count("close")
+    entering = [number for number, step in enumerate(found) if number > fork and step.call == "write"]
+    assert opened - closed == len(entering) == (0 if scope.groups.born_into else 2)
+    assert max(entering, default=fork) + 1 == let_go
+    assert fork < at(found, "close", 4) < at(found, "setsid")
+    assert at(found, "fcntl", 3, 2, 1) < fork  # the report's socket ends with execve
+
+
+@pytest.mark.parametrize("scope", [v1(), v2()])
+def test_from_its_birth_on_it_has_the_containers_root_and_directory(scope: ExecScope) -> None:
+    """The container sees it, and may have CAP_SYS_PTRACE."""
+    found = listed(scope)
+    entered = ENTERED & ~k.CLONE_NEWCGROUP if scope.groups.born_into else ENTERED
+    assert at(found, "setns", 4, k.CLONE_NEWPID) < at(found, "setns", 4, entered) < at(found, "clone3")
+
+
+def test_the_apparmor_profile_is_set_by_the_nodes_proc_and_only_where_there_is_one() -> None:
+    found = listed(apparmorProfile="strict")
+    written = next(number for number, step in enumerate(found) if step.arguments[1:2] == (b"exec strict",))
+    assert found[written - 1].arguments[1] == b"/proc/self/attr/apparmor/exec\0"
+    assert written < at(found, "setns", 4, ENTERED)  # a fork keeps it (apparmor_task_alloc)
+    assert not any(b"attr" in step.arguments[1] for step in listed() if step.call == "openat")
 
 
 def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> None:
@@ -90,15 +111,19 @@ def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> N
     assert arguments[0] == k.CLONE_PARENT
 
 
-def test_on_v1_the_child_walks_into_its_own_group_and_the_containers() -> None:
+def test_on_v1_the_child_enters_its_groups_by_files_that_its_maker_has_opened() -> None:
+    """They may be frozen; the maker is waited for. A limit on files may not keep it from opening them."""
     found = listed(v1())
     written = [step.arguments[1] for step in found if step.call == "openat"]
     assert written == [
+        b"/proc/self/oom_score_adj\0",
         b"/g/memory/pod/ctr/tasks\0",
         b"/g/freezer/pod/ctr/exec-1/tasks\0",
-        b"/proc/self/oom_score_adj\0",
     ]
-    assert at(found, "mkdirat", k.AT_FDCWD, b"/g/freezer/pod/ctr/exec-1\0") < at(found, "clone3") < at(found, "write")
+    made = at(found, "mkdirat", k.AT_FDCWD, b"/g/freezer/pod/ctr/exec-1\0")
+    assert made < at(found, "clone3") < at(found, "write", 5, b"0") < at(found, "write", 6, b"0") < at(found, "setsid")
+    limited = listed(v1(), rlimits=[{"type": "RLIMIT_NOFILE", "soft": 4, "hard": 4}])
+    assert at(limited, "openat", k.AT_FDCWD, b"/g/freezer/pod/ctr/exec-1/tasks\0") < at(limited, "prlimit64")
 
 
 def test_on_v2_the_child_is_born_into_its_group() -> None:
@@ -107,9 +132,10 @@ def test_on_v2_the_child_is_born_into_its_group() -> None:
     arguments = found[fork].arguments[0]
     assert isinstance(arguments, tuple)
     assert arguments[0] == k.CLONE_PARENT | k.CLONE_INTO_CGROUP
-    assert (found[fork - 1].call, found[fork - 1].arguments[1]) == ("openat", b"/g/pod/ctr/exec-1\0")
+    assert found[at(found, "open_tree")].arguments[1] == b"/g/pod/ctr/exec-1\0"
     assert arguments[10] == 5  # the lowest free descriptor
-    assert [step.arguments[1] for step in found[fork:] if step.call == "openat"] == [b"/proc/self/oom_score_adj\0"]
+    assert fork < at(found, "setns", 4, k.CLONE_NEWCGROUP)  # from inside of it no group of the node's is reached
+    assert [step.arguments[1] for step in found if step.call == "openat"] == [b"/proc/self/oom_score_adj\0"]
 
 
 def test_groups_go_before_the_gid_the_gid_before_the_uid_and_capabilities_last() -> None:
