@@ -41,6 +41,8 @@ from cri_py.pods.places import Places
 from cri_py.pods.recovery import Recovery
 from cri_py.pods.sandboxes import Sandboxes
 from cri_py.pods.spec import SpecDefaults
+from cri_py.pods.stats import Statistics
+from cri_py.pods.stats_layers import Layers
 from cri_py.pods.streams import Streams
 from cri_py.pods.trash import Trash
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
@@ -136,6 +138,14 @@ class App:
         )
         self.front = Front(self._config.streaming, Sessions(time.monotonic), self.streams.hand_over)
         self.streams.open = self.front.open
+        self.statistics = Statistics(
+            cgroups=cgroups,
+            ledger=self.ledger,
+            events=self.events,
+            layers=Layers(self.places, clock, self._config.stats.layer_period_s),
+            clock=clock,
+            period_s=self._config.stats.period_s,
+        )
         self.node = Node(self._config, cgroups, self.network, self._features)
         self.monitors.on_exit = self.containers.on_exit
         self.monitors.on_lost = self.sandboxes.lost
@@ -229,11 +239,12 @@ class App:
             stack.push_async_callback(part.settle, _SETTLE_S)
         await self.front.start()
         stack.push_async_callback(self.front.stop)
-        runtime = RuntimeService(self.sandboxes, self.containers, self.streams, self.events, self.node)
+        self.statistics.start(self._tasks)
+        stack.push_async_callback(self.statistics.stop)
         exchange = Exchange(self.images, f"{self._config.server.root}/images")
         stack.callback(exchange.close)
         services = {
-            RUNTIME: runtime,
+            RUNTIME: self._runtime_service(),
             IMAGE: ImageService(self.images),
             OWN_IMAGES: OwnImages(self.images),
             OWN_EXCHANGE: OwnExchange(exchange, self._changes_of),
@@ -242,6 +253,16 @@ class App:
         await server.start()
         stack.push_async_callback(server.stop)
         await server.set_serving(True)
+
+    def _runtime_service(self) -> RuntimeService:
+        return RuntimeService(
+            sandboxes=self.sandboxes,
+            containers=self.containers,
+            streams=self.streams,
+            statistics=self.statistics,
+            events=self.events,
+            node=self.node,
+        )
 
     def _expose(self) -> None:
         """Gauges are read when somebody looks."""

@@ -64,6 +64,7 @@ _ABSOLUTE: Final = matching(r"(?!.*/\.\.(/|$))/[^\0]*", "an absolute path withou
 _ABSOLUTE_OR_NONE: Final = matching(r"(?!.*/\.\.(/|$))(/[^\0]*)?", 'an absolute path without .., or ""')
 _ADDRESS: Final = r"(unix://)?/.+|(tcp://)?[^/\s]+:\d{1,5}"
 _URL: Final = matching(r"https?://[^/\s]+(/\S*)?", "a URL that begins with http:// or https://")
+_PLAIN: Final = matching(r"[A-Za-z0-9_.-]*", "letters, digits, '_', '.' and '-'")
 _POSITIVE_S: Final = within(0.001, 86400)
 _GIB: Final = 1 << 30
 
@@ -212,21 +213,33 @@ class RuntimeConfig:
     log_line_bytes: int = key(16384, "A longer line of a container is logged in parts.", within(256, 1 << 20))
     exec_output_bytes: int = key(16 << 20, "What ExecSync returns of each stream, at most.", within(1024, 1 << 30))
     exec_drain_s: float = key(2.0, "How long output is awaited after an ExecSync's process ended.", within(0, 3600))
-    monitor_timeout_s: float = key(30.0, "How long one answer of a monitor may take.", _POSITIVE_S)
+    monitor_timeout_s: float = key(
+        30.0, "How long one answer of a monitor may take; a mount that hangs for so long is given up.", _POSITIVE_S
+    )
+    missing_host_paths: str = key(
+        "refuse",
+        "What becomes of a volume whose host_path is not there: refuse, as CRI asks, or make, a directory.",
+        one_of("refuse", "make"),
+    )
+    shm_bytes: int = key(64 << 20, "How much a pod's /dev/shm may hold, in bytes.", within(4096, 1 << 40))
     apparmor_profile: str = key(
-        "cri-py-default",
-        'What containers get that name no AppArmor profile, loaded at the start where the kernel has it; "" is none.',
-        matching(r"[A-Za-z0-9_.-]*", "letters, digits, '_', '.' and '-'"),
+        "cri-py-default", 'What containers get that name no AppArmor profile, loaded at the start; "" is none.', _PLAIN
     )
     cdi_spec_dirs: tuple[str, ...] = key(
-        ("/etc/cdi", "/var/run/cdi"),
-        "Directories with CDI files (*.json, *.yaml), read when a container asks for such a device; later ones win.",
-        each(_ABSOLUTE),
+        ("/etc/cdi", "/var/run/cdi"), "Directories with CDI files (*.json, *.yaml); later ones win.", each(_ABSOLUTE)
     )
-    device_ownership_from_security_context: bool = key(
-        False, "Whether devices that are root's belong to run_as_user and run_as_group in the container."
-    )
+    device_ownership_from_security_context: bool = key(False, "Whether root's devices go to run_as_user and _group.")
     nofile: int = key(1048576, "RLIMIT_NOFILE of containers.", within(64, 1 << 30))
+
+
+@dataclass(frozen=True, slots=True)
+class StatsConfig:
+    """What pods and containers use."""
+
+    period_s: float = key(
+        10.0, "How often CPU time is noted in the background, for rates (usage_nano_cores).", within(1, 600)
+    )
+    layer_period_s: float = key(10.0, "How old the last count of a container's layer may be.", within(1, 86400))
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +273,7 @@ class Config:
     cgroups: CgroupConfig = field(default_factory=CgroupConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
+    stats: StatsConfig = field(default_factory=StatsConfig)
 
     @property
     def listen(self) -> str:

@@ -16,7 +16,7 @@ from cri_py.cgroups import ExecScope
 from cri_py.errors import KernelError
 from cri_py.kernel import syscalls
 from cri_py.kernel.steps import told
-from cri_py.monitor.tracked import exit_code
+from cri_py.monitor.tracked import dropped, end_scope, exit_code
 from cri_py.runtime import container
 from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import ChildError, Parent
@@ -109,7 +109,10 @@ class ExecutedProcess(Process):
             self._pid, parent = runtime_exec.start(self._program, self._target, stdio)
         except runtime_exec.StepFailed as error:
             return told(self._words, error.report)
-        except (OSError, ChildError) as error:
+        except ChildError as error:
+            end_scope(self._scope)  # the second process may be on its way, and nobody knows its pid
+            return str(error)
+        except OSError as error:
             return str(error)
         finally:
             for fd in stdio:
@@ -195,7 +198,7 @@ class ExecutedProcess(Process):
         if self._pid:  # it has ended, and the client left before it could be told how
             os.waitpid(self._pid, 0)
             self._pid = 0
-        self._scope.drop()
+        dropped(self._scope)  # what is still held the monitor removes later
 
 
 class AttachedProcess(Process):

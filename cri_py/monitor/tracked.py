@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,13 @@ from cri_py.kernel.steps import Report
 from cri_py.monitor.output import PIPE_BYTES, LogFile, OutputStream
 from cri_py.monitor.protocol import Request
 from cri_py.runtime import container
+from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import Parent
 
 EXITS = "exits"
 _F_SETPIPE_SZ = 1031
 _KILL_S = 5.0
+_PAUSE_S = 0.001
 
 
 class Missing(Exception):
@@ -310,12 +313,25 @@ def widen_pipe(fd: int) -> None:
 
 
 def end_scope(scope: ExecScope) -> None:
-    """End what an exec has left behind, and its group."""
+    """End what an exec has left behind, and its group.
+
+    Again until the group is gone: a process on its way in comes too late then, on v1 by an open that fails.
+    """
+    until = time.monotonic() + _KILL_S
     try:
-        scope.kill(_KILL_S)
-        scope.drop()
+        while not dropped(scope) and time.monotonic() < until:
+            scope.kill(_KILL_S)
+            time.sleep(_PAUSE_S)
     except KernelError:
-        return  # in uninterruptible sleep, or gone: it goes with its container's group
+        return  # in uninterruptible sleep, frozen, or gone: it goes with its container's group
+
+
+def dropped(scope: ExecScope) -> bool:
+    """Remove the scope's group; False where processes that the exec has left behind keep it."""
+    try:
+        return scope.drop()
+    except KernelError:
+        return True  # it goes with its container's group
 
 
 class ExecProcess:
@@ -331,17 +347,16 @@ class ExecProcess:
         self.heard = False
         self.failure: Report | None = None
 
-    def kill(self) -> None:
-        """SIGKILL it, wherever it is on its way into its scope, and everything that it has started."""
-        os.kill(self.pid, signal.SIGKILL)
+    def hear(self) -> None:
+        """Its last word, or the end of file that means execve."""
         try:
-            self.scope.kill(_KILL_S)
-        except KernelError:
-            return  # in uninterruptible sleep: it ends when the kernel lets it
+            self.failure = runtime_exec.hear(self.parent)
+        except OSError:
+            self.failure = None
+        self.parent.close()
+        self.heard = True
 
-    def drop_scope(self) -> None:
-        """Remove the scope's group; processes that the exec left behind keep it until the container's own end."""
-        try:
-            self.scope.drop()
-        except KernelError:
-            return  # it goes with its container's group
+    def kill(self) -> None:
+        """SIGKILL it, wherever it is on its way into its scope; what it has started is there."""
+        if self.status is None:  # else its number may be another's by now
+            os.kill(self.pid, signal.SIGKILL)

@@ -185,6 +185,14 @@ class Bundles:
         path = f"{self._places.seccomp}/{seccomp.profile_key(profile)}"
         return {"path": path, "flags": seccomp.filter_flags(profile)}
 
+    def mounting(self, container: Container) -> str:
+        """The host path that init is at, while it mounts volumes; "" before and after."""
+        try:
+            with open(f"{self._places.bundle(container.sandbox_id, container.id)}/mounting", "rb") as file:
+                return os.fsdecode(file.readline().rstrip(b"\n"))
+        except FileNotFoundError:
+            return ""
+
     def kept_exit(self, container: Container) -> dict[str, Any] | None:
         """The exit that the monitor wrote down before it died itself."""
         return read_document(f"{self._places.pod(container.sandbox_id)}/exits/{container.id}") or None

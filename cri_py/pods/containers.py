@@ -16,6 +16,7 @@ from cri_py import lifecycle, telemetry
 from cri_py.config import RuntimeConfig
 from cri_py.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -236,7 +237,7 @@ class Containers:
     ) -> dict[str, Any]:
         writable = self._places.writable(container.id)
         namespaces = bundle.document["linux"]["namespaces"]
-        return await self._monitors.of(container.sandbox_id).request(
+        asked = self._monitors.of(container.sandbox_id).request(
             "create",
             timeout_s=self._config.monitor_timeout_s,
             id=container.id,
@@ -255,7 +256,18 @@ class Containers:
             line_bytes=self._config.log_line_bytes,
             stdin=container.config.stdin,
             stdin_once=container.config.stdin_once,
+            make_sources=self._config.missing_host_paths == "make",
         )
+        try:
+            return await asked
+        except DeadlineExceeded as error:
+            path = self._bundles.mounting(container)
+            if not path:
+                raise
+            raise DeadlineExceeded(
+                f"the volume {path} could not be mounted within {self._config.monitor_timeout_s:g} s",
+                hint="is the server of its file system there?",
+            ) from error
 
     async def _forget_in_monitor(self, container: Container) -> None:
         """End what the monitor may have begun for a container that will not be."""

@@ -169,15 +169,14 @@ def _begun(scope: ExecScope) -> Iterator[Step]:
     yield Step("prctl", (PR_SET_NAME, b"cri-exec\0"))
     yield Step("fcntl", (REPORT_FD, _F_SETFD, _FD_CLOEXEC))
     yield Step("mkdirat", (AT_FDCWD, text(scope.directory), 0o755), words=Words(f"mkdir {scope.directory}"))
-    if not scope.groups.born_into:
-        for file in scope.enter_files:
-            yield from _written(file, b"0")
 
 
 def _born_inside(scope: ExecScope) -> Iterator[Step]:
-    """The child that goes on is a sibling, so that the monitor is its parent; on v2 it is born into its group.
+    """The child that goes on is a sibling, so that the monitor is its parent. On v2 it is born into its group, on v1 it
+    enters by files that are open already; the first process stays outside, where nobody freezes it.
 
-    That group's descriptor, which it has for a moment, is of a mount that nothing else belongs to: ``..`` ends there.
+    What it has open of the node for a moment leads no further: the files of its own group, or on v2 the group itself,
+    by a mount that nothing else belongs to, where ``..`` ends.
     """
     flags, group, later = CLONE_PARENT, 0, 0
     if scope.groups.born_into:
@@ -185,14 +184,18 @@ def _born_inside(scope: ExecScope) -> Iterator[Step]:
         opened = (AT_FDCWD, text(scope.directory), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
         yield Step("open_tree", opened, words=Words(f"open_tree {scope.directory}"))
         flags, group = flags | CLONE_INTO_CGROUP, _FIRST_FREE
+    entered = () if scope.groups.born_into else scope.enter_files
+    for file in entered:
+        yield _open(text(file), os.O_WRONLY | os.O_CLOEXEC, file)
     yield Step("setns", (TARGET_FD, CLONE_NEWPID), words=Words("setns of the pid namespace", _ENDING))
     yield Step("setns", (TARGET_FD, _ALL & ~later), words=Words("setns", _ENDING))
     clone_arguments = (flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, group)
     size = 8 * len(clone_arguments)
     yield Step("clone3", (clone_arguments, size), Then.FORK, Words("clone3", _ENDING))
+    for number, file in enumerate(entered, _FIRST_FREE):
+        yield Step("write", (number, b"0", 1), words=Words(f"write 0 to {file}"))
     yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
-    yield Step("read", (REPORT_FD, SCRATCH, 1))  # a byte that says: our pid is known, so we may report
     if later:
         yield Step("setns", (TARGET_FD, later), words=Words("setns of the cgroup namespace", _ENDING))
 

@@ -7,6 +7,7 @@ import os
 import resource
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, Final, NamedTuple
 
 from cri_py.cgroups import Cgroups
@@ -96,43 +97,45 @@ class Execs:
 
     async def run(self, monitor: MonitorClient, command: Exec, timeout_s: int) -> ExecResult:
         """Run it to its end or to the deadline; then everything that it started is killed."""
-        stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        limit = self._config.exec_output_bytes
-        streams = Collector(limit, command.owner), Collector(limit, command.owner)
-        fds = stdin, streams[0].write_end, streams[1].write_end
-        try:
-            try:
-                asked = await self._ask(monitor, command, fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
-            code = await self._await_end(monitor, command, asked, timeout_s)
+        with ExitStack() as ours, ExitStack() as sent:
+            stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            sent.callback(os.close, stdin)
+            streams = self._collector(command, ours, sent), self._collector(command, ours, sent)
+            asked = self._ask(monitor, command, (stdin, *(stream.write_end for stream in streams)), sent)
+            code = await self._await_end(monitor, command, asked, sent, timeout_s)
             trace("exec: ended")
             await self._drain(streams)
             return ExecResult(streams[0].taken(), streams[1].taken(), code)
-        finally:
-            for stream in streams:
-                stream.close()
 
-    async def _ask(
-        self, monitor: MonitorClient, command: Exec, stdio: tuple[int, int, int]
+    def _collector(self, command: Exec, ours: ExitStack, sent: ExitStack) -> Collector:
+        collector = Collector(self._config.exec_output_bytes, command.owner)
+        ours.callback(collector.close)
+        sent.callback(os.close, collector.write_end)
+        return collector
+
+    def _ask(
+        self, monitor: MonitorClient, command: Exec, stdio: tuple[int, ...], sent: ExitStack
     ) -> asyncio.Future[dict[str, Any]]:
-        """Send the request; its answer is the command's end."""
+        """The request, which goes out with the loop's next turn; its answer is the command's end."""
         program = steps.in_memory(steps.program(command.steps))
-        try:
-            words = {"id": command.container_id, "name": command.name}
-            asked = asyncio.ensure_future(monitor.request("exec", timeout_s=None, fds=(*stdio, program), **words))
-            trace("exec: before the frame")
-            await asyncio.sleep(0)  # the frame goes out, its descriptors with it
-        finally:
-            os.close(program)
-        return asked
+        sent.callback(os.close, program)
+        words = {"id": command.container_id, "name": command.name}
+        return asyncio.ensure_future(monitor.request("exec", timeout_s=None, fds=(*stdio, program), **words))
 
     async def _await_end(
-        self, monitor: MonitorClient, command: Exec, asked: asyncio.Future[dict[str, Any]], timeout_s: int
+        self,
+        monitor: MonitorClient,
+        command: Exec,
+        asked: asyncio.Future[dict[str, Any]],
+        sent: ExitStack,
+        timeout_s: int,
     ) -> int:
+        """Whoever leaves before, from the first moment on, leaves no command behind."""
         try:
             async with asyncio.timeout(timeout_s or None):
+                trace("exec: before the frame")
+                await asyncio.sleep(0)  # the frame goes out, its descriptors with it
+                sent.close()
                 return int((await asyncio.shield(asked))["code"])
         except StepFailed as failure:
             raise exec_steps.refusal(command.steps[failure.step], failure.errno) from failure

@@ -47,7 +47,6 @@ from cri_py.pods.places import Places
 from cri_py.pods.trash import Trash
 
 log = structlog.get_logger()
-_SHM_OPTIONS: Final = "mode=1777,size=65536k"
 _HELLO_S: Final = 5.0
 _STOPPED: Final = "stopped"  # recorded after the teardown, so it also says that nothing is left to tear down
 
@@ -298,7 +297,7 @@ class Sandboxes:
             if sandbox.config.namespaces.ipc is NamespaceMode.NODE:
                 return
             os.makedirs(places.shm, exist_ok=True)
-            options = f"{_SHM_OPTIONS},uid={root[0]},gid={root[1]}"
+            options = f"mode=1777,size={self._config.shm_bytes},uid={root[0]},gid={root[1]}"
             syscalls.mount("shm", places.shm, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
 
     def _remove_directory(self, sandbox: Sandbox) -> None:

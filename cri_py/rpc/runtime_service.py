@@ -9,9 +9,11 @@ from typing import Final, Protocol
 
 from cri_py import model
 from cri_py.errors import InvalidArgument
+from cri_py.pods.stats import ContainerUsage, SandboxUsage
 from cri_py.rpc import answers, convert, listing
 from cri_py.rpc.convert import object_id
 from cri_py.rpc.gen import api_pb2 as pb
+from cri_py.rpc.stats import StatsEncoding
 
 KUBELET_API_VERSION: Final = "0.1.0"
 RUNTIME_NAME: Final = "cri_py"
@@ -50,6 +52,13 @@ class Streams(Protocol):
     def port_forward(self, sandbox_id: str, ports: Sequence[int], /) -> str: ...
 
 
+class Statistics(Protocol):
+    async def container(self, container_id: str, /) -> ContainerUsage: ...
+    async def containers(self, wanted: model.ContainerFilter, /) -> Sequence[ContainerUsage]: ...
+    async def sandbox(self, sandbox_id: str, /) -> SandboxUsage: ...
+    async def sandboxes(self, wanted: model.SandboxFilter, /) -> Sequence[SandboxUsage]: ...
+
+
 class Events(Protocol):
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[model.Event]]: ...
 
@@ -67,15 +76,24 @@ class RuntimeService:
     """The methods bear the names of the RPCs."""
 
     def __init__(
-        self, sandboxes: Sandboxes, containers: Containers, streams: Streams, events: Events, node: Node
+        self,
+        *,
+        sandboxes: Sandboxes,
+        containers: Containers,
+        streams: Streams,
+        statistics: Statistics,
+        events: Events,
+        node: Node,
     ) -> None:
         self._sandboxes = sandboxes
         self._containers = containers
         self._streams = streams
+        self._statistics = statistics
         self._events = events
         self._node = node
         self._sandbox_listing = listing.sandboxes()
         self._container_listing = listing.containers()
+        self._stats = StatsEncoding()
 
     # ---------------------------------------------------------------- node
 
@@ -198,6 +216,34 @@ class RuntimeService:
     async def PortForward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
         sandbox_id = object_id(request.pod_sandbox_id, "pod_sandbox_id")
         return pb.PortForwardResponse(url=self._streams.port_forward(sandbox_id, tuple(request.port)))
+
+    # ---------------------------------------------------------- statistics
+
+    async def ContainerStats(self, request: pb.ContainerStatsRequest) -> bytes:
+        container_id = object_id(request.container_id, "container_id")
+        return self._stats.containers([await self._statistics.container(container_id)])
+
+    async def ListContainerStats(self, request: pb.ListContainerStatsRequest) -> bytes:
+        return self._stats.containers(await self._statistics.containers(convert.container_stats_filter(request.filter)))
+
+    async def StreamContainerStats(self, request: pb.StreamContainerStatsRequest) -> AsyncIterator[bytes]:
+        found = await self._statistics.containers(convert.container_stats_filter(request.filter))
+        for part in self._stats.container_parts(found):
+            yield part
+
+    async def PodSandboxStats(self, request: pb.PodSandboxStatsRequest) -> bytes:
+        sandbox_id = object_id(request.pod_sandbox_id, "pod_sandbox_id")
+        return self._stats.sandboxes([await self._statistics.sandbox(sandbox_id)])
+
+    async def ListPodSandboxStats(self, request: pb.ListPodSandboxStatsRequest) -> bytes:
+        return self._stats.sandboxes(await self._statistics.sandboxes(convert.sandbox_stats_filter(request.filter)))
+
+    async def StreamPodSandboxStats(self, request: pb.StreamPodSandboxStatsRequest) -> AsyncIterator[bytes]:
+        found = await self._statistics.sandboxes(convert.sandbox_stats_filter(request.filter))
+        for part in self._stats.sandbox_parts(found):
+            yield part
+
+    # -------------------------------------------------------------- events
 
     async def GetContainerEvents(self, _: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
         async with self._events.subscribe() as events:

@@ -262,24 +262,28 @@ class Site(NamedTuple):
     operations: list[mounts.MountOp]
     trees: list[int]  # for each operation what was taken for it, or -1
     root_fd: int  # a detached mount of the root's, or -1 where it is mounted at the document's root.path
+    progress: mounts.Progress
 
 
 def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Birth) -> Site:
     """Mount the root, and take what can be taken only from here."""
     linux, path = document["linux"], document["root"]["path"]
     operations = mounts.plan(document.get("mounts", []), path)
-    taken = trees.take_shared(operations)
+    progress = mounts.Progress(request["bundle"], operations)
+    if request["make_sources"]:
+        mounts.make_sources(operations)
+    taken = trees.take_shared(operations, progress)
     syscalls.mount("", "/", "", MS_REC | _ROOT_PROPAGATION[linux.get("rootfsPropagation", "")])
     os.umask(0)
     if not birth.crosses:
         if any(operation.apart for operation in operations):
-            trees.take_rest(operations, taken, trees.Namespaces(), path)
+            trees.take_rest(operations, taken, trees.Namespaces(), path, progress)
         overlay.mount_root(request["rootfs"], path)
-        return Site(operations, taken, -1)
+        return Site(operations, taken, -1, progress)
     uids, gids = linux["uidMappings"], linux["gidMappings"]
     own_fd = os.open(f"/proc/{birth.holder}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     namespaces = trees.Namespaces(userns.text_of(uids), userns.text_of(gids), own_fd)
-    trees.take_rest(operations, taken, namespaces, path, everything=True)
+    trees.take_rest(operations, taken, namespaces, path, progress, everything=True)
     owner = userns.outside(uids, 0), userns.outside(gids, 0)
     os.chown(request["rootfs"]["upper"], *owner)
     overlay.mount_root(request["rootfs"], path, own_fd)
@@ -287,7 +291,7 @@ def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Bi
     root_fd = syscalls.open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
     give_stdio(*owner)
     namespaces.close()
-    return Site(operations, taken, root_fd)
+    return Site(operations, taken, root_fd, progress)
 
 
 def _make_own_devices(linux: dict[str, Any], path: str, operations: list[mounts.MountOp], taken: list[int]) -> None:
@@ -321,12 +325,14 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], site: Site, *
     else:
         root = mounts.Root(document["root"]["path"])
     for operation, tree in zip(site.operations, site.trees, strict=True):
+        site.progress.at(operation)
         if operation.fstype == "cgroup":
             mounts.mount_cgroup(operation, root, request["groups"])
         else:
             mounts.execute(operation, root, tree)
         if tree >= 0:
             os.close(tree)
+    site.progress.end()
     if site.root_fd < 0:
         mounts.make_devices(linux.get("devices", []), root)
     terminal = _open_terminal(root) if tty else -1

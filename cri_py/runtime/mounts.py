@@ -153,6 +153,38 @@ def _operation(mount: dict[str, Any], own: str) -> MountOp:
     )
 
 
+class Progress:
+    """A file that says which of the node's paths is being mounted: who waits for a mount that hangs can tell its name,
+    which the process that hangs can't."""
+
+    def __init__(self, bundle: str, operations: list[MountOp]) -> None:
+        """The file ``mounting`` in the bundle, if anything is mounted but the pod's own files, two levels above."""
+        self._own = f"{os.path.dirname(os.path.dirname(bundle))}/"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        self._fd = os.open(f"{bundle}/mounting", flags, 0o600) if any(map(self._may_hang, operations)) else -1
+
+    def _may_hang(self, operation: MountOp) -> bool:
+        return operation.fstype == "bind" and not operation.source.startswith(self._own)
+
+    def at(self, operation: MountOp) -> None:
+        """This is next."""
+        if self._fd >= 0 and self._may_hang(operation):
+            os.pwrite(self._fd, os.fsencode(f"{operation.source}\n"), 0)
+
+    def end(self) -> None:
+        """All is mounted."""
+        if self._fd >= 0:
+            os.pwrite(self._fd, b"\n", 0)
+            os.close(self._fd)
+
+
+def make_sources(operations: list[MountOp]) -> None:
+    """Make directories of the host paths that are not there."""
+    for operation in operations:
+        if operation.fstype == "bind" and not os.path.lexists(operation.source):
+            os.makedirs(operation.source, 0o755, exist_ok=True)
+
+
 class Root:
     """The container's root while it is still a directory of the host's tree."""
 
@@ -236,6 +268,8 @@ def execute(operation: MountOp, root: Root, tree: int = -1) -> None:
             syscalls.mount(_fd_path(fd), _fd_path(fd), "", MS_BIND)
         elif bind:
             _bind(operation, root, fd)
+        elif operation.fstype == "sysfs":
+            _mount_sysfs(operation, root, fd)
         else:
             syscalls.mount(operation.source, _fd_path(fd), operation.fstype, operation.flags, operation.options)
     except KernelError as error:
@@ -318,6 +352,18 @@ def _bind(operation: MountOp, root: Root, fd: int) -> None:
             syscalls.mount("", _fd_path(mounted), "", operation.propagation)
     finally:
         os.close(mounted)
+
+
+def _mount_sysfs(operation: MountOp, root: Root, fd: int) -> None:
+    """Read-only, if at all, as a mount: all of a network namespace share one superblock, and if that became read-only
+    with the first container of a pod, so would /sys of a privileged one that comes later."""
+    syscalls.mount(operation.source, _fd_path(fd), "sysfs", operation.flags & ~MS_RDONLY, operation.options)
+    if operation.flags & MS_RDONLY:
+        mounted = root.open(operation.destination)
+        try:
+            syscalls.mount("", _fd_path(mounted), "", MS_REMOUNT | MS_BIND | operation.flags)
+        finally:
+            os.close(mounted)
 
 
 def _attributes_of(fd: int) -> int:

@@ -38,7 +38,7 @@ from cri_py.kernel.constants import (
     OPEN_TREE_CLONE,
 )
 from cri_py.runtime import overlay
-from cri_py.runtime.mounts import MountOp, is_directory, named
+from cri_py.runtime.mounts import MountOp, Progress, is_directory, named
 
 _ATTRIBUTES = (
     (MS_RDONLY, MOUNT_ATTR_RDONLY),
@@ -70,22 +70,29 @@ class Namespaces:
             os.close(fd)
 
 
-def take_shared(operations: list[MountOp]) -> list[int]:
+def take_shared(operations: list[MountOp], progress: Progress) -> list[int]:
     """For each operation that shares its mounts with the node a copy of its source, else -1. The caller closes them.
 
     To be taken while this namespace's mounts are still peers of the node's: the copies stay so.
     """
-    return [_take_shared(operation) if operation.propagation & MS_SHARED else -1 for operation in operations]
+    return [_take_shared(operation, progress) if operation.propagation & MS_SHARED else -1 for operation in operations]
 
 
-def _take_shared(operation: MountOp) -> int:
+def _take_shared(operation: MountOp, progress: Progress) -> int:
+    progress.at(operation)
     is_directory(operation)  # for its error
     _check_shared(operation)
     return _take_bind(operation, -1)
 
 
 def take_rest(
-    operations: list[MountOp], trees: list[int], namespaces: Namespaces, place: str, *, everything: bool = False
+    operations: list[MountOp],
+    trees: list[int],
+    namespaces: Namespaces,
+    place: str,
+    progress: Progress,
+    *,
+    everything: bool = False,
 ) -> None:
     """Fill in the copies of what else can't be bound by its path; ``everything``: of all that is the node's.
 
@@ -94,6 +101,7 @@ def take_rest(
     for number, operation in enumerate(operations):
         if trees[number] >= 0:
             continue
+        progress.at(operation)
         if operation.lower:
             userns_fd = namespaces.own_fd if everything else namespaces.fd_of(operation)
             trees[number] = _take_image(operation, place, userns_fd)

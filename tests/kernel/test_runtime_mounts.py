@@ -236,11 +236,11 @@ def test_a_bidirectional_volume_has_to_be_on_a_shared_mount(host: Path) -> None:
 
     def body() -> None:  # all mounts are private here
         with pytest.raises(FailedPrecondition, match="/volume can't be bidirectional") as refusal:
-            trees.take_shared([operation])
+            trees.take_shared([operation], mounts.Progress("/a/b/c", []))
         assert str(host) in refusal.value.message
         syscalls.mount(str(host), str(host), "", MS_BIND)
         syscalls.mount("", str(host), "", MS_SHARED)
-        (tree,) = trees.take_shared([operation])
+        (tree,) = trees.take_shared([operation], mounts.Progress("/a/b/c", []))
         os.close(tree)
 
     apart(body)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cri_py.kernel import syscalls
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.busybox import BUSYBOX, CUSTOM, busybox_layer
 from tests.simulators.kubelet import Kubelet, Pod, refused
@@ -303,3 +304,51 @@ def test_volumes_survive_the_daemon(fresh_daemon: Daemon) -> None:
     fresh_daemon.restart()
     assert kubelet.shell(container, "cat /data/notes") == "from the image\n"
     assert kubelet.status(container).mounts[0].image.image_ref == kubelet.pull(CUSTOM)
+
+
+# ------------------------------------------------------- what may go wrong
+
+
+def test_a_missing_host_path_is_an_error_unless_it_is_to_be_made(
+    kubelet: Kubelet, pod: Pod, tmp_path: Path, make_daemon: Callable[[str], Daemon]
+) -> None:
+    missing = tmp_path / "a" / "b"
+    with refused("FAILED_PRECONDITION", "/volume", str(missing)):
+        kubelet.create(pod, "true", mounts=[bind(missing)])
+    assert not missing.exists()
+    making = make_daemon('[runtime]\nmissing_host_paths = "make"\nshm_bytes = 1048576\n').kubelet
+    making.pull(BUSYBOX)
+    container = making.run(making.run_pod(), "sleep", "1000", mounts=[bind(missing)])
+    making.shell(container, "touch /volume/x")
+    assert (missing / "x").exists()
+    assert making.shell(container, "df -k /dev/shm | tail -1 | awk '{print $2}'").strip() == "1024"
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Path]:
+    """A mount whose file system never answers, as one of a server that is gone."""
+    directory = tmp_path / "hanging"
+    directory.mkdir()
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+    syscalls.mount("nobody", str(directory), "fuse", 0, options)
+    try:
+        yield directory
+    finally:
+        os.close(device)  # whoever still waits is told that it is gone
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@pytest.mark.parametrize("users", ["the node's", "the pod's"])
+def test_a_mount_that_hangs_is_killed_at_its_deadline_and_named(
+    make_daemon: Callable[[str], Daemon], hanging: Path, users: str
+) -> None:
+    daemon = make_daemon("[runtime]\nmonitor_timeout_s = 2\n")
+    kubelet = daemon.kubelet
+    kubelet.pull(BUSYBOX)
+    pod = run_pod(kubelet) if users == "the pod's" else kubelet.run_pod()
+    with refused("DEADLINE_EXCEEDED", str(hanging), "mounted within 2 s"):
+        run(kubelet, pod, mounts=[bind(hanging / "volume")])
+    assert kubelet.shell(run(kubelet, pod, name="other"), "echo works") == "works\n"
+    processes = daemon.processes()
+    assert not [pid for pid in processes if "fuse" in Path(f"/proc/{pid}/wchan").read_text()]

@@ -25,12 +25,6 @@ CONTAINER_CONFIG = pb.ContainerConfig(
 )
 LATER = [
     "UpdateContainerResources",
-    "ContainerStats",
-    "ListContainerStats",
-    "StreamContainerStats",
-    "PodSandboxStats",
-    "ListPodSandboxStats",
-    "StreamPodSandboxStats",
     "CheckpointContainer",
     "CheckpointPod",
     "RestorePod",
