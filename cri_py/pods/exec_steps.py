@@ -168,6 +168,7 @@ def _begun(scope: ExecScope) -> Iterator[Step]:
     yield Step("prctl", (PR_SET_DUMPABLE, 0))
     yield Step("prctl", (PR_SET_NAME, b"cri-exec\0"))
     yield Step("fcntl", (REPORT_FD, _F_SETFD, _FD_CLOEXEC))
+    yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))  # so that what is opened from here on has known numbers
     yield Step("mkdirat", (AT_FDCWD, text(scope.directory), 0o755), words=Words(f"mkdir {scope.directory}"))
 
 
@@ -196,6 +197,9 @@ def _born_inside(scope: ExecScope) -> Iterator[Step]:
         yield Step("write", (number, b"0", 1), words=Words(f"write 0 to {file}"))
     yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
+    # A byte that says: our pid is known, so we may report. Its end without one: we are nobody's.
+    yield Step("read", (REPORT_FD, SCRATCH, 1))
+    yield Step("", (SCRATCH, 0xFF, ord("g"), errno.EPIPE), Then.EXPECT)
     if later:
         yield Step("setns", (TARGET_FD, later), words=Words("setns of the cgroup namespace", _ENDING))
 

@@ -180,6 +180,7 @@ def _init(world: World, body: bytes) -> None:
         crossing.cross(holder_fd, birth.joined, birth.new, parent)
         os.close(holder_fd)
         _be_the_monitors()
+        trees.take_staged(site.trees, site.staged)
     ticks = procfs.own_start_ticks()
     terminal = _build_root(document, request, site, tty=birth.tty)
     launch, identity, home, refusal = _prepare(document, request["user"], secure)
@@ -263,6 +264,7 @@ class Site(NamedTuple):
     trees: list[int]  # for each operation what was taken for it, or -1
     root_fd: int  # a detached mount of the root's, or -1 where it is mounted at the document's root.path
     progress: mounts.Progress
+    staged: list[int]  # numbers of those that were put where the other side of the crossing finds them
 
 
 def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Birth) -> Site:
@@ -279,11 +281,12 @@ def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Bi
         if any(operation.apart for operation in operations):
             trees.take_rest(operations, taken, trees.Namespaces(), path, progress)
         overlay.mount_root(request["rootfs"], path)
-        return Site(operations, taken, -1, progress)
+        return Site(operations, taken, -1, progress, [])
     uids, gids = linux["uidMappings"], linux["gidMappings"]
     own_fd = os.open(f"/proc/{birth.holder}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     namespaces = trees.Namespaces(userns.text_of(uids), userns.text_of(gids), own_fd)
     trees.take_rest(operations, taken, namespaces, path, progress, everything=True)
+    staged = trees.stage(taken)
     owner = userns.outside(uids, 0), userns.outside(gids, 0)
     os.chown(request["rootfs"]["upper"], *owner)
     overlay.mount_root(request["rootfs"], path, own_fd)
@@ -291,7 +294,7 @@ def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Bi
     root_fd = syscalls.open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
     give_stdio(*owner)
     namespaces.close()
-    return Site(operations, taken, root_fd, progress)
+    return Site(operations, taken, root_fd, progress, staged)
 
 
 def _make_own_devices(linux: dict[str, Any], path: str, operations: list[mounts.MountOp], taken: list[int]) -> None:

@@ -74,7 +74,9 @@ ENTERED = k.CLONE_NEWNS | k.CLONE_NEWNET | k.CLONE_NEWIPC | k.CLONE_NEWUTS | k.C
 @pytest.mark.parametrize(("scope", "entered"), [(v1(), 2), (v2(), 0)])
 def test_of_the_node_it_has_only_its_own_groups_files_open_and_not_for_long(scope: ExecScope, entered: int) -> None:
     found = listed(scope)
-    fork, closed = at(found, "clone3"), at(found, "close_range", 5, 0xFFFFFFFF)
+    fork = at(found, "clone3")
+    closed = fork + at(found[fork:], "close_range", 5, 0xFFFFFFFF)
+    assert at(found, "close_range", 5, 0xFFFFFFFF) < at(found, "openat")  # whatever its maker has left open
     before = calls(found[:fork])
     assert before.count("openat") - before.count("close") == entered
     assert calls(found[fork + 1 : closed]) == ["write"] * entered
@@ -269,3 +271,45 @@ def test_a_container_that_is_ending_is_a_matter_of_its_state(call: str) -> None:
     for number in (errno.ESRCH, errno.ENOMEM):
         assert isinstance(refusal(found[at(found, call)], number), FailedPrecondition)
     assert isinstance(refusal(found[at(found, call)], errno.EPERM), StartError)
+
+
+# -------------------------------------------------- with a user namespace
+
+LINUX = {
+    "uidMappings": [{"containerID": 0, "hostID": 200000, "size": 65536}],
+    "gidMappings": [{"containerID": 0, "hostID": 300000, "size": 65536}],
+}
+
+
+def enters_users(step: Step) -> bool:
+    return step.call == "setns" and isinstance(step.arguments[1], int) and bool(step.arguments[1] & k.CLONE_NEWUSER)
+
+
+def test_in_a_user_namespace_it_is_root_there_before_it_is_the_user() -> None:
+    """Until then its ids are the node's, which are nobody inside; and a change of ids would make it dumpable."""
+    common = template(PROCESS, WHO, FILTER, RIGHTS, LINUX)
+    found = steps(common, ["true"], v1())
+    entered = next(
+        i for i, step in enumerate(found) if step.call == "setns" and int(step.arguments[1]) & k.CLONE_NEWUSER
+    )
+    root = at(found, "setresuid", 0, 0, 0)
+    hidden = next(i for i in range(root, len(found)) if found[i].call == "prctl")
+    assert entered < at(found, "setgroups", 0) < at(found, "setresgid", 0, 0, 0) < root < hidden
+    assert found[hidden].arguments == (k.PR_SET_DUMPABLE, 0)
+    assert root < at(found, "setresuid", 1000)
+    assert (common.owner, common.uid) == ((201000, 302000), 1000)
+
+
+def test_without_one_nobody_becomes_root() -> None:
+    found = listed()
+    assert not [step for step in found if enters_users(step)]
+    assert [step.arguments for step in found if step.call == "setresuid"] == [(1000, 1000, 1000)]
+
+
+def test_in_a_user_namespace_it_has_what_was_granted_though_the_daemon_lacks_it() -> None:
+    lacking = RIGHTS._replace(held=0)
+    inside = template(PROCESS, WHO, None, lacking, LINUX)
+    outside = template(PROCESS, WHO, None, lacking)
+    (given,) = [step for step in steps(inside, ["true"], v1()) if step.call == "capset"]
+    (taken,) = [step for step in steps(outside, ["true"], v1()) if step.call == "capset"]
+    assert given.arguments[1] != taken.arguments[1]
