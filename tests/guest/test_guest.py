@@ -22,6 +22,7 @@ NOT_IN_UML: Final = {
     "test_kill_ends_processes_that_fork_away": "its kernel panics when a fork is interrupted by a kill",
     "test_a_kill_ends_a_fork_bomb_that_fills_its_group": "the same",
     "test_a_fork_bomb_that_fills_its_pod_is_stopped": "the same",
+    "test_a_fork_bomb_that_fills_its_pod_is_stopped": "the same",
     "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
 }
 # Left to the host: each of their kills costs a start of the daemon, seconds in a guest, or hits a process that forks,
@@ -39,6 +40,7 @@ ONLY_IN_QEMU: Final = (
     "tests/kernel/test_network.py",
     "tests/system/test_life.py",
     "tests/system/test_isolation.py::test_limits_are_the_kernels",  # cpuset among them
+    "tests/system/test_attacks.py::test_a_fork_bomb_that_fills_its_pod_is_stopped",
 )
 
 
