@@ -26,7 +26,7 @@ from cri_py.images.service import Images
 from cri_py.kernel import capabilities, faults, procfs, syscalls
 from cri_py.kernel.holder import write_program
 from cri_py.kernel.notify import notify
-from cri_py.model import Container, Created, Exited, ImageId, Lost, Nanos, Ready, Running
+from cri_py.model import Container, Created, Exited, Features, ImageId, Lost, Nanos, Ready, Running
 from cri_py.monitor.client import SpawnerClient
 from cri_py.network.bridge import Bridge
 from cri_py.network.hostports import HostPorts
@@ -42,6 +42,8 @@ from cri_py.pods.places import Places
 from cri_py.pods.recovery import Recovery
 from cri_py.pods.sandboxes import Sandboxes
 from cri_py.pods.spec import SpecDefaults
+from cri_py.pods.stats import Statistics
+from cri_py.pods.stats_layers import Layers
 from cri_py.pods.streams import Streams
 from cri_py.pods.trash import Trash
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
@@ -60,10 +62,10 @@ log = structlog.get_logger()
 _SETTLE_S = 10.0  # for what is half made when the daemon is told to end
 
 
-def serve(config: Config, spawner: SpawnerClient) -> int:
+def serve(config: Config, spawner: SpawnerClient, features: Features) -> int:
     """Run the daemon until SIGTERM or SIGINT; returns the exit status.
 
-    ``spawner`` was started by the caller, before this module and with it grpc was imported.
+    ``spawner`` was started and ``features`` were tried by the caller, before this module and with it grpc was imported.
     """
     telemetry.configure_logging(config.log.level, config.log.format)
     telemetry.set_version(__version__)
@@ -72,7 +74,7 @@ def serve(config: Config, spawner: SpawnerClient) -> int:
     faults.arm(faults.DAEMON)
     _raise_file_limit()
     try:
-        asyncio.run(_serve(config, spawner))
+        asyncio.run(_serve(config, spawner, features))
     except BaseExceptionGroup as group:
         # The task group wraps what stopped the start; a person wants the one error that says what to do.
         known, _ = group.split(CriError)
@@ -90,7 +92,7 @@ def _leaves(group: BaseExceptionGroup[CriError]) -> Iterator[CriError]:
             yield error
 
 
-async def _serve(config: Config, spawner: SpawnerClient) -> None:
+async def _serve(config: Config, spawner: SpawnerClient, features: Features) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,7 +101,7 @@ async def _serve(config: Config, spawner: SpawnerClient) -> None:
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
         stack.callback(spawner.close)
         _claim_directories(config, stack)
-        await App(config, spawner, tasks).start(stack)
+        await App(config, spawner, features, tasks).start(stack)
         gc.collect()
         gc.freeze()  # what a daemon holds from its start is never garbage: no collection has to walk it
         notify("READY=1")
@@ -113,8 +115,9 @@ async def _serve(config: Config, spawner: SpawnerClient) -> None:
 class App:
     """All parts of one daemon."""
 
-    def __init__(self, config: Config, spawner: SpawnerClient, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, config: Config, spawner: SpawnerClient, features: Features, tasks: asyncio.TaskGroup) -> None:
         self._config = config
+        self._features = features
         self._spawner = spawner
         self._tasks = tasks
         self._memory = 0.0
@@ -124,7 +127,7 @@ class App:
     def _build(self) -> None:
         """From the bottom up: what a part is given exists before it."""
         cgroups = detect()
-        defaults = spec_defaults(self._config, type(cgroups).__name__)
+        defaults = spec_defaults(self._config, type(cgroups).__name__, self._features)
         if defaults.apparmor:
             log.warning("AppArmor is on, but this version has no profile of its own: containers run unconfined by it")
         self._build_floor(cgroups, defaults)
@@ -138,7 +141,15 @@ class App:
         )
         self.front = Front(self._config.streaming, Sessions(time.monotonic), self.streams.hand_over)
         self.streams.open = self.front.open
-        self.node = Node(self._config, cgroups, self.network)
+        self.statistics = Statistics(
+            cgroups=cgroups,
+            ledger=self.ledger,
+            events=self.events,
+            layers=Layers(self.places, clock, self._config.stats.layer_period_s),
+            clock=clock,
+            period_s=self._config.stats.period_s,
+        )
+        self.node = Node(self._config, cgroups, self.network, self._features)
         self.monitors.on_exit = self.containers.on_exit
         self.monitors.on_lost = self.sandboxes.lost
         self.monitors.on_holder_exit = self.sandboxes.holder_died
@@ -231,11 +242,12 @@ class App:
             stack.push_async_callback(part.settle, _SETTLE_S)
         await self.front.start()
         stack.push_async_callback(self.front.stop)
-        runtime = RuntimeService(self.sandboxes, self.containers, self.streams, self.events, self.node)
+        self.statistics.start(self._tasks)
+        stack.push_async_callback(self.statistics.stop)
         exchange = Exchange(self.images, f"{self._config.server.root}/images")
         stack.callback(exchange.close)
         services = {
-            RUNTIME: runtime,
+            RUNTIME: self._runtime_service(),
             IMAGE: ImageService(self.images),
             OWN_IMAGES: OwnImages(self.images),
             OWN_EXCHANGE: OwnExchange(exchange, self._changes_of),
@@ -244,6 +256,16 @@ class App:
         await server.start()
         stack.push_async_callback(server.stop)
         await server.set_serving(True)
+
+    def _runtime_service(self) -> RuntimeService:
+        return RuntimeService(
+            sandboxes=self.sandboxes,
+            containers=self.containers,
+            streams=self.streams,
+            statistics=self.statistics,
+            events=self.events,
+            node=self.node,
+        )
 
     def _expose(self) -> None:
         """Gauges are read when somebody looks."""
@@ -291,7 +313,7 @@ def clock() -> Nanos:
     return Nanos(time.time_ns())
 
 
-def spec_defaults(config: Config, cgroups: str) -> SpecDefaults:
+def spec_defaults(config: Config, cgroups: str, features: Features) -> SpecDefaults:
     """What the node's config and kernel decide for every container."""
     return SpecDefaults(
         seccomp=config.runtime.seccomp,
@@ -303,6 +325,7 @@ def spec_defaults(config: Config, cgroups: str) -> SpecDefaults:
         apparmor=os.path.exists("/sys/kernel/security/apparmor"),
         selinux=os.path.exists("/sys/fs/selinux/enforce"),
         node_hostname=platform.node(),
+        features=features,
     )
 
 

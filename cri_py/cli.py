@@ -171,13 +171,16 @@ def run(arguments: Sequence[str], out: TextIO | None = None) -> int:
 
 def _serve(parsed: argparse.Namespace, _out: TextIO) -> int:
     loaded = _load(parsed)
+    from cri_py.kernel.features import probe  # noqa: PLC0415
+    from cri_py.model import Features  # noqa: PLC0415
     from cri_py.monitor.client import SpawnerClient  # noqa: PLC0415
 
     spawner = SpawnerClient()
-    spawner.start()  # before grpc is imported, which the next line does
+    spawner.start()  # before grpc is imported, which the line after next does
+    features = Features(*probe(loaded.config.server.root))
     from cri_py import app  # noqa: PLC0415
 
-    return app.serve(loaded.config, spawner)
+    return app.serve(loaded.config, spawner, features)
 
 
 def _check(parsed: argparse.Namespace, out: TextIO) -> int:

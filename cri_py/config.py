@@ -130,8 +130,14 @@ class ImagesConfig:
     registries: Mapping[str, RegistryConfig] = key(
         {}, "One table for each registry host that isn't reached in the usual way, see below."
     )
-    max_parallel_downloads: int = key(3, "Blobs that are fetched at the same time, over all pulls.", within(1, 64))
-    max_parallel_unpacks: int = key(2, "Layers that are unpacked at the same time, over all pulls.", within(1, 64))
+    max_parallel_downloads: int = key(
+        3, "Blobs that are fetched at the same time from one registry, over all pulls.", within(1, 64)
+    )
+    max_parallel_unpacks: int = key(
+        2,
+        "Layers that are unpacked at the same time, over all pulls; one that waits for a slow registry does not count.",
+        within(1, 64),
+    )
     discard_unpacked_layers: bool = key(
         False,
         "Whether layers' blobs go once they are unpacked: takes less disk, but nothing can be exported or mended.",
@@ -210,8 +216,26 @@ class RuntimeConfig:
     log_line_bytes: int = key(16384, "A longer line of a container is logged in parts.", within(256, 1 << 20))
     exec_output_bytes: int = key(16 << 20, "What ExecSync returns of each stream, at most.", within(1024, 1 << 30))
     exec_drain_s: float = key(2.0, "How long output is awaited after an ExecSync's process ended.", within(0, 3600))
-    monitor_timeout_s: float = key(30.0, "How long one answer of a monitor may take.", _POSITIVE_S)
+    monitor_timeout_s: float = key(
+        30.0, "How long one answer of a monitor may take; a mount that hangs for so long is given up.", _POSITIVE_S
+    )
+    missing_host_paths: str = key(
+        "refuse",
+        "What becomes of a volume whose host_path is not there: refuse, as CRI asks, or make, a directory.",
+        one_of("refuse", "make"),
+    )
+    shm_bytes: int = key(64 << 20, "How much a pod's /dev/shm may hold, in bytes.", within(4096, 1 << 40))
     nofile: int = key(1048576, "RLIMIT_NOFILE of containers.", within(64, 1 << 30))
+
+
+@dataclass(frozen=True, slots=True)
+class StatsConfig:
+    """What pods and containers use."""
+
+    period_s: float = key(
+        10.0, "How often CPU time is noted in the background, for rates (usage_nano_cores).", within(1, 600)
+    )
+    layer_period_s: float = key(10.0, "How old the last count of a container's layer may be.", within(1, 86400))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +269,7 @@ class Config:
     cgroups: CgroupConfig = field(default_factory=CgroupConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
+    stats: StatsConfig = field(default_factory=StatsConfig)
 
     @property
     def listen(self) -> str:

@@ -365,6 +365,7 @@ class Container:
     user: User | None = None
     stop_signal: str = "SIGTERM"
     resources: LinuxResources | None = None
+    volume_images: Mapping[str, ImageId] = field(default_factory=dict)  # by the container_path of their mount
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,6 +489,14 @@ class RegistryAuth:
     server_address: str = ""
     identity_token: str = field(default="", repr=False)
     registry_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What this kernel can't do, each "" if it can, else why not."""
+
+    no_recursive_read_only: str = ""
+    no_user_namespaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,15 @@ unpacked again from their blobs, and images that can't be mended are forgotten.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from cri_py.errors import Aborted
 from cri_py.images.content import Content
 from cri_py.images.layers import measure
-from cri_py.images.records import IMAGE, RETIRED, ImageRecord, decode_retired
-from cri_py.images.records import decode as decode_image
+from cri_py.images.records import IMAGE, RETIRED, ImageRecord, decode_retired, readable
 from cri_py.images.snapshots import RECORD, Snapshot
 from cri_py.images.snapshots import decode as decode_snapshots
 from cri_py.model import ChainId, Digest
@@ -60,24 +61,33 @@ class Recorded:
 
 def stored(store: Store, *, keeps_layers: bool) -> Recorded:
     """What a store says that no daemon has opened."""
-    images = [decode_image(put) for put in store.load(IMAGE)]
+    images, _ = readable(store.load(IMAGE))  # of the others nothing is known: what they have looks orphaned
     retired = [chain_id for put in store.load(RETIRED) for chain_id in decode_retired(put)]
     return Recorded(images, decode_snapshots(store.load(RECORD)), retired, keeps_layers)
 
 
-def look(recorded: Recorded, content: Content, layers: str, *, deep: bool) -> list[Trouble]:
+def look(
+    recorded: Recorded, content: Content, layers: str, *, deep: bool, stop: threading.Event | None = None
+) -> list[Trouble]:
     """Everything that is wrong, orphans last. ``layers`` is the directory of snapshots.
 
-    What a pull under way makes looks orphaned. Blocks as long as the disk takes.
+    What a pull under way makes looks orphaned. Blocks as long as the disk takes; raises Aborted soon after ``stop`` is
+    set, for that may be an hour.
     """
+    stop = stop or threading.Event()
     return [
-        *_blobs(recorded, content, deep=deep),
-        *_snapshots(recorded, layers),
+        *_blobs(recorded, content, stop, deep=deep),
+        *_snapshots(recorded, layers, stop),
         *_orphans(recorded, content, layers),
     ]
 
 
-def _blobs(recorded: Recorded, content: Content, *, deep: bool) -> Iterator[Trouble]:
+def _go_on(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Aborted("the check was given up: who asked for it has left, or the daemon ends")
+
+
+def _blobs(recorded: Recorded, content: Content, stop: threading.Event, *, deep: bool) -> Iterator[Trouble]:
     sizes: dict[Digest, int | None] = {}
     needed: dict[Digest, list[str]] = {}
     for record in recorded.images:
@@ -89,16 +99,17 @@ def _blobs(recorded: Recorded, content: Content, *, deep: bool) -> Iterator[Trou
         for digest in dict.fromkeys(recorded.blobs(record)):
             needed.setdefault(digest, []).append(record.image.id)
     for digest, images in needed.items():
+        _go_on(stop)
         size, wanted = content.size(digest), sizes.get(digest)
         if size is None:
             yield Trouble(Kind.BLOB, digest, "missing", tuple(images))
         elif wanted is not None and size != wanted:
             yield Trouble(Kind.BLOB, digest, f"truncated: {size} of {wanted} bytes", tuple(images))
-        elif (deep or wanted is None) and not content.intact(digest):
+        elif (deep or wanted is None) and not content.intact(digest, lambda: _go_on(stop)):
             yield Trouble(Kind.BLOB, digest, "damaged: its bytes are not those of its digest", tuple(images))
 
 
-def _snapshots(recorded: Recorded, layers: str) -> Iterator[Trouble]:
+def _snapshots(recorded: Recorded, layers: str, stop: threading.Event) -> Iterator[Trouble]:
     needed: dict[ChainId, list[str]] = {}
     for record in recorded.images:
         for chain_id in record.image.chain_ids:
@@ -107,6 +118,7 @@ def _snapshots(recorded: Recorded, layers: str) -> Iterator[Trouble]:
         if chain_id not in recorded.snapshots:
             yield Trouble(Kind.LAYER, chain_id, "missing: it has no record", tuple(images))
     for chain_id, snapshot in recorded.snapshots.items():
+        _go_on(stop)
         if found := _compare(snapshot, os.path.join(layers, snapshot.directory)):
             yield Trouble(Kind.LAYER, chain_id, found, tuple(needed.get(chain_id, ())))
         elif chain_id not in needed and chain_id not in recorded.retired:

@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO, Final
 
@@ -112,13 +112,14 @@ class Content:
             raise DataLoss(f"the blob {self.path(digest)} is damaged", hint="run `cri-py image check --repair`")
         return content
 
-    def intact(self, digest: Digest) -> bool:
-        """Whether the blob is here and hashes to its name: reads all of it."""
+    def intact(self, digest: Digest, go_on: Callable[[], object] = lambda: None) -> bool:
+        """Whether the blob is here and hashes to its name: reads all of it, unless ``go_on`` raises between two MiB."""
         try:
             with self.open(digest) as file:
                 algorithm, _, expected = digest.partition(":")
                 hasher = hashlib.new(algorithm)
                 while piece := file.read(_PIECE):
+                    go_on()
                     hasher.update(piece)
                 return hasher.hexdigest() == expected
         except NotFound:
@@ -135,6 +136,11 @@ class Content:
     def put(self, digest: Digest, content: bytes) -> None:
         """Keep a blob that was verified by the caller."""
         self._write(digest, iter((content,)))
+
+    def put_all(self, contents: Mapping[Digest, bytes]) -> None:
+        """The same for several."""
+        for digest, content in contents.items():
+            self.put(digest, content)
 
     def put_file(self, digest: Digest, source: Source) -> int:
         """Keep what ``source`` holds from where it stands to its end; returns the size in bytes.

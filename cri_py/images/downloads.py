@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Final
+from weakref import WeakValueDictionary
 
 from cri_py.errors import DataLoss, Internal, ResourceExhausted
 from cri_py.images.content import Content, refused
@@ -217,7 +218,8 @@ class Following:
 
 
 class Downloads:
-    """All blobs that are being fetched into ``content``, at most ``parallel`` at once.
+    """All blobs that are being fetched into ``content``, at most ``parallel`` at once from one registry, so that a slow
+    one holds up none but itself.
 
     ``on_progress`` is told how many bytes of a blob have come.
     """
@@ -226,7 +228,8 @@ class Downloads:
         self._content = content
         self._executor = executor
         self._on_progress = on_progress
-        self._turns = asyncio.Semaphore(parallel)
+        self._parallel = parallel
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._flights: Flights[Digest, None] = Flights()
         self._blobs: dict[Digest, _Blob] = {}
 
@@ -269,7 +272,9 @@ class Downloads:
     async def _fetch(self, descriptor: Descriptor, repository: Repository, blob: _Blob) -> None:
         digest, content = descriptor.digest, self._content
         if not await on_thread(self._executor, content.has, digest, descriptor.size):
-            async with self._turns:
+            turns = self._turns.get(repository.registry) or asyncio.Semaphore(self._parallel)
+            self._turns[repository.registry] = turns
+            async with turns:
                 await self._download(descriptor, repository, blob)
             faults.trace("blob verified")
             await on_thread(self._executor, content.keep, digest, content.partial(digest))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
@@ -59,8 +59,19 @@ def decode(put: Put) -> ImageRecord:
     return ImageRecord(body.image, body.manifests, put.verbatim, body.layers, body.discarded)
 
 
-def encode_retired(image: Image) -> Put:
-    return Put(RETIRED, image.id, msgspec.json.encode(image.chain_ids))
+def readable(stored: Iterable[Put]) -> tuple[list[ImageRecord], list[ImageId]]:
+    """The records, and the ids of images whose records are damaged."""
+    known, damaged = list[ImageRecord](), list[ImageId]()
+    for put in stored:
+        try:
+            known.append(decode(put))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            damaged.append(ImageId(put.key))
+    return known, damaged
+
+
+def encode_retired(image_id: ImageId, chain_ids: Sequence[ChainId]) -> Put:
+    return Put(RETIRED, image_id, msgspec.json.encode(chain_ids))
 
 
 def decode_retired(put: Put) -> tuple[ChainId, ...]:

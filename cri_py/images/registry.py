@@ -112,6 +112,11 @@ class Repository:
         self._patience = patience
         self._etags: dict[tuple[str, Digest], str] = {}
 
+    @property
+    def registry(self) -> str:
+        """The host that the ref names, whoever serves in its place."""
+        return self._ref.host
+
     # ------------------------------------------------------------- what is asked
 
     async def manifest(self, tag_or_digest: str, expected: Digest | None) -> FetchedManifest:

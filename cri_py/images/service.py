@@ -6,8 +6,9 @@ import asyncio
 import functools
 import itertools
 import os
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from cri_py import telemetry
 from cri_py.config import ImagesConfig
 from cri_py.errors import CriError, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from cri_py.images import records, usage
+from cri_py.images.artifacts import files_of, lay_out
 from cri_py.images.check import Kind, Recorded, Trouble, look
 from cri_py.images.content import Content, delete_files
 from cri_py.images.downloads import Downloads
@@ -89,18 +91,29 @@ class Images:
         stored = {kind: self._store.load(kind) for kind in (RECORD, records.IMAGE, records.RETIRED)}
         changes = await on_thread(self._disk, self._snapshots.load, stored[RECORD])
         await on_thread(self._disk, remove_tree, os.path.join(self._root, "ingest"))  # of versions that kept no blobs
-        decoded = [(put, records.decode(put)) for put in stored[records.IMAGE]]
-        await on_thread(self._disk, self.content.settle, self._needed_blobs(record for _, record in decoded))
+        known, unreadable = records.readable(stored[records.IMAGE])
+        await on_thread(self._disk, self.content.settle, self._needed_blobs(known))
         await on_thread(self._disk, self._snapshots.sweep)
-        self._records = {record.image.id: self._pinned(record) for _, record in decoded}
+        self._records = {record.image.id: self._pinned(record) for record in known}
         changes += self._mark_discarded()
         for put in stored[records.RETIRED]:
             self._retired[ImageId(put.key)] = records.decode_retired(put)
+        changes += self._retire(unreadable)
         telemetry.IMAGES.read_by(lambda: {"": len(self._records)})
         with ExitStack() as held:  # which containers there are is not known yet: what one may use stays for ``collect``
             for image_id in self._records:
                 held.enter_context(self.using(image_id))
             await self._reconcile(changes)
+
+    def _retire(self, unreadable: Iterable[ImageId]) -> list[Change]:
+        """Forget images whose records can't be read. What layers they have is unknown: none goes before ``collect``."""
+        layers = tuple(self._snapshots.ready.keys() - self._needed_layers())
+        self._retired.update(dict.fromkeys(unreadable, layers))
+        changes: list[Change] = []
+        for image_id in unreadable:
+            log.warning("the record of an image can't be read: pull it again", image_id=image_id)
+            changes += [Delete(records.IMAGE, image_id), records.encode_retired(image_id, layers)]
+        return changes
 
     def _mark_discarded(self) -> list[Change]:
         """Remember which layers' blobs are not kept any more, for when they are to be kept again."""
@@ -184,7 +197,7 @@ class Images:
                     for _, found in wanted:
                         await self._prepare(found, follow_blob, subject)
                 for _, found in wanted:
-                    await on_thread(self._disk, self._keep, found.documents)
+                    await on_thread(self._disk, self.content.put_all, found.documents)
                 await self._syncs.done()
                 faults.trace("image synced")
                 images = await self._commit(wanted)
@@ -220,11 +233,6 @@ class Images:
     def _present(self, stack: Sequence[Layer]) -> set[Digest]:
         """The blobs of layers that are unpacked already."""
         return {layer.descriptor.digest for layer in stack if layer.chain_id in self._snapshots}
-
-    def _keep(self, documents: Mapping[Digest, bytes]) -> None:
-        """Keep manifests and config beside the layers."""
-        for digest, content in documents.items():
-            self.content.put(digest, content)
 
     async def _known(self, ref: ImageRef, digest: Digest) -> Image | None:
         """The image of a manifest or index that is here, under the name ``ref`` from now on."""
@@ -292,6 +300,15 @@ class Images:
             raise NotFound(f"layers of the image {image_id} are damaged and being mended", hint="try again")
         return tuple(self._snapshots.path(chain_id) for chain_id in reversed(chain_ids))
 
+    async def lay_out(self, artifact: Image, directory: str) -> None:
+        """Make ``directory``, with the artifact's blobs as files in it. Raises NotFound, DataLoss, Internal."""
+
+        def work() -> None:
+            manifest = self.content.read(Digest(artifact.id), MANIFEST_LIMIT)
+            lay_out(files_of(manifest, artifact.id), self.content, directory)
+
+        await on_thread(self._disk, work)
+
     @contextmanager
     def using(self, image_id: ImageId) -> Iterator[None]:
         """Within the block the image counts as in use, as it will once a container that is being made is recorded."""
@@ -333,7 +350,9 @@ class Images:
         layers = not self._config.discard_unpacked_layers
         recorded = Recorded(tuple(self._records.values()), self._snapshots.ready, retired, layers)
         directory = os.path.join(self._root, "layers")
-        found = await on_thread(self._disk, functools.partial(look, recorded, self.content, directory, deep=deep))
+        stop = threading.Event()
+        looked = functools.partial(look, recorded, self.content, directory, deep=deep, stop=stop)
+        found = await on_thread(self._disk, looked, stop=stop)
         found = [trouble for trouble in found if self._stands(trouble, recorded)]
         if repair:
             await self._repair(found)
@@ -355,8 +374,7 @@ class Images:
             return digest in self._needed_blobs(self._records.values()) or self.content.leased(digest)
         if trouble.kind is Kind.LAYER:
             chain_id = ChainId(trouble.subject)
-            needed = itertools.chain(*(record.image.chain_ids for record in self._records.values()))
-            return self._snapshots.leased(chain_id) or chain_id in needed
+            return self._snapshots.leased(chain_id) or chain_id in self._needed_layers()
         name = os.path.basename(trouble.subject)
         return name in self._snapshots.making or name in {each.directory for each in self._snapshots.ready.values()}
 
@@ -412,7 +430,7 @@ class Images:
             return None
         name = (*record.image.repo_tags, record.image.id)[0]
         try:
-            stack = await on_thread(self._disk, self._stack, record)
+            stack = (await on_thread(self._disk, self.kept, record)).stack()
             await self._snapshots.prepare(stack, self._downloads.here, name, whole=False)
             await self._syncs.done()
         except CriError as error:
@@ -436,10 +454,6 @@ class Images:
             await self._store.commit(*changes)
             self._snapshots.recorded(record.image.chain_ids)
             self._records[image_id] = record
-
-    def _stack(self, record: ImageRecord) -> list[Layer]:
-        """The image's layers, read from its manifest."""
-        return self.kept(record).stack()
 
     def kept(self, record: ImageRecord) -> Resolved:
         """An image's manifest and config, from the blobs that are kept. Blocks. Raises NotFound, DataLoss."""
@@ -494,7 +508,7 @@ class Images:
         changes: list[Change] = [Delete(records.IMAGE, image.id)]
         in_use = image.id in self._used()
         if in_use:
-            changes.append(records.encode_retired(image))
+            changes.append(records.encode_retired(image.id, image.chain_ids))
         await self._store.commit(*changes)
         del self._records[image.id]
         if in_use:
@@ -556,8 +570,8 @@ class Images:
         files, directories = list[str](), list[str]()
         try:
             async with self._lock:
-                stacks = [record.image.chain_ids for record in self._records.values()]
-                taken = self._snapshots.take_unneeded(set(itertools.chain(*stacks, *self._retired.values())))
+                needed = self._needed_layers().union(*self._retired.values())
+                taken = self._snapshots.take_unneeded(needed)
                 files += self.content.take_unneeded(self._needed_blobs(self._records.values()), listed)
                 directories += taken.unrecorded
                 if taken.recorded:
@@ -575,6 +589,9 @@ class Images:
         except CriError:
             self._snapshots.put_back(taken)
             raise
+
+    def _needed_layers(self) -> set[ChainId]:
+        return set(itertools.chain(*(record.image.chain_ids for record in self._records.values())))
 
     def _needed_blobs(self, recorded: Iterable[ImageRecord]) -> set[Digest]:
         layers = not self._config.discard_unpacked_layers

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final, Protocol
@@ -24,6 +25,7 @@ SMALL_BYTES: Final = 4 << 20  # unpacked in about the time that a process takes 
 SPARE_S: Final = 0.05  # …so it waits a little for one that gets free
 SILENCE_S: Final = 120.0  # a worker that says nothing for so long, though there is something to do, is killed
 DEATH_S: Final = 10.0
+PATIENCE_S: Final = 1.0  # for which a worker keeps its turn while its blob does not come
 _PROGRAM: Final = "import sys; sys.path[:] = {path!r}; from cri_py.images.worker import run; run(3, {pid})"
 
 log = structlog.get_logger()
@@ -44,8 +46,43 @@ class Feed(Protocol):
         ...
 
 
+class _Turn:
+    """The right to unpack, given up by who waits for a slow host: two of its layers would hold up all other pulls."""
+
+    def __init__(self, turns: asyncio.Semaphore) -> None:
+        self._turns = turns
+        self._held = False
+        self._left_s = PATIENCE_S
+
+    async def take(self) -> None:
+        await self._turns.acquire()
+        self._held = True
+
+    def leave(self) -> None:
+        if self._held:
+            self._held = False
+            self._turns.release()
+
+    async def beyond(self, feed: Feed, position: int) -> Ready:
+        """As the feed's; short waits, altogether PATIENCE_S, give nothing up."""
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._left_s):
+                ready = await feed.beyond(position)
+            self._left_s = max(0.0, self._left_s - (time.monotonic() - began))
+            return ready
+        self._left_s = 0.0
+        self.leave()
+        ready = await feed.beyond(position)
+        await self.take()
+        return ready
+
+
 class Workers:
-    """At most ``most`` at once. All methods belong to one event loop."""
+    """At most ``most`` work at once; those that wait for their blobs are beside them, no more than blobs are fetched.
+
+    All methods belong to one event loop.
+    """
 
     def __init__(self, most: int, *, idle_s: float = IDLE_S, silence_s: float = SILENCE_S) -> None:
         self._most = most
@@ -73,13 +110,15 @@ class Workers:
         ``target`` any more. Raises also what the feed ends with, and Internal if the worker dies or hangs.
         """
         await feed.beyond(0)  # no worker waits for a host that has not answered yet
-        async with self._turns:
+        turn = _Turn(self._turns)
+        await turn.take()
+        try:
             worker = await self._take(size)
             self._busy.add(worker)
             try:
                 state = await feed.beyond(0)
                 job = Job(target, diff_id, subject, size, state.available, state.whole, lowest)
-                unpacked = await worker.unpack(job, feed, watch)
+                unpacked = await worker.unpack(job, feed, turn, watch)
             except BaseException:
                 await worker.kill()  # who failed once may hold what it should not: another is started in 30 ms
                 raise
@@ -88,6 +127,8 @@ class Workers:
             self._rest(worker)
             watch(size)
             return unpacked
+        finally:
+            turn.leave()
 
     def warm(self, sizes: Collection[int]) -> None:
         """Start what blobs of these sizes will need soon, so that it is up when the first bytes come."""
@@ -179,7 +220,7 @@ class _Worker:
                 log.warning("an unpacking process does not die: the disk may hang", pid=self.pid)
         self._connection.close()
 
-    async def unpack(self, job: Job, feed: Feed, watch: Callable[[int], None]) -> Unpacked:
+    async def unpack(self, job: Job, feed: Feed, turn: _Turn, watch: Callable[[int], None]) -> Unpacked:
         fd = feed.take_fd()
         try:
             socket.send_fds(self._connection, [unpacking.encode(job)], [fd])
@@ -193,7 +234,7 @@ class _Worker:
             if isinstance(frame, Starved | Reached):
                 watch(frame.position)
             if isinstance(frame, Starved):
-                await self._send(await feed.beyond(frame.position), job.subject)
+                await self._send(await turn.beyond(feed, frame.position), job.subject)
             elif isinstance(frame, Implied):
                 implied += frame.paths
             elif isinstance(frame, Done):

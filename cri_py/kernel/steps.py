@@ -9,8 +9,9 @@ the other, and every argument is known before. So the list itself becomes a prog
 
 A process that executes it has some pages where a forked interpreter has two thousand, and none of it is shared with
 whoever started it. It says by a message of eight bytes on descriptor 3 how it went, two 32-bit numbers in native order:
-the step and the errno of the call that failed, or FORKED and the pid of the child that goes on. On success nothing is
-said: then descriptor 3, if it is close-on-exec, ends with the last step, which is an execve.
+the step and the errno of the call that failed, or FORKED and the pid of the child that goes on. Parent and child report
+by the same socket, in any order. On success nothing is said: then descriptor 3, if it is close-on-exec, ends with the
+last step, which is an execve.
 """
 
 from __future__ import annotations
@@ -203,6 +204,7 @@ _NUMBERS = {
     "dup3": (292, 24),
     "execve": (59, 221),
     "exit_group": (231, 94),
+    "fchown": (93, 55),
     "fcntl": (72, 25),
     "getcwd": (79, 17),
     "ioctl": (16, 29),

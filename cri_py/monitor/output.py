@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 import time
 
@@ -96,6 +97,15 @@ class OutputStream:
         """Let a pipe's write end have all that comes from now on, as long as its reader keeps up."""
         os.set_blocking(fd, False)
         self._taps.append(fd)
+
+    def drop_unread_taps(self) -> None:
+        """Close those whose reader has gone. A write would tell, but the stream may be silent for ever."""
+        poll = select.poll()
+        for fd in self._taps:
+            poll.register(fd, 0)  # a pipe without readers is an error, which needs not be asked for
+        for fd, _ in poll.poll(0):
+            self._taps.remove(fd)
+            os.close(fd)
 
     def _feed_taps(self, data: bytes) -> None:
         """Nobody waits for a slow reader: one whose pipe is full gets nothing more, and sees its end."""

@@ -16,18 +16,28 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from cri_py.cgroups import Cgroups
+from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import CriError, FailedPrecondition, KernelError
 from cri_py.kernel import procfs, syscalls
-from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER
+from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
 from cri_py.monitor import protocol, transport
 from cri_py.monitor.stream import REPORT_BYTES, Attached, Executed, Forwarded, Target, report_of_killed, serve
-from cri_py.monitor.tracked import ContainerProcess, Create, ExecProcess, Missing, WrongState, end_scope, exit_code
+from cri_py.monitor.tracked import (
+    ContainerProcess,
+    Create,
+    ExecProcess,
+    Missing,
+    WrongState,
+    dropped,
+    end_scope,
+    exit_code,
+)
 from cri_py.runtime import container, holder
 from cri_py.runtime import exec as runtime_exec
-from cri_py.runtime.child import READY, ChildError, Parent, said_text
+from cri_py.runtime.child import BORN, READY, ChildError, Parent, keep_only, said_text
 
 _KILL_S = 5.0
+_LOOKED_AT = 16  # groups that are left over, at the end of each exec
 _SIGNAL_BYTES = 128  # struct signalfd_siginfo
 
 
@@ -71,6 +81,8 @@ class Monitor:
         self._containers: dict[bytes, ContainerProcess] = {}
         self._execs: dict[int, ExecProcess] = {}  # by pid
         self._streams: dict[int, tuple[int, Target]] = {}  # pid of a stream process: the pipe of its report, its target
+        self._enders: dict[int, int] = {}  # pid of a child that ends scopes: seq of the request that this answers, or 0
+        self._left: list[ExecScope] = []  # groups of execs that have ended, kept by processes which they started
         self._ending = False
         self._listener_fd = listener_fd
         self._connection: socket.SocketType | None = None
@@ -137,8 +149,7 @@ class Monitor:
         self._forget(self._connection.fileno())
         self._connection.close()
         self._connection = None
-        for process in self._execs.values():
-            process.kill()  # nobody is left to read what it says
+        self._kill_execs(list(self._execs.values()))  # nobody is left to read what they say
         for started in self._containers.values():
             started.asked = 0  # the next daemon hears of it by ``hello`` or by its exit
         if not self._held:
@@ -179,7 +190,7 @@ class Monitor:
         """The answer to one request, or None where it comes later."""
         words = request.words
         match request.op:
-            case "create" | "start" | "exec" | "hello":
+            case "create" | "start" | "exec" | "kill_exec" | "hello":
                 self._begin(request, fds)
                 return None
             case "stream":
@@ -188,8 +199,6 @@ class Monitor:
                 return self._hold(request, fds)
             case "kill":
                 self._container(words[0]).kill(int(words[1]), everything=words[2] == b"1")
-            case "kill_exec":
-                self._kill_exec(words[0])
             case "reopen":
                 self._container(words[0]).reopen_log()
             case "abandon":
@@ -207,6 +216,9 @@ class Monitor:
                 self._start(request)
             case "exec":
                 self._exec(request, fds)
+            case "kill_exec":
+                name = request.words[0]
+                self._kill_execs([each for each in self._execs.values() if each.name == name], request.seq)
             case "hello":
                 self._tell_state(request.seq)
 
@@ -242,8 +254,8 @@ class Monitor:
             os._exit(1)
 
     def _hold(self, request: protocol.Request, fds: list[int]) -> bytes:
-        hostname, ipc, pid = request.words
-        own = holder.Own(hostname.decode(), ipc == b"1", pid == b"1")
+        hostname, ipc, pid, net, uid_map, gid_map = request.words
+        own = holder.Own(hostname.decode(), ipc == b"1", pid == b"1", net == b"1", uid_map, gid_map)
         self._holder = self._executor.hold(own, request.body, fds[0] if fds else -1, self._cgroups)
         self._held = True
         return b'{"holder":%d}' % self._holder
@@ -274,6 +286,9 @@ class Monitor:
             said, terminal = process.hear()
         except OSError:
             said, terminal = [], -1
+        if said and said[0] == BORN:
+            process.born(int(said[1]))
+            return
         if said and said[0] == READY:
             stream = process.became_ready(int(said[1]), said[2], terminal)
             if stream is not None:
@@ -320,26 +335,22 @@ class Monitor:
         try:
             *stdio, program = fds
             pid, parent = self._executor.exec(program, target, container.Stdio(*stdio))
+        except ChildError:
+            self._end_scopes([scope])  # its second process may be on its way, and nobody knows its pid
+            raise
         except BaseException:
-            scope.drop()
+            self._let_go(scope)
             raise
         finally:
             os.close(target)
         started = ExecProcess(request.seq, name, pid, parent, scope)
         self._execs[pid] = started
-        self._watch(parent.fd, lambda: self._hear_exec(started, pid))
+        self._watch(parent.fd, lambda: self._hear_exec(started))
 
-    def _hear_exec(self, process: ExecProcess, pid: int) -> None:
-        """The exec's last word, or the end of file that means execve."""
-        try:
-            process.failure = runtime_exec.hear(process.parent)
-        except OSError:
-            process.failure = None
+    def _hear_exec(self, process: ExecProcess) -> None:
+        """It has said its last word, or executed."""
         self._forget(process.parent.fd)
-        process.parent.close()
-        process.heard = True
-        if process.status is not None:
-            self._finish_exec(self._execs.pop(pid))
+        process.hear()
 
     def _stream(self, request: protocol.Request, fds: list[int]) -> None:
         """Fork a process that speaks with one client; it lives by itself, and with us."""
@@ -388,14 +399,37 @@ class Monitor:
         except BlockingIOError:
             said = b""
         os.close(report)
-        if not said and isinstance(target, Executed):
-            end_scope(target.scope)
+        if isinstance(target, Executed):
+            if said:
+                self._let_go(target.scope)
+            else:
+                self._end_scopes([target.scope])
+        elif isinstance(target, Attached):
+            for stream in (each for process in self._containers.values() for each in process.streams):
+                stream.drop_unread_taps()
         self._tell(protocol.event(b"stream_end", said or report_of_killed(target)))
 
-    def _kill_exec(self, name: bytes) -> None:
-        for process in self._execs.values():
-            if process.name == name:
-                process.kill()
+    def _kill_execs(self, execs: list[ExecProcess], seq: int = 0) -> None:
+        """SIGKILL them and all that they have started; then, if that was asked for, answer."""
+        for process in execs:
+            process.kill()
+        if execs:
+            self._end_scopes([process.scope for process in execs], seq)
+        elif seq:
+            self._tell(protocol.answer(seq))
+
+    def _end_scopes(self, scopes: list[ExecScope], seq: int = 0) -> None:
+        """By a child: what is frozen, or sleeps uninterruptibly, or forks without end, takes its time to die."""
+        monitor = os.getpid()
+        child = syscalls.clone3(0)
+        if child == 0:
+            _end_all(scopes, monitor)
+        self._enders[child] = seq
+
+    def _let_go(self, scope: ExecScope) -> None:
+        """Remove an exec's group, and some that could not be removed when theirs ended: nothing tells when they can."""
+        again, self._left = self._left[:_LOOKED_AT], self._left[_LOOKED_AT:]
+        self._left += [each for each in (*again, scope) if not dropped(each)]
 
     def _abandon(self, request: protocol.Request) -> bytes | None:
         """Forget a container; one that has not ended is killed, and the answer waits until it has."""
@@ -442,15 +476,24 @@ class Monitor:
         if pid in self._streams:
             self._stream_ended(*self._streams.pop(pid))
             return
+        if pid in self._enders:
+            if seq := self._enders.pop(pid):
+                self._tell(protocol.answer(seq))
+            return
         if pid in self._execs:
-            process = self._execs[pid]
+            process = self._execs.pop(pid)
             process.status = status
-            if process.heard:
-                self._finish_exec(self._execs.pop(pid))
+            if not process.heard:  # all that it said is there; the end of file may not be, if somebody holds its end
+                self._forget(process.parent.fd)
+                process.hear()
+            self._finish_exec(process)
             return
         for container_process in self._containers.values():
             if container_process.pid == pid and not container_process.ended:
-                self._container_ended(container_process, status)
+                if container_process.bearing and container_process.parent_open:
+                    self._hear_init(container_process)  # its last word may be that another is init now
+                if container_process.pid == pid:
+                    self._container_ended(container_process, status)
                 return
 
     def _container_ended(self, process: ContainerProcess, status: int) -> None:
@@ -475,7 +518,19 @@ class Monitor:
         else:
             assert process.status is not None
             self._tell(protocol.answer(process.seq, b'{"code":%d}' % exit_code(process.status)))
-        process.drop_scope()
+        self._let_go(process.scope)
+
+
+def _end_all(scopes: list[ExecScope], monitor: int) -> NoReturn:
+    """In a child of the process ``monitor``."""
+    try:
+        syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == monitor:  # else it died before that
+            keep_only(null_stdio=True)  # the end of the monitor's sockets and pipes must not wait for this process
+            for scope in scopes:
+                end_scope(scope)
+    finally:
+        os._exit(0)
 
 
 def _held(pid: int) -> int:

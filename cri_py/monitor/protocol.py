@@ -48,6 +48,7 @@ from cri_py.kernel.constants import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
+    CLONE_NEWUSER,
     CLONE_NEWUTS,
 )
 
@@ -57,7 +58,7 @@ MEMFD: Final = b"memfd"
 WORDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "hello": (),
-        "hold": ("hostname", "ipc", "pid"),
+        "hold": ("hostname", "ipc", "pid", "net", "uid_map", "gid_map"),
         "create": (
             *("id", "cgroup", "log", "line_bytes", "stdin", "stdin_once", "tty", "own_pids"),
             *("new", "joined", "holder"),
@@ -81,6 +82,7 @@ _NAMESPACES: Final = {
     "ipc": CLONE_NEWIPC,
     "uts": CLONE_NEWUTS,
     "cgroup": CLONE_NEWCGROUP,
+    "user": CLONE_NEWUSER,
 }
 
 

@@ -42,6 +42,9 @@ _ID = "0" * 64
 _MOUNTS = [
     {"type": "tmpfs", "source": "tmpfs", "destination": "/dev", "options": ["nosuid", "mode=755", "ro", "slave"]}
 ]
+_NO_NAMESPACES: dict[str, object] = {
+    **{"hostname": "", "ipc": False, "pid": False, "net": False, "uid_map": "", "gid_map": ""}
+}
 _EXEC = steps.program(
     (
         steps.Step("fcntl", (steps.REPORT_FD, 2, 1)),
@@ -128,7 +131,7 @@ def _script(null: int, program: int) -> tuple[tuple[str, dict[str, object], tupl
         **protocol.namespace_words(()),
     }
     return (
-        ("hold", {"hostname": "", "ipc": False, "pid": False, "program": ""}, (null,)),
+        ("hold", _NO_NAMESPACES | {"program": ""}, (null,)),
         ("create", {**create, "bundle": ""}, ()),
         ("start", {"id": _ID}, ()),
         ("exec", {"id": _ID, "name": "exec-1"}, (null, null, null, program)),

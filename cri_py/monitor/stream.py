@@ -20,7 +20,7 @@ from cri_py.kernel.constants import PR_SET_PDEATHSIG
 from cri_py.monitor.link import Link
 from cri_py.monitor.stream_command import CommandPump
 from cri_py.monitor.stream_forward import ForwardPump
-from cri_py.monitor.stream_process import AttachedProcess, ExecutedProcess, Process
+from cri_py.monitor.stream_process import AttachedProcess, ExecutedProcess, ExecutedTold, Process
 from cri_py.runtime.child import keep_only
 from cri_py.wire.channels import Agreement, Streams, Transport
 from cri_py.wire.session import port_forward, remote_command
@@ -69,7 +69,7 @@ _KINDS = {Executed: "exec", Attached: "attach", Forwarded: "portforward"}
 
 def serve(body: bytes, client_fd: int, report_fd: int, target: Target, monitor: int) -> NoReturn:
     """In the child of the process ``monitor``: until the session is over. ``body``: JSON {transport, protocol, answer,
-    rest, stdio {stdin, stdout, stderr, tty}, ports, idle_s, words}, these of an exec only (``kernel.steps``)."""
+    rest, stdio {stdin, stdout, stderr, tty}, ports, idle_s, words, owner}, these two of an exec only."""
     try:
         begun, error, link = time.monotonic(), "", None
         try:
@@ -103,7 +103,8 @@ def _converse(body: bytes, client: socket.socket, target: Target) -> tuple[Link,
 
 def _process(request: dict[str, Any], target: Executed | Attached, streams: Streams) -> Process:
     if isinstance(target, Executed):
-        return ExecutedProcess(target.program, request["words"], target.pidfd, target.scope, streams)
+        told = ExecutedTold(request["words"], tuple(request["owner"]))
+        return ExecutedProcess(target.program, told, target.pidfd, target.scope, streams)
     return AttachedProcess(target.pidfd, target.stdin, (target.stdout, target.stderr), streams)
 
 

@@ -9,13 +9,13 @@ import signal
 import struct
 import termios
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 from cri_py.cgroups import ExecScope
 from cri_py.errors import KernelError
 from cri_py.kernel import syscalls
 from cri_py.kernel.steps import told
-from cri_py.monitor.tracked import exit_code
+from cri_py.monitor.tracked import dropped, end_scope, exit_code
 from cri_py.runtime import container
 from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import ChildError, Parent
@@ -80,14 +80,22 @@ class Process(ABC):
         return bool(poll.poll(timeout_s * 1000))
 
 
-class ExecutedProcess(Process):
-    """A further process in a container, a child of this one. ``program``, ``words``: of its steps (``kernel.steps``);
-    ``target``: a pidfd of the container's init."""
+class ExecutedTold(NamedTuple):
+    """What the daemon tells of an exec: the words of its program's steps (``kernel.steps``), and who it runs as on the
+    node (uid, gid)."""
 
-    def __init__(self, program: int, words: list[list[Any]], target: int, scope: ExecScope, streams: Streams) -> None:
+    words: list[list[Any]]
+    owner: tuple[int, ...]
+
+
+class ExecutedProcess(Process):
+    """A further process in a container, a child of this one. ``program``: of its steps (``kernel.steps``); ``target``:
+    a pidfd of the container's init."""
+
+    def __init__(self, program: int, asked: ExecutedTold, target: int, scope: ExecScope, streams: Streams) -> None:
         super().__init__(tty=streams.tty)
         self._program = program
-        self._words = words
+        self._words, self._owner = asked
         self._target = target
         self._scope = scope
         self._streams = streams
@@ -100,7 +108,10 @@ class ExecutedProcess(Process):
             self._pid, parent = runtime_exec.start(self._program, self._target, stdio)
         except runtime_exec.StepFailed as error:
             return told(self._words, error.report)
-        except (OSError, ChildError) as error:
+        except ChildError as error:
+            end_scope(self._scope)  # the second process may be on its way, and nobody knows its pid
+            return str(error)
+        except OSError as error:
             return str(error)
         finally:
             for fd in stdio:
@@ -129,6 +140,7 @@ class ExecutedProcess(Process):
 
     def _output(self, lane: int) -> int:
         self.outputs[lane], write_end = os.pipe2(os.O_CLOEXEC)
+        os.fchown(write_end, *self._owner)  # who opens /dev/stdout by its name must be allowed to
         os.set_blocking(self.outputs[lane], False)
         return write_end
 
@@ -183,7 +195,7 @@ class ExecutedProcess(Process):
         if self._pid:  # it has ended, and the client left before it could be told how
             os.waitpid(self._pid, 0)
             self._pid = 0
-        self._scope.drop()
+        dropped(self._scope)  # what is still held the monitor removes later
 
 
 class AttachedProcess(Process):

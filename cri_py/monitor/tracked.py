@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,13 @@ from cri_py.kernel.steps import Report
 from cri_py.monitor.output import PIPE_BYTES, LogFile, OutputStream
 from cri_py.monitor.protocol import Request
 from cri_py.runtime import container
+from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import Parent
 
 EXITS = "exits"
 _F_SETPIPE_SZ = 1031
 _KILL_S = 5.0
+_PAUSE_S = 0.001
 
 
 class Missing(Exception):
@@ -60,6 +63,8 @@ class ContainerProcess:
         if self._log is not None:
             self._open_log(self._log)
         birth = container.Birth(self.cgroup, int(new), int(joined), int(holder), tty == b"1")
+        self.bearing = birth.crosses  # the pid is that of the process that bears init
+        self._doomed = False
         self.pid = self._fork(birth, request.body, stdin=stdin == b"1")
 
     @staticmethod
@@ -120,6 +125,13 @@ class ContainerProcess:
             self._parent.close()
             self._parent = None
 
+    def born(self, pid: int) -> None:
+        """Init is ``pid``; the process that was forked for it goes, or has gone."""
+        self.pid = pid
+        self.bearing = False
+        if self._doomed:
+            self.kill_now()
+
     def became_ready(self, ticks: int, ready: bytes, terminal: int) -> OutputStream | None:
         """Init waits for ``go``; with a tty its master has come along, which is stdin and output in one."""
         self._ticks = ticks
@@ -163,6 +175,7 @@ class ContainerProcess:
         """SIGKILL: the end of pid 1 is the end of its namespace; without one of its own the cgroup is emptied."""
         if not self.ended:
             os.kill(self.pid, signal.SIGKILL)
+            self._doomed = self.bearing
         if not self._own_pids:
             self._cgroups.kill(self.cgroup, _KILL_S)
 
@@ -294,12 +307,25 @@ def widen_pipe(fd: int) -> None:
 
 
 def end_scope(scope: ExecScope) -> None:
-    """End what an exec has left behind, and its group."""
+    """End what an exec has left behind, and its group.
+
+    Again until the group is gone: a process on its way in comes too late then, on v1 by an open that fails.
+    """
+    until = time.monotonic() + _KILL_S
     try:
-        scope.kill(_KILL_S)
-        scope.drop()
+        while not dropped(scope) and time.monotonic() < until:
+            scope.kill(_KILL_S)
+            time.sleep(_PAUSE_S)
     except KernelError:
-        return  # in uninterruptible sleep, or gone: it goes with its container's group
+        return  # in uninterruptible sleep, frozen, or gone: it goes with its container's group
+
+
+def dropped(scope: ExecScope) -> bool:
+    """Remove the scope's group; False where processes that the exec has left behind keep it."""
+    try:
+        return scope.drop()
+    except KernelError:
+        return True  # it goes with its container's group
 
 
 class ExecProcess:
@@ -315,17 +341,16 @@ class ExecProcess:
         self.heard = False
         self.failure: Report | None = None
 
-    def kill(self) -> None:
-        """SIGKILL it, wherever it is on its way into its scope, and everything that it has started."""
-        os.kill(self.pid, signal.SIGKILL)
+    def hear(self) -> None:
+        """Its last word, or the end of file that means execve."""
         try:
-            self.scope.kill(_KILL_S)
-        except KernelError:
-            return  # in uninterruptible sleep: it ends when the kernel lets it
+            self.failure = runtime_exec.hear(self.parent)
+        except OSError:
+            self.failure = None
+        self.parent.close()
+        self.heard = True
 
-    def drop_scope(self) -> None:
-        """Remove the scope's group; processes that the exec left behind keep it until the container's own end."""
-        try:
-            self.scope.drop()
-        except KernelError:
-            return  # it goes with its container's group
+    def kill(self) -> None:
+        """SIGKILL it, wherever it is on its way into its scope; what it has started is there."""
+        if self.status is None:  # else its number may be another's by now
+            os.kill(self.pid, signal.SIGKILL)

@@ -114,8 +114,10 @@ class Bridge:
 
     # ------------------------------------------------------------- the pods
 
-    async def attach(self, name: str, on_netns: Callable[[], None] = lambda: None) -> Attachment:
+    async def attach(self, name: str, on_netns: Callable[[], None] = lambda: None, holder: int = 0) -> Attachment:
         """A new network namespace, pinned as ``name``, with lo, eth0 on the bridge, an address and a default route.
+
+        ``holder``: a process that is in the namespace already; it belongs to the user namespace that it was made in.
 
         ``on_netns`` is called on the event loop as soon as the namespace is pinned: who only has to be in it need not
         wait for the wires.
@@ -127,10 +129,9 @@ class Bridge:
             raise FailedPrecondition(f"no network for {name}: {self._fault}")
         address = self._pool.take()
         loop = asyncio.get_running_loop()
+        told = partial(loop.call_soon_threadsafe, on_netns)
         try:
-            return await self._make(
-                name, address, partial(self._attach_here, name, address, partial(loop.call_soon_threadsafe, on_netns))
-            )
+            return await self._make(name, address, partial(self._attach_here, name, address, told, holder))
         except BaseException:
             self._pool.release(address)
             raise
@@ -178,12 +179,15 @@ class Bridge:
 
     # ---------------------------------------------------------- on a thread
 
-    def _attach_here(self, name: str, address: IPv4Address, on_netns: Callable[[], object]) -> Attachment:
+    def _attach_here(self, name: str, address: IPv4Address, on_netns: Callable[[], object], holder: int) -> Attachment:
         """Runs on a thread of its own; what fails after the pin goes with it, the veth pair too."""
         pin = self.pin_of(name)
         host_end = f"veth{secrets.token_hex(5)}"
         with Netlink() as node:
-            netns.enter_new(pin)
+            if holder:
+                netns.enter_that_of(holder, pin)
+            else:
+                netns.enter_new(pin)
             try:
                 on_netns()
                 # The thread is in the pod's namespace by now, so its id names that namespace.

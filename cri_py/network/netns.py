@@ -62,12 +62,29 @@ def enter_new(path: str) -> None:
     Only on a thread that ends soon: everything that it opens from now on belongs to that namespace. Raises
     KernelError, with EEXIST if something is pinned at ``path`` already; then nothing was made.
     """
+    _pin(path, lambda: syscalls.unshare(CLONE_NEWNET))
+
+
+def enter_that_of(pid: int, path: str) -> None:
+    """The same with the network namespace of a process, which was made in the user namespace that it belongs to."""
+
+    def join() -> None:
+        fd = syscalls.pidfd_open(pid)
+        try:
+            syscalls.setns(fd, CLONE_NEWNET)
+        finally:
+            os.close(fd)
+
+    _pin(path, join)
+
+
+def _pin(path: str, enter: Callable[[], None]) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
     except OSError as error:
         raise KernelError(error.errno or errno.EIO, os.strerror(error.errno or errno.EIO), "open", path) from error
     try:
-        syscalls.unshare(CLONE_NEWNET)
+        enter()
         for name, setting in SYSCTLS:
             write_sysctl(name, setting)
         syscalls.mount("/proc/thread-self/ns/net", path, "", MS_BIND)

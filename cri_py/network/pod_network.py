@@ -41,19 +41,20 @@ class PodNetwork:
         """Where the namespace of the sandbox ``name`` is pinned."""
         return self._wires.pin_of(name)
 
-    async def attach(self, sandbox: Sandbox, on_netns: Callable[[], None]) -> Attachment:
+    async def attach(self, sandbox: Sandbox, on_netns: Callable[[], None], holder: int = 0) -> Attachment:
         """A namespace with a network for a pod that is not on the host's, and its host ports.
 
-        ``on_netns`` is called as soon as the namespace is pinned. On failure and on cancellation nothing is left.
+        ``on_netns`` is called as soon as the namespace is pinned. ``holder``: a process that is in it already, of a pod
+        with a user namespace. On failure and on cancellation nothing is left.
         Raises AlreadyExists (a host port is another pod's, who is named), InvalidArgument, Unavailable and
         DeadlineExceeded (nft), and as the wires do.
         """
         if not _has_host_ports(sandbox.config):
-            return await self._wires.attach(sandbox.id, on_netns)
+            return await self._wires.attach(sandbox.id, on_netns, holder)
         self._ports.claim(sandbox.id, _owner(sandbox.config), sandbox.config.port_mappings)
         attachment = None
         try:
-            attachment = await self._wires.attach(sandbox.id, on_netns)
+            attachment = await self._wires.attach(sandbox.id, on_netns, holder)
             around = self._wires.surroundings(attachment)
             await self._ports.open(sandbox.id, attachment.ips, around.networks, around.interface)
         except BaseException:
@@ -76,14 +77,15 @@ class PodNetwork:
         """Take over what an earlier daemon attached. Returns whether its namespace is still there."""
         if sandbox.attachment is None:
             return False
-        if _has_host_ports(sandbox.config):
+        is_there = self._wires.adopt(sandbox.attachment)
+        if is_there and _has_host_ports(sandbox.config):
             around = self._wires.surroundings(sandbox.attachment)
             try:
                 self._ports.claim(sandbox.id, _owner(sandbox.config), sandbox.config.port_mappings)
                 self._ports.adopt(sandbox.id, sandbox.attachment.ips, around.networks, around.interface)
             except CriError as error:  # made by a version with other rules: its pod is there all the same
                 log.warning("host ports of a pod are lost", sandbox=sandbox.id, cause=str(error))
-        return self._wires.adopt(sandbox.attachment)
+        return is_there
 
     async def sweep(self, known: Set[str]) -> list[str]:
         """Remove what no sandbox of ``known`` has, host ports too; the names of the namespaces that went."""

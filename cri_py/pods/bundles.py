@@ -16,10 +16,10 @@ import structlog
 from cri_py.errors import CriError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from cri_py.kernel import seccomp
 from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
-from cri_py.pods import spec, spec_seccomp, spec_security
+from cri_py.pods import spec, spec_seccomp, spec_security, spec_userns
 from cri_py.pods.places import Places
 from cri_py.pods.seccomp_default import default_profile
-from cri_py.pods.spec_mounts import DeviceNode
+from cri_py.pods.spec_mounts import DeviceNode, ImageVolumes
 
 log = structlog.get_logger()
 _PROFILE_BYTES = 1 << 20
@@ -47,7 +47,14 @@ class Bundles:
         self._filters: dict[str, dict[str, Any]] = {}
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="seccomp")
 
-    async def plan(self, sandbox: Sandbox, container: Container, image: Image, target_pid: int | None) -> Bundle:
+    async def plan(
+        self,
+        sandbox: Sandbox,
+        container: Container,
+        image: Image,
+        target_pid: int | None,
+        image_volumes: ImageVolumes,
+    ) -> Bundle:
         """Everything that the container will be, before anything of it is made."""
         assert isinstance(sandbox.state, Ready)
         config = container.config
@@ -62,8 +69,9 @@ class Bundles:
             defaults=self._defaults,
             cgroup=container.cgroup,
             target_pid=target_pid,
-            device_nodes=_device_nodes(config),
+            device_nodes=_device_nodes(config, own_users=spec_userns.has_own(sandbox.config.namespaces)),
             localhost_seccomp=await self._localhost_seccomp(config),
+            image_volumes=image_volumes,
         )
         profile = document["linux"].pop("seccomp", None)
         return Bundle(document, profile, await self._filter(profile) if profile else None)
@@ -141,6 +149,14 @@ class Bundles:
         path = f"{self._places.seccomp}/{seccomp.profile_key(profile)}"
         return {"path": path, "flags": seccomp.filter_flags(profile)}
 
+    def mounting(self, container: Container) -> str:
+        """The host path that init is at, while it mounts volumes; "" before and after."""
+        try:
+            with open(f"{self._places.bundle(container.sandbox_id, container.id)}/mounting", "rb") as file:
+                return os.fsdecode(file.readline().rstrip(b"\n"))
+        except FileNotFoundError:
+            return ""
+
     def kept_exit(self, container: Container) -> dict[str, Any] | None:
         """The exit that the monitor wrote down before it died itself."""
         return read_document(f"{self._places.pod(container.sandbox_id)}/exits/{container.id}") or None
@@ -194,10 +210,11 @@ def read_document(path: str) -> dict[str, Any]:
     return document
 
 
-def _device_nodes(config: ContainerConfig) -> Sequence[DeviceNode]:
-    """The numbers of the devices that are asked for; a privileged container gets all that the node's /dev has."""
+def _device_nodes(config: ContainerConfig, *, own_users: bool) -> Sequence[DeviceNode]:
+    """The numbers of the devices that are asked for; a privileged container gets all that the node's /dev has, unless
+    the pod has a user namespace: then its root is not the node's, whose devices these are."""
     nodes = [_look_up(device.host_path, device.container_path, device.permissions) for device in config.devices]
-    if config.security.privileged:
+    if config.security.privileged and not own_users:
         named = {node.path for node in nodes}
         nodes += [node for node in _host_devices("/dev") if node.path not in named]
     return nodes

@@ -16,6 +16,7 @@ from cri_py import lifecycle, telemetry
 from cri_py.config import RuntimeConfig
 from cri_py.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -46,7 +47,7 @@ from cri_py.model import (
     SandboxId,
 )
 from cri_py.monitor import protocol
-from cri_py.pods import spec_limits, spec_security, spec_signals
+from cri_py.pods import image_volumes, spec_limits, spec_security, spec_signals
 from cri_py.pods.bundles import Bundle, Bundles
 from cri_py.pods.events import Events
 from cri_py.pods.execs import Execs
@@ -121,7 +122,9 @@ class Containers:
 
     def image_ids_in_use(self) -> set[ImageId]:
         """The images whose layers a container still needs."""
-        return {container.image_id for container in self._ledger.containers()}
+        containers = self._ledger.containers()
+        mounted = {image_id for container in containers for image_id in container.volume_images.values()}
+        return mounted | {container.image_id for container in containers}
 
     # ---------------------------------------------------------------- create
 
@@ -165,24 +168,16 @@ class Containers:
         self, sandbox: Sandbox, config: ContainerConfig, sandbox_config: SandboxConfig | None, image: Image
     ) -> ContainerId:
         container_id = ContainerId(os.urandom(32).hex())
-        container = Container(
-            id=container_id,
-            sandbox_id=sandbox.id,
-            config=config,
-            image_id=image.id,
-            image_ref=image.repo_tags[0] if image.repo_tags else "",
-            created_at=self._clock(),
-            state=Created(),
-            log_path=spec_limits.container_log_path(config, sandbox_config or sandbox.config),
-            cgroup=f"{sandbox.cgroup}/{container_id}",
-            stop_signal=spec_signals.resolve_stop_signal(config.stop_signal, image.config.stop_signal),
-            resources=config.resources,
-        )
+        volumes = image_volumes.find(self._images, config, self._places.writable(container_id))
+        described = self._describe(container_id, sandbox, config, sandbox_config, image)
+        container = replace(described, volume_images=image_volumes.image_ids(volumes))
         user = spec_security.user_request(config, image.config)
-        bundle = await self._bundles.plan(sandbox, container, image, self._target_pid(sandbox, config))
-        async with AsyncExitStack() as undo:
+        target, lower = self._target_pid(sandbox, config), image_volumes.layers(volumes)
+        bundle = await self._bundles.plan(sandbox, container, image, target, lower)
+        async with image_volumes.using(self._images, volumes), AsyncExitStack() as undo:
             undo.callback(self._discard_files, container)
             self._bundles.write(container, bundle)
+            await image_volumes.lay_out(self._images, volumes)
             trace("create: bundle written")
             undo.push_async_callback(self._groups.remove, container.cgroup)
             await self._groups.make(container.cgroup, bundle.document["linux"]["resources"])
@@ -198,6 +193,29 @@ class Containers:
             _log_once(note)
         self._publish(container, EventKind.CREATED)
         return container_id
+
+    def _describe(
+        self,
+        container_id: ContainerId,
+        sandbox: Sandbox,
+        config: ContainerConfig,
+        sandbox_config: SandboxConfig | None,
+        image: Image,
+    ) -> Container:
+        """What the container's record will be."""
+        return Container(
+            id=container_id,
+            sandbox_id=sandbox.id,
+            config=config,
+            image_id=image.id,
+            image_ref=image.repo_tags[0] if image.repo_tags else "",
+            created_at=self._clock(),
+            state=Created(),
+            log_path=spec_limits.container_log_path(config, sandbox_config or sandbox.config),
+            cgroup=f"{sandbox.cgroup}/{container_id}",
+            stop_signal=spec_signals.resolve_stop_signal(config.stop_signal, image.config.stop_signal),
+            resources=config.resources,
+        )
 
     def _target_pid(self, sandbox: Sandbox, config: ContainerConfig) -> int | None:
         target = config.security.namespaces.target_id
@@ -218,7 +236,7 @@ class Containers:
     ) -> dict[str, Any]:
         writable = self._places.writable(container.id)
         namespaces = bundle.document["linux"]["namespaces"]
-        return await self._monitors.of(container.sandbox_id).request(
+        asked = self._monitors.of(container.sandbox_id).request(
             "create",
             timeout_s=self._config.monitor_timeout_s,
             id=container.id,
@@ -237,7 +255,18 @@ class Containers:
             line_bytes=self._config.log_line_bytes,
             stdin=container.config.stdin,
             stdin_once=container.config.stdin_once,
+            make_sources=self._config.missing_host_paths == "make",
         )
+        try:
+            return await asked
+        except DeadlineExceeded as error:
+            path = self._bundles.mounting(container)
+            if not path:
+                raise
+            raise DeadlineExceeded(
+                f"the volume {path} could not be mounted within {self._config.monitor_timeout_s:g} s",
+                hint="is the server of its file system there?",
+            ) from error
 
     async def _forget_in_monitor(self, container: Container) -> None:
         """End what the monitor may have begun for a container that will not be."""

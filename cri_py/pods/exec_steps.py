@@ -19,11 +19,12 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from cri_py.cgroups import ExecScope
 from cri_py.errors import CriError, FailedPrecondition, InvalidArgument, StartError
-from cri_py.kernel import capabilities
+from cri_py.kernel import capabilities, userns
 from cri_py.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -33,6 +34,7 @@ from cri_py.kernel.constants import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
+    CLONE_NEWUSER,
     CLONE_NEWUTS,
     CLONE_PARENT,
     PR_CAP_AMBIENT,
@@ -103,10 +105,25 @@ class Template(NamedTuple):
     settled: tuple[Step, ...]  # done inside, up to execve
     environment: tuple[Argument, ...]  # envp
     path: str  # PATH of that
+    own_users: bool = False  # whether the container has a user namespace
+    owner: tuple[int, int] = (0, 0)  # (uid, gid) on the node
+    uid: int = 0  # in the container
 
 
-def template(process: Mapping[str, Any], identity: Identity, secure: Filter | None, rights: Rights) -> Template:
-    """``process``: OCI's, of the container, but for its command. Raises InvalidArgument for a word that holds a NUL."""
+def template(
+    process: Mapping[str, Any],
+    identity: Identity,
+    secure: Filter | None,
+    rights: Rights,
+    linux: Mapping[str, Any] = MappingProxyType({}),
+) -> Template:
+    """``process``: OCI's, of the container, but for its command; ``linux``: what has its user namespace's mappings.
+
+    Raises InvalidArgument for a word that holds a NUL.
+    """
+    uids, gids = linux.get("uidMappings", []), linux.get("gidMappings", [])
+    if uids:  # there a process has every capability, whatever it had outside
+        rights = rights._replace(held=(1 << (rights.last_capability + 1)) - 1)
     environment = _environment(process["env"], identity.home)
     try:
         return Template(
@@ -114,6 +131,9 @@ def template(process: Mapping[str, Any], identity: Identity, secure: Filter | No
             (*_reduced(process, identity, secure, rights), *_settled(process, secure)),
             vector([text(os.fsdecode(key + b"=" + value)) for key, value in environment.items()]),
             os.fsdecode(environment.get(b"PATH", b"")),
+            bool(uids),
+            (userns.outside(uids, identity.uid), userns.outside(gids, identity.gid)),
+            identity.uid,
         )
     except ValueError as error:
         raise InvalidArgument(f"nothing can be executed in the container: {error}", hint="leave NULs out") from error
@@ -129,7 +149,7 @@ def steps(common: Template, command: Sequence[str], scope: ExecScope, *, termina
         tries = [*_tries(command, common)]
     except ValueError as error:
         raise InvalidArgument(f"the command can't be executed: {error}", hint="leave NULs out") from error
-    return [*_born_into(scope), *common.limited, *_walked_in(terminal=terminal), *common.settled, *tries]
+    return [*_born_into(scope), *common.limited, *_walked_in(common, terminal=terminal), *common.settled, *tries]
 
 
 def refusal(step: Step, number: int) -> CriError:
@@ -188,12 +208,20 @@ def _limits_to_try(ours: int, soft: int, hard: int) -> Iterator[tuple[int, int]]
     yield soft, hard
 
 
-def _walked_in(*, terminal: bool) -> Iterator[Step]:
-    yield Step("setns", (TARGET_FD, _ALL), words=Words("setns", _ENDING))
+def _walked_in(common: Template, *, terminal: bool) -> Iterator[Step]:
+    flags = _ALL | CLONE_NEWUSER if common.own_users else _ALL
+    yield Step("setns", (TARGET_FD, flags), words=Words("setns", _ENDING))
     yield Step("close", (TARGET_FD,))
+    if common.own_users:  # until then the node's ids, which are nobody there
+        yield Step("setgroups", (0, 0))
+        yield Step("setresgid", (0, 0, 0))
+        yield Step("setresuid", (0, 0, 0))
+        yield Step("prctl", (PR_SET_DUMPABLE, 0))
     yield Step("setsid")
     if terminal:
         yield from _terminal()
+        if common.uid:
+            yield Step("fchown", (0, common.uid, -1))  # the group is tty, which may write to it
 
 
 def _terminal() -> Iterator[Step]:

@@ -7,6 +7,7 @@ import os
 import resource
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, Final, NamedTuple
 
 from cri_py.cgroups import Cgroups
@@ -24,11 +25,16 @@ _KILLED_S: Final = 10.0
 
 
 class Exec(NamedTuple):
-    """A command in a container, ready to be run: the ``name`` of its group, and its program."""
+    """A command in a container, ready to be run: the ``name`` of its group, and its program.
+
+    ``owner``: (uid, gid) on the node of who it runs as. The pipes that are its stdio belong to them, or /dev/stdout
+    could not be opened there.
+    """
 
     container_id: ContainerId
     name: str
     steps: Sequence[Step]
+    owner: tuple[int, int]
 
 
 class Execs:
@@ -65,13 +71,19 @@ class Execs:
         name = f"exec-{self._mark}-{self._count}"
         scope = self._cgroups.exec_scope(container.cgroup, name)
         common = self._templates[container.id]
-        return Exec(container.id, name, exec_steps.steps(common, command, scope, terminal=terminal))
+        return Exec(container.id, name, exec_steps.steps(common, command, scope, terminal=terminal), common.owner)
 
     def _template(self, container: Container, document: dict[str, Any]) -> exec_steps.Template:
         user = container.user
         assert user is not None  # a container whose user is unknown never runs
         identity = exec_steps.Identity(user.uid, user.gid, user.supplemental_groups, user.home)
-        return exec_steps.template(document["process"], identity, self._filter(document), self._rights)
+        return exec_steps.template(
+            document["process"],
+            identity,
+            self._filter(document),
+            self._rights,
+            document.get("linux", {}),
+        )
 
     def _filter(self, document: dict[str, Any]) -> exec_steps.Filter | None:
         found = self._filter_of(document)
@@ -85,42 +97,45 @@ class Execs:
 
     async def run(self, monitor: MonitorClient, command: Exec, timeout_s: int) -> ExecResult:
         """Run it to its end or to the deadline; then everything that it started is killed."""
-        stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        streams = Collector(self._config.exec_output_bytes), Collector(self._config.exec_output_bytes)
-        fds = stdin, streams[0].write_end, streams[1].write_end
-        try:
-            try:
-                asked = await self._ask(monitor, command, fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
-            code = await self._await_end(monitor, command, asked, timeout_s)
+        with ExitStack() as ours, ExitStack() as sent:
+            stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            sent.callback(os.close, stdin)
+            streams = self._collector(command, ours, sent), self._collector(command, ours, sent)
+            asked = self._ask(monitor, command, (stdin, *(stream.write_end for stream in streams)), sent)
+            code = await self._await_end(monitor, command, asked, sent, timeout_s)
             trace("exec: ended")
             await self._drain(streams)
             return ExecResult(streams[0].taken(), streams[1].taken(), code)
-        finally:
-            for stream in streams:
-                stream.close()
 
-    async def _ask(
-        self, monitor: MonitorClient, command: Exec, stdio: tuple[int, int, int]
+    def _collector(self, command: Exec, ours: ExitStack, sent: ExitStack) -> Collector:
+        collector = Collector(self._config.exec_output_bytes, command.owner)
+        ours.callback(collector.close)
+        sent.callback(os.close, collector.write_end)
+        return collector
+
+    def _ask(
+        self, monitor: MonitorClient, command: Exec, stdio: tuple[int, ...], sent: ExitStack
     ) -> asyncio.Future[dict[str, Any]]:
-        """Send the request; its answer is the command's end."""
+        """The request, which goes out with the loop's next turn; its answer is the command's end."""
         program = steps.in_memory(steps.program(command.steps))
-        try:
-            words = {"id": command.container_id, "name": command.name}
-            asked = asyncio.ensure_future(monitor.request("exec", timeout_s=None, fds=(*stdio, program), **words))
-            trace("exec: before the frame")
-            await asyncio.sleep(0)  # the frame goes out, its descriptors with it
-        finally:
-            os.close(program)
-        return asked
+        sent.callback(os.close, program)
+        words = {"id": command.container_id, "name": command.name}
+        return asyncio.ensure_future(monitor.request("exec", timeout_s=None, fds=(*stdio, program), **words))
 
     async def _await_end(
-        self, monitor: MonitorClient, command: Exec, asked: asyncio.Future[dict[str, Any]], timeout_s: int
+        self,
+        monitor: MonitorClient,
+        command: Exec,
+        asked: asyncio.Future[dict[str, Any]],
+        sent: ExitStack,
+        timeout_s: int,
     ) -> int:
+        """Whoever leaves before, from the first moment on, leaves no command behind."""
         try:
             async with asyncio.timeout(timeout_s or None):
+                trace("exec: before the frame")
+                await asyncio.sleep(0)  # the frame goes out, its descriptors with it
+                sent.close()
                 return int((await asyncio.shield(asked))["code"])
         except StepFailed as failure:
             raise exec_steps.refusal(command.steps[failure.step], failure.errno) from failure
@@ -149,8 +164,10 @@ def _rights() -> exec_steps.Rights:
 class Collector:
     """Reads a pipe to its end and keeps the first ``limit`` bytes; the rest is read and let go, as CRI asks."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, owner: tuple[int, int] = (0, 0)) -> None:
         self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        if owner != (0, 0):
+            os.fchown(self.write_end, *owner)
         os.set_blocking(self.write_end, True)
         self._limit = limit
         self._parts: list[bytes] = []

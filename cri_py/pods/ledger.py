@@ -239,6 +239,7 @@ def _write_container(container: Container) -> Put:
         "cgroup": container.cgroup,
         "user": asdict(container.user) if container.user else None,
         "stop_signal": container.stop_signal,
+        "volume_images": dict(container.volume_images),
     }
     return Put(_CONTAINER, container.id, json.dumps(body).encode(), container.config.raw)
 
@@ -282,6 +283,7 @@ def _read_container(row: Put, decode: Callable[[bytes], ContainerConfig]) -> Con
         user=read_user(body["user"]),
         stop_signal=body["stop_signal"],
         resources=config.resources,
+        volume_images=body.get("volume_images", {}),
     )
 
 

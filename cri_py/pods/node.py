@@ -9,13 +9,14 @@ from dataclasses import asdict
 
 from cri_py.cgroups import Cgroups
 from cri_py.config import Config
-from cri_py.model import Condition
+from cri_py.model import Condition, Features
 from cri_py.network.pod_network import PodNetwork
 
 
 class Node:
-    def __init__(self, config: Config, cgroups: Cgroups, network: PodNetwork) -> None:
+    def __init__(self, config: Config, cgroups: Cgroups, network: PodNetwork, features: Features) -> None:
         self._config = config
+        self._features = features
         self._cgroups = cgroups
         self._network = network
 
@@ -25,6 +26,10 @@ class Node:
     def handlers(self) -> tuple[str, ...]:
         """The names that a RuntimeClass may use; "" is the default."""
         return ("", *self._config.runtime.handlers)
+
+    def features(self) -> Features:
+        """As the kernel has proved them when the daemon started."""
+        return self._features
 
     def cgroup_driver(self) -> str:
         return self._config.cgroups.driver
@@ -38,5 +43,6 @@ class Node:
             "kernel": platform.release(),
             "cgroups": type(self._cgroups).__name__.lower(),
             "cgroupMounts": self._cgroups.mounts,
+            "features": asdict(self._features),
         }
         return {"config": json.dumps(asdict(self._config)), "node": json.dumps(node)}

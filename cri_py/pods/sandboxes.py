@@ -19,7 +19,7 @@ from cri_py import lifecycle, telemetry
 from cri_py.config import RuntimeConfig
 from cri_py.errors import AlreadyExists, CriError, DeadlineExceeded, Internal, KernelError, NotFound, Unavailable
 from cri_py.images.flights import Flights
-from cri_py.kernel import syscalls
+from cri_py.kernel import syscalls, userns
 from cri_py.kernel.constants import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID
 from cri_py.kernel.faults import trace
 from cri_py.model import (
@@ -37,7 +37,7 @@ from cri_py.model import (
 )
 from cri_py.monitor.client import SOCKET_NAME, MonitorClient, SpawnerClient
 from cri_py.network.pod_network import PodNetwork
-from cri_py.pods import files, spec, spec_limits
+from cri_py.pods import files, spec, spec_limits, spec_userns
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
 from cri_py.pods.groups import Groups
@@ -47,7 +47,6 @@ from cri_py.pods.places import Places
 from cri_py.pods.trash import Trash
 
 log = structlog.get_logger()
-_SHM_OPTIONS: Final = "mode=1777,size=65536k"
 _HELLO_S: Final = 5.0
 _STOPPED: Final = "stopped"  # recorded after the teardown, so it also says that nothing is left to tear down
 
@@ -165,6 +164,8 @@ class Sandboxes:
 
     async def _gather(self, sandbox: Sandbox, undo: AsyncExitStack) -> tuple[MonitorClient, int, Attachment | None]:
         """Monitor, network and cgroup are made side by side; the holder as soon as it has somewhere to be."""
+        if spec_userns.has_own(sandbox.config.namespaces):
+            return await self._gather_inside(sandbox, undo)
         host_network = sandbox.config.namespaces.network is NamespaceMode.NODE
         netns = asyncio.Event()
         try:
@@ -185,6 +186,25 @@ class Sandboxes:
         except BaseExceptionGroup as group:
             raise _first(group) from None
         return spawned.result(), holder, attachment
+
+    async def _gather_inside(
+        self, sandbox: Sandbox, undo: AsyncExitStack
+    ) -> tuple[MonitorClient, int, Attachment | None]:
+        """With a user namespace the holder comes before the network, which must be made inside it."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._make_group(sandbox, undo))
+                spawned = tasks.create_task(self._spawn(sandbox, undo))
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        monitor = spawned.result()
+        holder = await self._hold(sandbox, monitor)
+        trace("run: held")
+        attachment = None
+        if sandbox.config.namespaces.network is not NamespaceMode.NODE:
+            attachment = await self._attach(sandbox, undo, asyncio.Event(), holder)
+        self._write_files(replace(sandbox, attachment=attachment))
+        return monitor, holder, attachment
 
     async def _make_group(self, sandbox: Sandbox, undo: AsyncExitStack) -> None:
         undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, sandbox.id, ())
@@ -218,16 +238,19 @@ class Sandboxes:
         trace("run: monitor up")
         return monitor
 
-    async def _attach(self, sandbox: Sandbox, undo: AsyncExitStack, netns: asyncio.Event) -> Attachment:
-        attachment = await self._network.attach(sandbox, netns.set)
+    async def _attach(
+        self, sandbox: Sandbox, undo: AsyncExitStack, netns: asyncio.Event, holder: int = 0
+    ) -> Attachment:
+        attachment = await self._network.attach(sandbox, netns.set, holder)
         undo.push_async_callback(self._network.detach, replace(sandbox, attachment=attachment))
         trace("run: network attached")
         return attachment
 
     async def _hold(self, sandbox: Sandbox, monitor: MonitorClient) -> int:
         own = spec.sandbox_namespaces(sandbox.config)
+        mappings = spec_userns.mappings(sandbox.config.namespaces)
         fds: tuple[int, ...] = ()
-        if "network" in own:
+        if "network" in own and not mappings:
             fds = (os.open(self._network.pin_of(sandbox.id), os.O_RDONLY | os.O_CLOEXEC),)
         try:
             answer = await monitor.request(
@@ -238,6 +261,9 @@ class Sandboxes:
                 hostname=files.sandbox_hostname(sandbox, "") if "uts" in own else "",
                 ipc="ipc" in own,
                 pid="pid" in own,
+                net="network" in own and bool(mappings),
+                uid_map=userns.text_of(mappings.get("uidMappings", [])),
+                gid_map=userns.text_of(mappings.get("gidMappings", [])),
                 sysctls=spec_limits.sandbox_sysctls(sandbox.config),
                 cgroup=self._groups.of_holder(sandbox.cgroup, sandbox.id),
             )
@@ -260,14 +286,19 @@ class Sandboxes:
         ips = sandbox.attachment.ips if sandbox.attachment else ()
         node_hosts = _read("/etc/hosts") if host_network else None
         resolv_conf = files.resolv_conf_text(sandbox.config.dns, _read("/etc/resolv.conf"))
+        root = spec_userns.root_of(sandbox.config.namespaces)
         with _told_as_ours(f"the files of pod sandbox {sandbox.id}"):
             Path(places.hosts).write_text(files.hosts_text(hostname, ips, node_hosts))
             Path(places.hostname).write_text(files.hostname_text(hostname))
             Path(places.resolv_conf).write_text(resolv_conf)
+            if root != (0, 0):
+                for path in (places.hosts, places.hostname, places.resolv_conf):
+                    os.chown(path, *root)
             if sandbox.config.namespaces.ipc is NamespaceMode.NODE:
                 return
             os.makedirs(places.shm, exist_ok=True)
-            syscalls.mount("shm", places.shm, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, _SHM_OPTIONS)
+            options = f"mode=1777,size={self._config.shm_bytes},uid={root[0]},gid={root[1]}"
+            syscalls.mount("shm", places.shm, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
 
     def _remove_directory(self, sandbox: Sandbox) -> None:
         unmount(self._places.files(sandbox.id).shm)

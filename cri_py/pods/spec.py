@@ -8,13 +8,14 @@ and ``os.fsencode`` turns back.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cri_py.errors import InvalidArgument, Unimplemented
 from cri_py.kernel import capabilities
 from cri_py.model import (
     ContainerConfig,
+    Features,
     ImageConfig,
     LinuxResources,
     NamespaceMode,
@@ -22,7 +23,7 @@ from cri_py.model import (
     Sandbox,
     SandboxConfig,
 )
-from cri_py.pods import spec_mounts, spec_security
+from cri_py.pods import spec_mounts, spec_security, spec_userns
 from cri_py.pods.files import sandbox_hostname
 from cri_py.pods.spec_mounts import DeviceNode, SandboxFiles
 from cri_py.pods.spec_security import user_request
@@ -55,6 +56,7 @@ class SpecDefaults:
     apparmor: bool = False  # whether the kernel has it
     selinux: bool = False
     node_hostname: str = ""
+    features: Features = field(default_factory=Features)
 
 
 def container_document(
@@ -71,33 +73,36 @@ def container_document(
     target_pid: int | None = None,
     device_nodes: Sequence[DeviceNode] | None = None,
     localhost_seccomp: Mapping[str, Any] | None = None,
+    image_volumes: spec_mounts.ImageVolumes | None = None,
 ) -> Json:
     """The whole document of a container.
 
     ``root_path``: its mounted root file system. ``holder_pid``: the process whose namespaces the pod shares.
     ``cgroup``: below the root of every hierarchy, "" to leave it out. ``target_pid``: a process of the container that
     pid mode TARGET names. ``device_nodes``: config.devices, looked up, and for privileged containers the host's.
-    ``localhost_seccomp``: the profile that the seccomp field names, in OCI's form.
+    ``localhost_seccomp``: the profile that the seccomp field names, in OCI's form. ``image_volumes``: the directories
+    of the images that mounts name, by container_path.
 
     Raises InvalidArgument or Unimplemented that names the field which can't be honoured.
     """
-    security = config.security
     _check_container_security(sandbox, config, defaults)
     spec_mounts.check_devices(config, device_nodes)
+    own = spec_mounts.OwnFiles(image_volumes or {}, image.volumes, root_path)
     document: Json = {
         "ociVersion": "1.3.0",
-        "root": {"path": root_path, "readonly": security.readonly_rootfs},
+        "root": {"path": root_path, "readonly": config.security.readonly_rootfs},
         "process": _process(sandbox, config, image, defaults),
-        "mounts": spec_mounts.mounts(sandbox, config, files),
+        "mounts": spec_mounts.mounts(sandbox, config, files, own, defaults.features),
         "annotations": _annotations(sandbox, config, container_id),
         "linux": _linux(config, device_nodes or ())
+        | spec_userns.mappings(sandbox.config.namespaces)
         | {"namespaces": _namespaces(sandbox, config, holder_pid, target_pid, defaults)},
     }
     if cgroup:
         document["linux"]["cgroupsPath"] = cgroup
     granted = document["process"]["capabilities"]["bounding"]
     profile = spec_security.seccomp_profile(
-        security, granted, enabled=defaults.seccomp, arch=defaults.arch, localhost=localhost_seccomp
+        config.security, granted, enabled=defaults.seccomp, arch=defaults.arch, localhost=localhost_seccomp
     )
     if profile is not None:
         document["linux"]["seccomp"] = profile
@@ -118,6 +123,8 @@ def sandbox_namespaces(config: SandboxConfig) -> tuple[str, ...]:
         own.append("ipc")
     if asked.pid is NamespaceMode.POD:
         own.append("pid")
+    if spec_userns.has_own(asked):
+        own.append("user")
     return tuple(own)
 
 
@@ -127,17 +134,9 @@ def check_sandbox_security(config: SandboxConfig, defaults: SpecDefaults) -> Non
     The other fields of the sandbox's security context (user, groups, read-only root, seccomp) are about a pause
     container. Ours has none: the holder executes nothing of any image and has no root file system of its own.
     """
-    _check_userns(config.namespaces)
+    spec_userns.check_sandbox(config, why_not=defaults.features.no_user_namespaces)
     spec_security.check_apparmor(config.apparmor, enabled=defaults.apparmor)
     spec_security.check_selinux(config.selinux, enabled=defaults.selinux)
-
-
-def _check_userns(asked: NamespaceOption) -> None:
-    if asked.userns is None or asked.userns.mode is NamespaceMode.NODE:
-        return
-    if asked.userns.mode is not NamespaceMode.POD:
-        raise InvalidArgument(f"userns_options.mode is {asked.userns.mode.name}", hint="use POD or NODE")
-    raise Unimplemented("user namespaces (userns_options.mode POD) are not supported by this version")
 
 
 def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
@@ -237,21 +236,23 @@ def _namespaces(
 ) -> list[Json]:
     """``linux.namespaces``: without a path a new one, with a path a joined one, not listed the host's."""
     asked, pod = config.security.namespaces, sandbox.config.namespaces
-    for field, wanted, given in (
+    for name, wanted, given in (
         ("network", asked.network, pod.network),
         ("ipc", asked.ipc, pod.ipc),
         ("pid", asked.pid, pod.pid),
     ):
         if wanted is NamespaceMode.NODE and given is not NamespaceMode.NODE:
             raise InvalidArgument(
-                f"namespace_options.{field} of container {config.metadata.name} is NODE, its sandbox's is {given.name}",
+                f"namespace_options.{name} of container {config.metadata.name} is NODE, its sandbox's is {given.name}",
                 hint="a container shares the namespaces of its sandbox: run the sandbox with NODE",
             )
-        if field != "pid" and wanted in {NamespaceMode.CONTAINER, NamespaceMode.TARGET}:
-            raise InvalidArgument(f"namespace_options.{field} is {wanted.name}", hint="use POD or NODE")
-    _check_userns(asked)
+        if name != "pid" and wanted in {NamespaceMode.CONTAINER, NamespaceMode.TARGET}:
+            raise InvalidArgument(f"namespace_options.{name} is {wanted.name}", hint="use POD or NODE")
+    spec_userns.check_container(config, pod)
     own = sandbox_namespaces(sandbox.config)
     listed: list[Json] = [{"type": "mount"}]
+    if spec_userns.has_own(pod):
+        listed.append({"type": "user", "path": f"/proc/{holder_pid}/ns/user"})
     for kind, name in (("network", "net"), ("uts", "uts"), ("ipc", "ipc")):
         if kind in own:
             listed.append({"type": kind, "path": f"/proc/{holder_pid}/ns/{name}"})

@@ -99,7 +99,7 @@ class Streams:
         command = self._command(request) if request.kind is StreamKind.EXEC else None
         fds = [connection.fileno()]
         if command is not None:
-            fields |= {"name": command.name, "words": steps.words(command.steps)}
+            fields |= {"name": command.name, "words": steps.words(command.steps), "owner": command.owner}
             fds.append(steps.in_memory(steps.program(command.steps)))
         try:
             await self._monitors.of(request.sandbox_id).request(

@@ -119,7 +119,7 @@ def container_status(value: model.Container) -> pb.ContainerStatus:
         image_ref=value.image_id,
         labels=value.config.labels,
         annotations=value.config.annotations,
-        mounts=[mount(m) for m in value.config.mounts],
+        mounts=[mount(m, value.volume_images.get(m.container_path, "")) for m in value.config.mounts],
         log_path=value.log_path,
         resources=_resources_of(value),
         image_id=value.image_id,
@@ -166,7 +166,11 @@ def _user(user: model.User) -> pb.LinuxContainerUser:
     return pb.LinuxContainerUser(uid=user.uid, gid=user.gid, supplemental_groups=user.supplemental_groups)
 
 
-def mount(value: model.Mount) -> pb.Mount:
+def mount(value: model.Mount, image_id: str = "") -> pb.Mount:
+    """``image_id``: of an image volume, what the ref meant when the container was made (KEP-5365)."""
+    image = None if value.image is None else image_spec(value.image)
+    if image is not None and image_id:
+        image.image_ref = image_id
     return pb.Mount(
         container_path=value.container_path,
         host_path=value.host_path,
@@ -176,7 +180,7 @@ def mount(value: model.Mount) -> pb.Mount:
         uidMappings=_id_mappings(value.uid_mappings),
         gidMappings=_id_mappings(value.gid_mappings),
         recursive_read_only=value.recursive_read_only,
-        image=None if value.image is None else image_spec(value.image),
+        image=image,
         image_sub_path=value.image_sub_path,
         mount_options=value.mount_options,
     )
@@ -260,6 +264,23 @@ def filesystem(value: model.FilesystemUsage) -> pb.FilesystemUsage:
 
 def condition(value: model.Condition) -> pb.RuntimeCondition:
     return pb.RuntimeCondition(type=value.type, status=value.status, reason=value.reason, message=value.message)
+
+
+def handler_features(features: model.Features) -> pb.RuntimeHandlerFeatures:
+    """What the kubelet asks for before it admits a pod that needs it."""
+    return pb.RuntimeHandlerFeatures(
+        recursive_read_only_mounts=not features.no_recursive_read_only,
+        user_namespaces=not features.no_user_namespaces,
+    )
+
+
+def runtime_features(features: model.Features) -> pb.RuntimeFeatures:
+    """The same for all handlers; options of mounts hold for what is mounted below, too, as read-only does."""
+    return pb.RuntimeFeatures(
+        supplemental_groups_policy=True,
+        user_namespaces_host_network=not (features.no_user_namespaces or features.no_recursive_read_only),
+        mount_options=not features.no_recursive_read_only,
+    )
 
 
 def runtime_configuration(driver: str) -> pb.LinuxRuntimeConfiguration:

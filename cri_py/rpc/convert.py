@@ -315,6 +315,14 @@ def container_filter(message: pb.ContainerFilter) -> model.ContainerFilter:
     return model.ContainerFilter(message.id, state, message.pod_sandbox_id, dict(message.label_selector))
 
 
+def container_stats_filter(message: pb.ContainerStatsFilter) -> model.ContainerFilter:
+    return model.ContainerFilter(message.id, None, message.pod_sandbox_id, dict(message.label_selector))
+
+
+def sandbox_stats_filter(message: pb.PodSandboxStatsFilter) -> model.SandboxFilter:
+    return model.SandboxFilter(message.id, None, dict(message.label_selector))
+
+
 def stdio(request: pb.ExecRequest | pb.AttachRequest) -> model.Stdio:
     return model.Stdio(request.tty, request.stdin, request.stdout, request.stderr)
 

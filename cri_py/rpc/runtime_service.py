@@ -9,20 +9,16 @@ from typing import Final, Protocol
 
 from cri_py import model
 from cri_py.errors import InvalidArgument
+from cri_py.pods.stats import ContainerUsage, SandboxUsage
 from cri_py.rpc import answers, convert, listing
 from cri_py.rpc.convert import object_id
 from cri_py.rpc.gen import api_pb2 as pb
+from cri_py.rpc.stats import StatsEncoding
 
 KUBELET_API_VERSION: Final = "0.1.0"
 RUNTIME_NAME: Final = "cri_py"
 RUNTIME_VERSION: Final = "0.1.0"
 CRI_VERSION: Final = "v1"
-
-# What the runtime can do, as the kubelet asks before it admits a pod that needs it.
-HANDLER_FEATURES: Final = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=False, user_namespaces=False)
-FEATURES: Final = pb.RuntimeFeatures(
-    supplemental_groups_policy=True, user_namespaces_host_network=False, mount_options=False
-)
 
 
 class Sandboxes(Protocol):
@@ -56,6 +52,13 @@ class Streams(Protocol):
     def port_forward(self, sandbox_id: str, ports: Sequence[int], /) -> str: ...
 
 
+class Statistics(Protocol):
+    async def container(self, container_id: str, /) -> ContainerUsage: ...
+    async def containers(self, wanted: model.ContainerFilter, /) -> Sequence[ContainerUsage]: ...
+    async def sandbox(self, sandbox_id: str, /) -> SandboxUsage: ...
+    async def sandboxes(self, wanted: model.SandboxFilter, /) -> Sequence[SandboxUsage]: ...
+
+
 class Events(Protocol):
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[model.Event]]: ...
 
@@ -66,21 +69,31 @@ class Node(Protocol):
     def cgroup_driver(self) -> str: ...
     async def update_pod_cidr(self, cidr: str) -> None: ...
     def handlers(self) -> Sequence[str]: ...
+    def features(self) -> model.Features: ...
 
 
 class RuntimeService:
     """The methods bear the names of the RPCs."""
 
     def __init__(
-        self, sandboxes: Sandboxes, containers: Containers, streams: Streams, events: Events, node: Node
+        self,
+        *,
+        sandboxes: Sandboxes,
+        containers: Containers,
+        streams: Streams,
+        statistics: Statistics,
+        events: Events,
+        node: Node,
     ) -> None:
         self._sandboxes = sandboxes
         self._containers = containers
         self._streams = streams
+        self._statistics = statistics
         self._events = events
         self._node = node
         self._sandbox_listing = listing.sandboxes()
         self._container_listing = listing.containers()
+        self._stats = StatsEncoding()
 
     # ---------------------------------------------------------------- node
 
@@ -93,11 +106,13 @@ class RuntimeService:
         )
 
     async def Status(self, request: pb.StatusRequest) -> pb.StatusResponse:
+        features = self._node.features()
+        handler = answers.handler_features(features)
         return pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=[answers.condition(c) for c in self._node.conditions()]),
             info=self._node.verbose() if request.verbose else {},
-            runtime_handlers=[pb.RuntimeHandler(name=n, features=HANDLER_FEATURES) for n in self._node.handlers()],
-            features=FEATURES,
+            runtime_handlers=[pb.RuntimeHandler(name=name, features=handler) for name in self._node.handlers()],
+            features=answers.runtime_features(features),
         )
 
     async def RuntimeConfig(self, _: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
@@ -201,6 +216,34 @@ class RuntimeService:
     async def PortForward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
         sandbox_id = object_id(request.pod_sandbox_id, "pod_sandbox_id")
         return pb.PortForwardResponse(url=self._streams.port_forward(sandbox_id, tuple(request.port)))
+
+    # ---------------------------------------------------------- statistics
+
+    async def ContainerStats(self, request: pb.ContainerStatsRequest) -> bytes:
+        container_id = object_id(request.container_id, "container_id")
+        return self._stats.containers([await self._statistics.container(container_id)])
+
+    async def ListContainerStats(self, request: pb.ListContainerStatsRequest) -> bytes:
+        return self._stats.containers(await self._statistics.containers(convert.container_stats_filter(request.filter)))
+
+    async def StreamContainerStats(self, request: pb.StreamContainerStatsRequest) -> AsyncIterator[bytes]:
+        found = await self._statistics.containers(convert.container_stats_filter(request.filter))
+        for part in self._stats.container_parts(found):
+            yield part
+
+    async def PodSandboxStats(self, request: pb.PodSandboxStatsRequest) -> bytes:
+        sandbox_id = object_id(request.pod_sandbox_id, "pod_sandbox_id")
+        return self._stats.sandboxes([await self._statistics.sandbox(sandbox_id)])
+
+    async def ListPodSandboxStats(self, request: pb.ListPodSandboxStatsRequest) -> bytes:
+        return self._stats.sandboxes(await self._statistics.sandboxes(convert.sandbox_stats_filter(request.filter)))
+
+    async def StreamPodSandboxStats(self, request: pb.StreamPodSandboxStatsRequest) -> AsyncIterator[bytes]:
+        found = await self._statistics.sandboxes(convert.sandbox_stats_filter(request.filter))
+        for part in self._stats.sandbox_parts(found):
+            yield part
+
+    # -------------------------------------------------------------- events
 
     async def GetContainerEvents(self, _: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
         async with self._events.subscribe() as events:

@@ -5,6 +5,7 @@ program the kernel closes its end, and that end of file is how success is told::
 
     monitor                          child
        │  clone3 ──────────────────────▶ │  namespaces, mounts, pivot_root
+       │ ◀────────────────── born, pid   │  (with a user namespace only: another process goes on, see runtime.crossing)
        │ ◀──────────── ready, ticks, {…} │  (init only) + the tty's master
        │  "g" ─────────────────────────▶ │  user, capabilities, seccomp
        │ ◀──────────── error, kind, text │  or
@@ -27,10 +28,13 @@ from cri_py.errors import FailedPrecondition, InvalidArgument
 from cri_py.kernel import fds, syscalls
 
 READY = b"ready"
+BORN = b"born"
 ERROR = b"error"
 _LIMIT = 65536
 _TEXT_LIMIT = 4096
 _HIGH_FD = 16
+# Plain numbers: a monitor pays for an enum with memory.
+_UNIX, _SEQPACKET, _DONT_WAIT = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.MSG_DONTWAIT)
 
 
 class ChildError(Exception):
@@ -46,6 +50,7 @@ class Parent:
 
     def __init__(self) -> None:
         self.fd, self.child_fd = syscalls.seqpacket_pair()
+        self._unread: list[tuple[bytes, int]] = []
 
     # -- in the child
 
@@ -75,6 +80,10 @@ class Parent:
         with socket.socket(fileno=os.dup(self.child_fd)) as theirs:
             socket.send_fds(theirs, [packet], [sent])
 
+    def say_born(self, pid: int) -> None:
+        """From now on ``pid``, another child of the monitor's, is init, and speaks."""
+        self._say(BORN, b"%d" % pid, b"")
+
     def _say(self, *fields: bytes) -> None:
         os.write(self.child_fd, b"\0".join(fields))
 
@@ -95,11 +104,27 @@ class Parent:
         """The child's next packet; empty at end of file."""
         return os.read(self.fd, _LIMIT)
 
-    def read_with_descriptor(self) -> tuple[bytes, int]:
-        """As ``read``, and the descriptor that has come along, which the caller owns, or -1."""
-        with socket.socket(fileno=os.dup(self.fd)) as ours:
-            packet, taken = fds.receive(ours, _LIMIT, 1)
+    def read_with_descriptor(self, flags: int = 0) -> tuple[bytes, int]:
+        """As ``read``, and the descriptor that has come along, which the caller owns, or -1. ``flags``: recv(2)'s."""
+        if self._unread:
+            return self._unread.pop(0)
+        ours = socket.SocketType(_UNIX, _SEQPACKET, 0, self.fd)
+        try:
+            packet, taken = fds.receive(ours, _LIMIT, 1, flags)
+        finally:
+            ours.detach()
         return packet, taken[0] if taken else -1
+
+    def read_what_is_there(self) -> tuple[bytes, int]:
+        """As ``read_with_descriptor``, but waits for nobody: empty also where nothing has been said."""
+        try:
+            return self.read_with_descriptor(_DONT_WAIT)
+        except BlockingIOError:
+            return b"", -1
+
+    def unread(self, packets: list[tuple[bytes, int]]) -> None:
+        """Give back what was read too early: it comes first again, but makes ``fd`` no readable one."""
+        self._unread += packets
 
     def hear(self) -> list[bytes]:
         """The child's next packet, as its three fields; empty at end of file."""
@@ -126,6 +151,9 @@ class Parent:
 
     def close(self) -> None:
         os.close(self.fd)
+        for _, descriptor in self._unread:
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def _kind(error: BaseException) -> bytes:

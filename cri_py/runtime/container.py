@@ -19,24 +19,29 @@ from typing import Any, NamedTuple
 
 from cri_py.cgroups import Cgroups
 from cri_py.errors import CriError, FailedPrecondition, KernelError, StartError
-from cri_py.kernel import procfs, syscalls
+from cri_py.kernel import procfs, syscalls, userns
 from cri_py.kernel.constants import (
+    AT_FDCWD,
     CLONE_INTO_CGROUP,
     CLONE_NEWCGROUP,
+    CLONE_NEWNS,
     CLONE_NEWPID,
+    CLONE_NEWUSER,
     MS_BIND,
     MS_PRIVATE,
     MS_REC,
     MS_SLAVE,
+    OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE,
     PR_SET_PDEATHSIG,
     TIOCGPTN,
     TIOCSPTLCK,
 )
-from cri_py.runtime import mounts, security, users
+from cri_py.runtime import crossing, mounts, overlay, security, trees, users
 from cri_py.runtime.child import Parent, arrange, keep_only
 
 # Never shared: pivot_root refuses a root below a shared mount, and the root's own mounts would appear on the host.
-# What is shared with the host is taken before, by mounts.take_shared.
+# What is shared with the host is taken before, by trees.take_shared.
 _ROOT_PROPAGATION = {
     "": MS_SLAVE,
     "slave": MS_SLAVE,
@@ -69,6 +74,11 @@ class Birth(NamedTuple):
     holder: int
     tty: bool
 
+    @property
+    def crosses(self) -> bool:
+        """Whether init is to be in another user namespace than we are."""
+        return bool(self.joined & CLONE_NEWUSER)
+
     def holder_fd(self) -> int:
         """A pidfd of the holder, -1 where nothing is shared. Opened before the fork: a pid means little after it."""
         try:
@@ -82,8 +92,11 @@ class Birth(NamedTuple):
 def _fork(birth: Birth, holder_fd: int, cgroup_fd: int | None) -> int:
     """clone3 with what can be had at birth: new namespaces, the holder's pid namespace, the v2 cgroup.
 
-    A new cgroup namespace is made later, once init is in its cgroup.
+    A new cgroup namespace is made later, once init is in its cgroup. With a user namespace all but a mount namespace to
+    prepare things in is made later, inside.
     """
+    if birth.crosses:
+        return syscalls.clone3(CLONE_NEWNS | (CLONE_INTO_CGROUP if cgroup_fd is not None else 0), cgroup=cgroup_fd or 0)
     flags = birth.new & ~CLONE_NEWCGROUP | (CLONE_INTO_CGROUP if cgroup_fd is not None else 0)
     if birth.joined & CLONE_NEWPID:
         return fork_beside(holder_fd, flags, cgroup_fd or 0)
@@ -147,22 +160,26 @@ def create(birth: Birth, body: bytes, stdio: Stdio, cgroups: Cgroups, init: Init
 def _init(world: World, body: bytes) -> None:
     birth, cgroups, parent = world.birth, world.cgroups, world.parent
     holder_fd = _take_descriptors(world.stdio, parent, world.holder_fd)
-    # Until execve, init ends with its monitor; what has not been started needs no witness.
-    syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setsid()
-    ticks = procfs.own_start_ticks()
+    _be_the_monitors()
     if not cgroups.born_into:
         cgroups.enter(birth.cgroup)
     request = json.loads(body)
     document = json.loads(procfs.read(f"{request['bundle']}/config.json"))
     process = document["process"]
     secure = security.read_filter(request["seccomp"])
-    _join(birth, holder_fd)
+    if not birth.crosses:
+        _join(birth, holder_fd)
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
     notes += security.set_limits(process.get("rlimits", []))
     request["groups"] = cgroups.directories(birth.cgroup)
-    terminal = _build_root(document, request, tty=birth.tty)
-    launch, identity, home, refusal = _prepare(process, request["user"], secure)
+    site = _lay_foundation(document, request, birth)
+    if birth.crosses:
+        crossing.cross(holder_fd, birth.joined, birth.new, parent)
+        os.close(holder_fd)
+        _be_the_monitors()
+    ticks = procfs.own_start_ticks()
+    terminal = _build_root(document, request, site, tty=birth.tty)
+    launch, identity, home, refusal = _prepare(document, request["user"], secure)
     ready = {"user": {**identity._asdict(), "home": home} if identity else None, "notes": notes}
     parent.say_ready(ticks, json.dumps(ready).encode(), terminal)
     if terminal >= 0:
@@ -174,6 +191,12 @@ def _init(world: World, body: bytes) -> None:
     execute(launch)
 
 
+def _be_the_monitors() -> None:
+    """Until execve, init ends with its monitor; what has not been started needs no witness."""
+    syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setsid()
+
+
 class Launch(NamedTuple):
     """All that is left to do when the word comes: load the filter, execute."""
 
@@ -183,18 +206,31 @@ class Launch(NamedTuple):
 
 
 def _prepare(
-    process: dict[str, Any], user: dict[str, Any], secure: security.Filter | None
+    document: dict[str, Any], user: dict[str, Any], secure: security.Filter | None
 ) -> tuple[Launch | None, security.Identity | None, str, Exception]:
     """Become the user now, so that start has little to do; what the user can't have is kept to be said at start."""
     try:
         uid, gid, groups, home = users.resolve(user, read_image_file("/etc/passwd"), read_image_file("/etc/group"))
+        users.check_mapped(uid, (gid, *groups), document["linux"])
     except CriError as error:
         return None, None, "", error
     identity = security.Identity(uid, gid, groups)
+    if uid != 0:
+        give_stdio(uid, gid)
     try:
-        return prepare(process, identity, home, secure), identity, home, StartError("")
+        return prepare(document["process"], identity, home, secure), identity, home, StartError("")
     except StartError as error:
         return None, identity, home, error
+
+
+def give_stdio(uid: int, gid: int) -> None:
+    """Let who opens /dev/stdout again, by its name in /proc/self/fd, be allowed to; it would be root's otherwise."""
+    for fd in (0, 1, 2):
+        kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        if kind == stat.S_IFIFO:
+            os.fchown(fd, uid, gid)
+        elif os.isatty(fd):
+            os.fchown(fd, uid, -1)  # the group is tty, which may write to it
 
 
 def _take_descriptors(stdio: Stdio, parent: Parent, holder_fd: int) -> int:
@@ -217,24 +253,85 @@ def _join(birth: Birth, holder_fd: int) -> None:
         syscalls.unshare(CLONE_NEWCGROUP)
 
 
-def _build_root(document: dict[str, Any], request: dict[str, Any], *, tty: bool) -> int:
-    """Mount everything and pivot; returns the tty's master, or -1."""
-    linux = document["linux"]
-    path = document["root"]["path"]
-    operations = mounts.plan(document.get("mounts", []))
-    shared = mounts.take_shared(operations)
+class Site(NamedTuple):
+    """What the container's tree is built from."""
+
+    operations: list[mounts.MountOp]
+    trees: list[int]  # for each operation what was taken for it, or -1
+    root_fd: int  # a detached mount of the root's, or -1 where it is mounted at the document's root.path
+    progress: mounts.Progress
+
+
+def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Birth) -> Site:
+    """Mount the root, and take what can be taken only from here."""
+    linux, path = document["linux"], document["root"]["path"]
+    operations = mounts.plan(document.get("mounts", []), path)
+    progress = mounts.Progress(request["bundle"], operations)
+    if request["make_sources"]:
+        mounts.make_sources(operations)
+    taken = trees.take_shared(operations, progress)
     syscalls.mount("", "/", "", MS_REC | _ROOT_PROPAGATION[linux.get("rootfsPropagation", "")])
     os.umask(0)
-    mounts.mount_overlay(request["rootfs"], path)
-    root = mounts.Root(path)
-    for operation, tree in zip(operations, shared, strict=True):
+    if not birth.crosses:
+        if any(operation.apart for operation in operations):
+            trees.take_rest(operations, taken, trees.Namespaces(), path, progress)
+        overlay.mount_root(request["rootfs"], path)
+        return Site(operations, taken, -1, progress)
+    uids, gids = linux["uidMappings"], linux["gidMappings"]
+    own_fd = os.open(f"/proc/{birth.holder}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    namespaces = trees.Namespaces(userns.text_of(uids), userns.text_of(gids), own_fd)
+    trees.take_rest(operations, taken, namespaces, path, progress, everything=True)
+    owner = userns.outside(uids, 0), userns.outside(gids, 0)
+    os.chown(request["rootfs"]["upper"], *owner)
+    overlay.mount_root(request["rootfs"], path, own_fd)
+    _make_own_devices(linux, path, operations, taken)
+    root_fd = syscalls.open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+    give_stdio(*owner)
+    namespaces.close()
+    return Site(operations, taken, root_fd, progress)
+
+
+def _make_own_devices(linux: dict[str, Any], path: str, operations: list[mounts.MountOp], taken: list[int]) -> None:
+    """The device nodes for a container in a user namespace, where none can be made; each belongs to whom it should."""
+    uids, gids = linux["uidMappings"], linux["gidMappings"]
+    devices = [
+        {**each, "uid": userns.outside(uids, each.get("uid", 0)), "gid": userns.outside(gids, each.get("gid", 0))}
+        for each in linux.get("devices", [])
+    ]
+    elsewhere = mounts.Root(path)
+    for number, operation in enumerate(operations):
+        if operation.destination == "/dev" and operation.fstype == "tmpfs":
+            owner = userns.outside(uids, 0), userns.outside(gids, 0)
+            taken[number] = trees.take_devices(*owner, operation.options)
+            inside = [each for each in devices if each["path"].startswith("/dev/")]
+            relative = [{**each, "path": each["path"].removeprefix("/dev")} for each in inside]
+            mounts.make_devices(relative, mounts.Root(fd=taken[number]), "/")
+            devices = [each for each in devices if each not in inside]
+    for device in devices:
+        mounts.make_device(device, elsewhere)
+    os.close(elsewhere.fd)
+
+
+def _build_root(document: dict[str, Any], request: dict[str, Any], site: Site, *, tty: bool) -> int:
+    """Mount everything and pivot; returns the tty's master, or -1."""
+    linux = document["linux"]
+    if site.root_fd >= 0:
+        # Over the node's root, which is there for everybody: to reach the bundle may need rights that are left behind.
+        syscalls.move_mount(site.root_fd, "/")
+        root = mounts.Root(fd=site.root_fd)
+    else:
+        root = mounts.Root(document["root"]["path"])
+    for operation, tree in zip(site.operations, site.trees, strict=True):
+        site.progress.at(operation)
         if operation.fstype == "cgroup":
             mounts.mount_cgroup(operation, root, request["groups"])
         else:
             mounts.execute(operation, root, tree)
         if tree >= 0:
             os.close(tree)
-    mounts.make_devices(linux.get("devices", []), root)
+    site.progress.end()
+    if site.root_fd < 0:
+        mounts.make_devices(linux.get("devices", []), root)
     terminal = _open_terminal(root) if tty else -1
     mounts.pivot(root)
     os.close(root.fd)

@@ -54,7 +54,7 @@ def start(program_fd: int, target: int, stdio: Stdio) -> tuple[int, Parent]:
         for fd in copies:
             os.close(fd)
     parent.started()
-    return _second(parent, first), parent
+    return await_second(parent, first), parent
 
 
 def _high(fd: int, copies: list[int]) -> int:
@@ -66,26 +66,40 @@ def _high(fd: int, copies: list[int]) -> int:
 
 
 def hear(parent: Parent) -> Report | None:
-    """The program's last word, or None for the end of file that means execve."""
-    message = parent.read()
-    return read_report(message) if message else None
+    """The program's last word; None for the end of file that means execve, or where it has ended without a word."""
+    message, descriptor = parent.read_what_is_there()
+    return _report_or_master(message, descriptor)[0]
 
 
 def hear_with_terminal(parent: Parent) -> tuple[Report | None, int]:
-    """As ``hear``, or first the master of the terminal, which the caller owns; else -1."""
-    message, master = parent.read_with_descriptor()
-    if master >= 0:
-        return None, master
-    return (read_report(message) if message else None), -1
+    """As ``hear``, but waits for it, or first the master of the terminal, which the caller owns; else -1."""
+    return _report_or_master(*parent.read_with_descriptor())
 
 
-def _second(parent: Parent, first: int) -> int:
-    """The pid of the child, when the program's first process has told it and ended."""
-    message = os.read(parent.fd, REPORT_BYTES)
+def _report_or_master(message: bytes, descriptor: int) -> tuple[Report | None, int]:
+    if descriptor >= 0:
+        return None, descriptor
+    return (read_report(message) if len(message) == REPORT_BYTES else None), -1
+
+
+def await_second(parent: Parent, first: int) -> int:
+    """The pid of the child, when the program's first process has told it and ended.
+
+    Only the first is waited for, which stands outside of the container. The child is inside, where it can be stopped,
+    frozen or out of memory, and holds the same end of the pair: no end of file tells of the first. It can also be
+    faster, so that its words come before its pid.
+    """
     _, status = os.waitpid(first, 0)
-    if len(message) == REPORT_BYTES and (report := read_report(message)).step == FORKED:
-        return report.number
+    earlier: list[tuple[bytes, int]] = []
+    while (said := parent.read_what_is_there())[0]:
+        report, _ = _report_or_master(*said)
+        if report is not None and report.step == FORKED:
+            parent.unread(earlier)
+            return report.number
+        earlier.append(said)
+    parent.unread(earlier)
     parent.close()
-    if message:
-        raise StepFailed(read_report(message))
+    for said in earlier:
+        if (report := _report_or_master(*said)[0]) is not None:
+            raise StepFailed(report)
     raise ChildError(f"the process that enters the container ended with status {status} and said nothing")

@@ -13,14 +13,10 @@ import stat
 from typing import Any, NamedTuple
 
 from cri_py.errors import FailedPrecondition, KernelError
-from cri_py.kernel import syscalls
+from cri_py.kernel import syscalls, userns
 from cri_py.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
-    AT_RECURSIVE,
-    FSCONFIG_CMD_CREATE,
-    FSCONFIG_SET_FLAG,
-    FSCONFIG_SET_STRING,
     MNT_DETACH,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -50,8 +46,6 @@ from cri_py.kernel.constants import (
     RESOLVE_NO_SYMLINKS,
 )
 
-_PAGE = 4096
-
 # mount(8)'s words for mount(2)'s flags: (bits to set, bits to clear)
 _FLAGS = {
     "ro": (MS_RDONLY, 0),
@@ -79,8 +73,20 @@ _PROPAGATION = {
     "unbindable": MS_UNBINDABLE,
     "runbindable": MS_UNBINDABLE | MS_REC,
 }
+# The same for a mount and all that is mounted below it: mount_setattr(2)'s attributes.
+_BELOW = {
+    "rro": MOUNT_ATTR_RDONLY,
+    "rnosuid": MOUNT_ATTR_NOSUID,
+    "rnodev": MOUNT_ATTR_NODEV,
+    "rnoexec": MOUNT_ATTR_NOEXEC,
+}
+_SUBDIR = "X-mount.subdir="
+_LOWER = "lowerdir="
 # a remount of a bind mount may only add to these
 _BIND_ATTRIBUTES = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME | MS_RELATIME
+
+
+OWN = "own"  # a MountOp's fstype: what is at its destination already, as a mount of its own
 
 
 class MountOp(NamedTuple):
@@ -92,35 +98,99 @@ class MountOp(NamedTuple):
     flags: int
     propagation: int  # 0: leave as it comes
     options: str  # for the filesystem itself
+    below: int = 0  # attributes that it and all mounts below it get, MOUNT_ATTR_…
+    uid_map: str = ""  # id-mapped by these, as kernel.userns has them; "" is not
+    gid_map: str = ""
+    subdir: str = ""  # what of the source is to be seen, resolved inside it
+    lower: tuple[str, ...] = ()  # an image's layers, the topmost first
+
+    @property
+    def apart(self) -> bool:
+        """Whether it has to be taken as a detached copy before it is mounted (``runtime.trees``)."""
+        return bool(self.below or self.uid_map or self.lower)
 
 
-def plan(mounts: list[dict[str, Any]]) -> list[MountOp]:
-    """The document's ``mounts`` in order (OCI runtime-spec, config.md#mounts)."""
-    return [_operation(mount) for mount in mounts]
+def plan(mounts: list[dict[str, Any]], root_path: str = "/dev/null") -> list[MountOp]:
+    """The document's ``mounts`` in order (OCI runtime-spec, config.md#mounts).
+
+    ``root_path``: the document's; a bind from below it is of the container's own files, an image's volume.
+    """
+    return [_operation(mount, f"{root_path}/") for mount in mounts]
 
 
-def _operation(mount: dict[str, Any]) -> MountOp:
-    flags, propagation, rest = 0, 0, []
+def _operation(mount: dict[str, Any], own: str) -> MountOp:
+    flags, propagation, below, subdir, lower, rest = 0, 0, 0, "", "", []
     for option in mount.get("options", ()):
         if option in _FLAGS:
             added, removed = _FLAGS[option]
             flags = (flags | added) & ~removed
         elif option in _PROPAGATION:
             propagation = _PROPAGATION[option]
-        else:
+        elif option in _BELOW:
+            below |= _BELOW[option]
+        elif option.startswith(_SUBDIR):
+            subdir = option.removeprefix(_SUBDIR)
+        elif option.startswith(_LOWER):
+            lower = option.removeprefix(_LOWER)
+        elif option != "ridmap":
             rest.append(option)
     fstype = mount.get("type", "")
-    if fstype == "bind" and not flags & MS_BIND:
+    if fstype == "bind":
         flags |= MS_BIND
-    return MountOp(fstype, mount.get("source", fstype), mount["destination"], flags, propagation, ",".join(rest))
+        fstype = OWN if mount["source"].startswith(own) else fstype
+    return MountOp(
+        fstype,
+        mount.get("source", fstype),
+        mount["destination"],
+        flags,
+        propagation,
+        ",".join(rest),
+        below,
+        userns.text_of(mount.get("uidMappings", [])),
+        userns.text_of(mount.get("gidMappings", [])),
+        subdir,
+        tuple(filter(None, lower.split(":"))),
+    )
+
+
+class Progress:
+    """A file that says which of the node's paths is being mounted: who waits for a mount that hangs can tell its name,
+    which the process that hangs can't."""
+
+    def __init__(self, bundle: str, operations: list[MountOp]) -> None:
+        """The file ``mounting`` in the bundle, if anything is mounted but the pod's own files, two levels above."""
+        self._own = f"{os.path.dirname(os.path.dirname(bundle))}/"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        self._fd = os.open(f"{bundle}/mounting", flags, 0o600) if any(map(self._may_hang, operations)) else -1
+
+    def _may_hang(self, operation: MountOp) -> bool:
+        return operation.fstype == "bind" and not operation.source.startswith(self._own)
+
+    def at(self, operation: MountOp) -> None:
+        """This is next."""
+        if self._fd >= 0 and self._may_hang(operation):
+            os.pwrite(self._fd, os.fsencode(f"{operation.source}\n"), 0)
+
+    def end(self) -> None:
+        """All is mounted."""
+        if self._fd >= 0:
+            os.pwrite(self._fd, b"\n", 0)
+            os.close(self._fd)
+
+
+def make_sources(operations: list[MountOp]) -> None:
+    """Make directories of the host paths that are not there."""
+    for operation in operations:
+        if operation.fstype == "bind" and not os.path.lexists(operation.source):
+            os.makedirs(operation.source, 0o755, exist_ok=True)
 
 
 class Root:
     """The container's root while it is still a directory of the host's tree."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    def __init__(self, path: str = "", fd: int = -1) -> None:
+        """By its path, or the descriptor of a mount, whose owner the caller remains."""
+        self.fd = fd if fd >= 0 else os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open(self, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
         """Open ``path`` with every link and ``..`` resolved inside the root; magic links are refused."""
@@ -180,94 +250,26 @@ def _fd_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def mount_overlay(rootfs: dict[str, Any], target: str) -> None:
-    """Mount the image's layers under a writable one.
-
-    ``volatile`` leaves out the sync at unmount (3 ms); it also means that the kernel refuses to mount this upper
-    directory again after a crash, which we never do: a container's root is mounted once.
-    """
-    lower = rootfs["lower"]
-    base = os.path.commonpath(lower) if len(lower) > 1 else os.path.dirname(lower[0])
-    os.chdir(base)  # relative paths keep a hundred layers within the page that mount(2) takes
-    relative = [os.path.relpath(path, base) for path in lower]
-    options = f"lowerdir={':'.join(relative)},upperdir={rootfs['upper']},workdir={rootfs['work']},volatile"
-    if len(options) < _PAGE:
-        syscalls.mount("overlay", target, "overlay", 0, options)
-    else:
-        _mount_deep_overlay(relative, rootfs, target)
-    os.chdir("/")
-
-
-def _mount_deep_overlay(lower: list[str], rootfs: dict[str, Any], target: str) -> None:
-    """The same, layer by layer through the new mount API (``lowerdir+``, Linux 6.5)."""
-    context = syscalls.fsopen("overlay")
-    try:
-        for path in lower:
-            syscalls.fsconfig(context, FSCONFIG_SET_STRING, "lowerdir+", path)
-        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "upperdir", rootfs["upper"])
-        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "workdir", rootfs["work"])
-        syscalls.fsconfig(context, FSCONFIG_SET_FLAG, "volatile")
-        syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)
-        fd = syscalls.fsmount(context)
-    finally:
-        os.close(context)
-    try:
-        syscalls.move_mount(fd, target)
-    finally:
-        os.close(fd)
-
-
-def take_shared(operations: list[MountOp]) -> list[int]:
-    """For each operation that shares its mounts with the host a detached copy of its source, else -1.
-
-    To be taken while this namespace's mounts are still peers of the host's: the copies stay so. The caller closes them.
-    """
-    return [_take_tree(operation) if operation.propagation & MS_SHARED else -1 for operation in operations]
-
-
-def _take_tree(operation: MountOp) -> int:
-    _is_directory(operation)  # for its error
-    _check_shared(operation)
-    recursive = AT_RECURSIVE if operation.flags & MS_REC else 0
-    try:
-        return syscalls.open_tree(AT_FDCWD, operation.source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive)
-    except KernelError as error:
-        raise _named(error, operation) from error
-
-
-def _check_shared(operation: MountOp) -> None:
-    """CRI asks for an error where nothing would travel back (mount_namespaces(7), Mount.propagation)."""
-    fd = os.open(operation.source, os.O_PATH | os.O_CLOEXEC)
-    try:
-        number = _field(f"/proc/self/fdinfo/{fd}", b"mnt_id:")
-    finally:
-        os.close(fd)
-    with open("/proc/self/mountinfo", "rb") as file:
-        line = next((line for line in file if line.split(b" ", 1)[0] == number), b"")
-    before, _, _ = line.partition(b" - ")
-    if not any(tag.startswith(b"shared:") for tag in before.split(b" ")[6:]):
-        raise FailedPrecondition(
-            f"the volume at {operation.destination} can't be bidirectional: {operation.source} is on no shared mount",
-            hint="mount --make-rshared the mount that it is on, or ask for another propagation",
-        )
-
-
-def _field(path: str, name: bytes) -> bytes:
-    with open(path, "rb") as file:
-        return next(line.split()[1] for line in file if line.startswith(name))
-
-
 def execute(operation: MountOp, root: Root, tree: int = -1) -> None:
     """Mount one operation inside ``root``. Raises KernelError that names source and destination.
 
-    ``tree``: what ``take_shared`` has of it, instead of its source; stays open.
+    ``tree``: what ``runtime.trees`` has taken for it, instead of its source; stays open.
     """
     bind = bool(operation.flags & MS_BIND)
-    directory = not bind or _is_directory(operation)
+    if tree >= 0:
+        directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+    else:
+        directory = not bind or operation.fstype == OWN or is_directory(operation)
     fd = _place(operation, root, directory=directory)
     try:
-        if bind:
-            _bind(operation, root, fd, tree)
+        if tree >= 0:
+            syscalls.move_mount(tree, "", target_dirfd=fd, flags=MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+        elif operation.fstype == OWN:
+            syscalls.mount(_fd_path(fd), _fd_path(fd), "", MS_BIND)
+        elif bind:
+            _bind(operation, root, fd)
+        elif operation.fstype == "sysfs":
+            _mount_sysfs(operation, root, fd)
         else:
             syscalls.mount(operation.source, _fd_path(fd), operation.fstype, operation.flags, operation.options)
     except KernelError as error:
@@ -276,7 +278,7 @@ def execute(operation: MountOp, root: Root, tree: int = -1) -> None:
                 f"{operation.source} can't be mounted on {operation.destination}: one is a directory, the other is not",
                 hint="mount a file on a file, a directory on a directory",
             ) from error
-        raise _named(error, operation) from error
+        raise named(error, operation) from error
     finally:
         os.close(fd)
 
@@ -319,7 +321,7 @@ def _refuse_link(operation: MountOp, root: Root) -> None:
         ) from error
 
 
-def _is_directory(operation: MountOp) -> bool:
+def is_directory(operation: MountOp) -> bool:
     """Whether a bind's source is one. CRI asks for an error where the node has no such path (Mount.host_path)."""
     try:
         return stat.S_ISDIR(os.stat(operation.source).st_mode)
@@ -330,16 +332,14 @@ def _is_directory(operation: MountOp) -> bool:
         ) from error
 
 
-def _named(error: KernelError, operation: MountOp) -> KernelError:
+def named(error: KernelError, operation: MountOp) -> KernelError:
+    """The same error, told of the whole mount."""
     subject = f"{operation.source or operation.fstype} on {operation.destination}"
     return KernelError(error.errno or 0, error.strerror or "", error.syscall, subject)
 
 
-def _bind(operation: MountOp, root: Root, fd: int, tree: int) -> None:
-    if tree >= 0:
-        syscalls.move_mount(tree, "", target_dirfd=fd, flags=MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
-    else:
-        syscalls.mount(operation.source, _fd_path(fd), "", operation.flags & (MS_BIND | MS_REC))
+def _bind(operation: MountOp, root: Root, fd: int) -> None:
+    syscalls.mount(operation.source, _fd_path(fd), "", operation.flags & (MS_BIND | MS_REC))
     attributes = operation.flags & _BIND_ATTRIBUTES
     if not attributes and not operation.propagation:
         return
@@ -352,6 +352,18 @@ def _bind(operation: MountOp, root: Root, fd: int, tree: int) -> None:
             syscalls.mount("", _fd_path(mounted), "", operation.propagation)
     finally:
         os.close(mounted)
+
+
+def _mount_sysfs(operation: MountOp, root: Root, fd: int) -> None:
+    """Read-only, if at all, as a mount: all of a network namespace share one superblock, and if that became read-only
+    with the first container of a pod, so would /sys of a privileged one that comes later."""
+    syscalls.mount(operation.source, _fd_path(fd), "sysfs", operation.flags & ~MS_RDONLY, operation.options)
+    if operation.flags & MS_RDONLY:
+        mounted = root.open(operation.destination)
+        try:
+            syscalls.mount("", _fd_path(mounted), "", MS_REMOUNT | MS_BIND | operation.flags)
+        finally:
+            os.close(mounted)
 
 
 def _attributes_of(fd: int) -> int:
@@ -375,7 +387,7 @@ def mount_cgroup(operation: MountOp, root: Root, groups: tuple[str, ...]) -> Non
             syscalls.mount("tmpfs", _fd_path(fd), "tmpfs", flags & ~MS_RDONLY, "mode=755,size=64k")
             _bind_groups(operation.destination, root, groups, flags)
     except KernelError as error:
-        raise _named(error, operation) from error
+        raise named(error, operation) from error
     finally:
         os.close(fd)
 
@@ -407,11 +419,14 @@ _LINKS = (
 )
 
 
-def make_devices(devices: list[dict[str, Any]], root: Root) -> None:
-    """The device nodes of the document and the links that OCI runtime-spec (config-linux.md#default-devices) asks."""
+def make_devices(devices: list[dict[str, Any]], root: Root, directory: str = "/dev") -> None:
+    """The device nodes of the document and the links that OCI runtime-spec (config-linux.md#default-devices) asks.
+
+    ``directory``: where /dev is in ``root``.
+    """
     for device in devices:
-        _make_device(device, root)
-    fd = root.open("/dev", os.O_PATH | os.O_DIRECTORY)
+        make_device(device, root)
+    fd = root.open(directory, os.O_PATH | os.O_DIRECTORY)
     for target, name in _LINKS:
         try:
             os.symlink(target, name, dir_fd=fd)
@@ -420,7 +435,8 @@ def make_devices(devices: list[dict[str, Any]], root: Root) -> None:
     os.close(fd)
 
 
-def _make_device(device: dict[str, Any], root: Root) -> None:
+def make_device(device: dict[str, Any], root: Root) -> None:
+    """One device node, at its path in ``root``."""
     parent, name = os.path.split(device["path"])
     fd = root.make_directories(parent)
     kinds = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cri_py.errors import StartError
+from cri_py.kernel import userns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _LAST_ID = 0xFFFFFFFE  # -1 means "no change" to setresuid(2)
 
@@ -37,6 +38,17 @@ def resolve(request: Mapping[str, Any], passwd: bytes, group: bytes) -> tuple[in
         gid = _group(group_text, group) if group_text else entry_gid
     listed = _groups_of(name, group) if name and request["policy"] == "merge" else ()
     return uid, gid, list(dict.fromkeys((gid, *listed, *request["groups"]))), home
+
+
+def check_mapped(uid: int, gids: Iterable[int], linux: Mapping[str, Any]) -> None:
+    """Raises StartError for an id that the pod's user namespace doesn't have (``linux.uidMappings``, gidMappings)."""
+    asked = [("user", uid, "uidMappings"), *(("group", gid, "gidMappings") for gid in gids)]
+    for kind, number, mappings in asked:
+        if userns.outside(linux.get(mappings, []), number) < 0:
+            raise StartError(
+                f"{kind} {number} does not exist in the pod's user namespace",
+                hint="use an id that userns_options maps, or run the pod without a user namespace",
+            )
 
 
 def _user(text: str, passwd: bytes) -> tuple[str, int, int, str]:

@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ import pytest
 
 from cri_py.cgroups import detect
 from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, NotFound
-from cri_py.kernel.constants import CLONE_NEWUSER, PR_SET_DUMPABLE
+from cri_py.kernel import syscalls
+from cri_py.kernel.constants import CLONE_NEWUSER, CLONE_PARENT, PR_SET_DUMPABLE
 from cri_py.kernel.holder import write_program
-from cri_py.kernel.steps import Report, Step, Then, in_memory
+from cri_py.kernel.steps import REPORT_BYTES, Report, Step, Then, in_memory
 from cri_py.kernel.steps import program as make_program
 from cri_py.kernel.syscalls import capget
 from cri_py.monitor.client import MonitorClient, SpawnerClient
+from cri_py.monitor.tracked import ExecProcess
 from cri_py.pods import exec_steps
 from cri_py.runtime import exec as runtime_exec
+from cri_py.runtime.child import ChildError, Parent
 from cri_py.runtime.container import Stdio
 
 pytestmark = pytest.mark.root
@@ -81,6 +85,7 @@ async def hold(client: MonitorClient, tmp_path: Path, group: str, **changes: Any
     write_program(str(tmp_path / "holder"))
     request = {
         "program": str(tmp_path / "holder"),
+        **{"net": False, "uid_map": "", "gid_map": ""},
         "hostname": "pod",
         "ipc": True,
         "pid": True,
@@ -200,7 +205,7 @@ def executed(steps: list[Step], group: str, pid: int, target: int = -1) -> tuple
     target = target if target >= 0 else os.pidfd_open(pid)
     try:
         child, parent = runtime_exec.start(program, target, Stdio(null, null, null))
-        report = runtime_exec.hear(parent)
+        report, _ = runtime_exec.hear_with_terminal(parent)
         parent.close()
         return report, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
@@ -232,6 +237,24 @@ async def test_an_exec_tells_which_step_failed_and_why(spawner: SpawnerClient, t
     await end(client)
 
 
+async def test_what_an_exec_reports_never_overtakes_its_pid(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+    """On one CPU the child may come first, and it fails at once."""
+    client = await up(spawner, tmp_path / "pod")
+    holder = await hold(client, tmp_path, group)
+    steps = commanded(group, probed=False)
+    fork = next(number for number, step in enumerate(steps) if step.then is Then.FORK)
+    failing = Step("chdir", (b"/nowhere/at/all\0",))
+    steps[fork + 1 :] = [failing]
+    mask = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mask)})
+    try:
+        for _ in range(50):
+            assert executed(steps, group, holder) == (Report(fork + 1, errno.ENOENT), 128)
+    finally:
+        os.sched_setaffinity(0, mask)
+    await end(client)
+
+
 async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(
     spawner: SpawnerClient, tmp_path: Path, group: str
 ) -> None:
@@ -247,6 +270,65 @@ async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(
     assert isinstance(refused, FailedPrecondition)
     assert str(refused) == "the container is ending"
     await end(client)
+
+
+def started(*wanted: Step) -> tuple[int, Parent]:
+    """A program with its own two processes, whose second ends at once."""
+    forked = Step("clone3", ((CLONE_PARENT, *[0] * 10), 88), Then.FORK)
+    program, null = (
+        in_memory(make_program([*wanted, forked, Step("exit_group", (0,))])),
+        os.open("/dev/null", os.O_RDWR),
+    )
+    try:
+        return runtime_exec.start(program, null, Stdio(null, null, null))
+    finally:
+        os.close(program)
+        os.close(null)
+
+
+def test_the_second_process_may_speak_before_the_first_has_told_its_pid() -> None:
+    """Here the first says it itself, so that it always comes before."""
+    terminal = ((0, 0, (b"ready", 5), 1, struct.pack("=QiiiI", 20, 1, 1, 0, 0), 24, 0), 0)  # descriptor 0 beside it
+    child, parent = started(
+        Step("sendmsg", (3, *terminal)), Step("write", (3, struct.pack("<ii", 9, errno.EACCES), REPORT_BYTES))
+    )
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    report, master = runtime_exec.hear_with_terminal(parent)
+    assert report is None
+    assert os.readlink(f"/proc/self/fd/{master}") == "/dev/null"
+    os.close(master)
+    assert runtime_exec.hear_with_terminal(parent) == (Report(9, errno.EACCES), -1)
+    assert runtime_exec.hear(parent) is None
+    parent.close()
+
+
+def test_what_the_second_process_does_is_not_waited_for_when_the_first_is_killed() -> None:
+    """It holds the same end of the pair, and it may be frozen in its container."""
+    parent, (reading, writing) = Parent(), os.pipe2(os.O_CLOEXEC)
+    first = syscalls.clone3(0)
+    if first == 0:
+        if syscalls.clone3(0, exit_signal=0) == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until the test ends
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    parent.started()
+    with pytest.raises(ChildError, match="status 9 and said nothing"):
+        runtime_exec.await_second(parent, first)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_an_exec_that_has_been_reaped_is_not_killed_again() -> None:
+    """Its pid may be another's; here it is nobody's."""
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(pid, 0)
+    parent = Parent()
+    process = ExecProcess(1, b"exec-1", pid, parent, detect().exec_scope("/nowhere", "exec-1"))
+    process.status = 0
+    process.kill()
+    process.hear()
+    parent.started()
 
 
 async def test_what_a_monitor_does_not_have_is_missing(spawner: SpawnerClient, tmp_path: Path) -> None:
@@ -266,6 +348,7 @@ async def test_a_session_with_what_is_not_there_leaves_nothing_open(spawner: Spa
                 await client.request(
                     "stream", timeout_s=10, fds=(stand_in.fileno(),), kind=kind, id="x", name="e", stdin=True
                 )
+    await client.request("hello", timeout_s=10)  # the answer to the last is sent before what came with it is closed
     assert sorted(os.listdir(f"/proc/{client.pid}/fd")) == before
     await end(client)
 

@@ -23,7 +23,7 @@ from cri_py.kernel.constants import (
     MS_REMOUNT,
     MS_SHARED,
 )
-from cri_py.runtime import mounts
+from cri_py.runtime import mounts, overlay, trees
 from cri_py.runtime.mounts import MountOp, Root
 
 pytestmark = pytest.mark.root
@@ -236,11 +236,11 @@ def test_a_bidirectional_volume_has_to_be_on_a_shared_mount(host: Path) -> None:
 
     def body() -> None:  # all mounts are private here
         with pytest.raises(FailedPrecondition, match="/volume can't be bidirectional") as refusal:
-            mounts.take_shared([operation])
+            trees.take_shared([operation], mounts.Progress("/a/b/c", []))
         assert str(host) in refusal.value.message
         syscalls.mount(str(host), str(host), "", MS_BIND)
         syscalls.mount("", str(host), "", MS_SHARED)
-        (tree,) = mounts.take_shared([operation])
+        (tree,) = trees.take_shared([operation], mounts.Progress("/a/b/c", []))
         os.close(tree)
 
     apart(body)
@@ -385,7 +385,7 @@ def test_any_number_of_layers_is_mounted_the_last_on_top(tmp_path: Path, layers:
             "upper": str(tmp_path / "work" / "u"),
             "work": str(tmp_path / "work" / "w"),
         }
-        mounts.mount_overlay(rootfs, str(tmp_path / "target"))
+        overlay.mount_root(rootfs, str(tmp_path / "target"))
         target = tmp_path / "target"
         assert (target / "who").read_text() == str(layers - 1)
         assert len(list(target.iterdir())) == layers + 1
@@ -402,7 +402,7 @@ def test_layers_that_can_not_be_mounted_leave_nothing_open(tmp_path: Path) -> No
     def body() -> None:
         before = os.listdir("/proc/self/fd")
         with pytest.raises(OSError, match="No such file"):
-            mounts.mount_overlay({"lower": missing, "upper": "/u", "work": "/w"}, str(tmp_path))
+            overlay.mount_root({"lower": missing, "upper": "/u", "work": "/w"}, str(tmp_path))
         assert os.listdir("/proc/self/fd") == before
 
     apart(body)

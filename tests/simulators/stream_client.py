@@ -151,7 +151,7 @@ class StreamClient(_Client):
         while rest or last:
             room = min(len(rest), self._connection.room(stream), 1 << 16)
             if rest and not room:
-                self.take()
+                assert self.take(), f"the session ended with {len(rest)} bytes to send"
                 continue
             piece, rest = rest[:room], rest[room:]
             ends = last and not rest

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cri_py.cgroups import detect
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
 from tests.system.daemon import Daemon
@@ -141,3 +142,51 @@ def test_a_container_that_ends_takes_its_commands_along(kubelet: Kubelet, pod: P
         wait_for(lambda: programs(kubelet, container), lambda seen: "sleep 2007" in seen)
         kubelet.stop(container)
         assert running.result(timeout=10).exit_code == 137
+
+
+def groups_of_execs(daemon: Daemon) -> list[str]:
+    return [path for path in daemon.cgroups() if "/exec-" in path]
+
+
+def test_the_groups_of_what_commands_left_behind_go_with_later_commands(
+    kubelet: Kubelet, container: str, daemon: Daemon
+) -> None:
+    for _ in range(5):
+        kubelet.exec(container, "sh", "-c", "sleep 2011 </dev/null >/dev/null 2>&1 &")
+    assert len(groups_of_execs(daemon)) >= 5
+    kubelet.exec(container, "killall", "sleep")
+
+    def after_another() -> list[str]:
+        kubelet.exec(container, "true")
+        return groups_of_execs(daemon)
+
+    wait_for(after_another, lambda left: len(left) <= 1)  # its own may be there still
+
+
+def test_a_command_that_can_not_be_killed_yet_delays_nobody_else(
+    kubelet: Kubelet, pod: Pod, container: str, daemon: Daemon
+) -> None:
+    other = kubelet.run(pod, "sleep", "1000", name="other")
+    groups = detect()
+    (path,) = {
+        path.removeprefix(mount)
+        for mount in groups.mounts
+        for path in daemon.cgroups()
+        if path.startswith(f"{mount}/") and path.endswith(container)
+    }
+    groups.freeze(path)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            frozen = pool.submit(kubelet.ExecSync, container_id=container, cmd=["true"], timeout=1)
+            slowest, until = 0.0, time.monotonic() + 2.5
+            while time.monotonic() < until:
+                before = time.monotonic()
+                kubelet.exec(other, "true")
+                slowest = max(slowest, time.monotonic() - before)
+            groups.thaw(path)
+            with refused("DEADLINE_EXCEEDED"):
+                frozen.result()
+    finally:
+        groups.thaw(path)
+    assert slowest < 1.0
+    assert kubelet.exec(container, "true").exit_code == 0

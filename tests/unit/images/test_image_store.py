@@ -13,10 +13,11 @@ import pytest
 
 from cri_py import telemetry
 from cri_py.errors import Internal, InvalidArgument, NotFound
+from cri_py.images.records import IMAGE
 from cri_py.images.service import Images
 from cri_py.images.snapshots import RECORD
 from cri_py.model import Digest, Image, ImageId
-from cri_py.state.store import Change, Delete, Store
+from cri_py.state.store import Change, Delete, Put, Store
 from tests.simulators.registry import File, RegistrySimulator, tar_layer
 from tests.unit.images.conftest import OpenImages
 
@@ -219,6 +220,28 @@ async def test_what_came_of_blobs_a_day_ago_goes_without_a_restart_unless_it_is_
         assert (partial.exists(), forgotten.exists()) == (True, False)
         await images.pull(f"{registry.host}/app:1", None)
     assert registry.asked[-1].headers["range"] == "bytes=300000-"
+
+
+async def test_a_record_that_can_not_be_read_costs_its_image_and_no_container_a_layer(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path, in_use: set[ImageId]
+) -> None:
+    async with open_images() as images:
+        lost, kept = await pulled(images, registry, "app", BOTTOM), await pulled(images, registry, "other", TOP)
+    in_use.add(lost.id)
+    store = Store(str(root / "images.db"), durable=True)
+    await store.commit(Put(IMAGE, lost.id, b'{"image": "no"}'))
+    store.close()
+    for _ in range(2):  # a restart forgets it as little
+        async with open_images() as images:
+            assert images.list() == [kept]
+            await images.collect()
+            assert holds_bottom(images, lost)
+    async with open_images() as images:
+        in_use.clear()
+        await images.collect()
+        assert layers_on_disk(root) == 1
+        assert (await images.pull(f"{registry.host}/app:1", None)).id == lost.id
+        assert await images.check(deep=True) == []
 
 
 async def refused(_: Store, *__: Change) -> None:

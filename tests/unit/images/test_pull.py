@@ -42,6 +42,7 @@ from tests.simulators.registry import (
     tar_layer,
 )
 from tests.unit.images.conftest import OpenImages
+from tests.unit.images.nodes import HERMETIC
 
 BOTTOM = tar_layer(File("etc/base", b"base" * 5000))
 TOP = tar_layer(File("etc/top", b"top"))
@@ -207,6 +208,28 @@ async def test_credentials_that_name_a_mirror_are_for_it(open_images: OpenImages
         async with open_images(registries={"registry.example": RegistryConfig(mirrors=(mirror.url,))}) as images:
             await images.pull("registry.example/app:1", auth)
         assert mirror.asked[-1].authorization == mirror.basic()
+
+
+async def test_a_registry_that_stalls_holds_up_no_pull_from_another(
+    open_images: OpenImages, registry: RegistrySimulator
+) -> None:
+    registry.push("app", "1", [BOTTOM, TOP])
+    with RegistrySimulator() as stalling:
+        noise = [tar_layer(File(str(number), random.Random(number).randbytes(100_000))) for number in range(3)]
+        pushed = stalling.push("slow", "1", noise)
+        stalling.faults.append(Fault("/blobs/", stall_after=50_000))
+        stalling.faults.insert(0, Fault(pushed.config, times=1))
+        async with open_images(max_parallel_downloads=2, max_parallel_unpacks=2) as images:
+            slow = asyncio.create_task(images.pull(f"{stalling.host}/slow:1", None))
+            for layer in pushed.layers[:2]:
+                await asked_for(stalling, layer)
+            async with asyncio.timeout(HERMETIC.pull_progress_timeout_s / 2):
+                await images.pull(f"{registry.host}/app:1", None)
+            assert not slow.done()
+            assert stalling.count(pushed.layers[2]) == 0, "two at once from one registry"
+            slow.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await slow
 
 
 async def test_a_short_name_is_searched_for_and_found_again(

@@ -143,6 +143,49 @@ async def test_errors_come_as_what_they_are_with_their_way_out(workers: Workers,
     assert caught.value.hint == "don't trust it"
 
 
+async def test_who_waits_for_a_slow_host_holds_up_nobody(
+    fed: Fed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cri_py.images.workers.PATIENCE_S", 0.05)
+    workers = Workers(1, silence_s=20)
+    fed.grow(1000, whole=False)
+    slow = asyncio.create_task(unpack(workers, fed, tmp_path / "slow"))
+    await fed.waiting.wait()
+    other = Fed(tmp_path / "other")
+    other.grow()
+    async with asyncio.timeout(10):
+        await unpack(workers, other, tmp_path / "layer")
+    assert not slow.done()
+    fed.grow()
+    assert (await slow).inodes == 7
+    await workers.close()
+
+
+async def test_no_more_work_at_once_than_may(fed: Fed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose blob comes again waits for its turn."""
+    monkeypatch.setattr("cri_py.images.workers.PATIENCE_S", 0.05)
+    workers = Workers(1, silence_s=20)
+    fed.grow(1000, whole=False)
+    slow = asyncio.create_task(unpack(workers, fed, tmp_path / "slow"))
+    await fed.waiting.wait()
+    (first,) = workers.pids
+    other = Fed(tmp_path / "other")
+    other.grow(1000, whole=False)
+    second = asyncio.create_task(unpack(workers, other, tmp_path / "layer"))
+    async with asyncio.timeout(10):
+        await other.waiting.wait()
+        (stopped,) = {*workers.pids} - {first}
+        os.kill(stopped, signal.SIGSTOP)
+        other.grow()
+        await asyncio.sleep(0)
+        fed.grow()
+        done, _ = await asyncio.wait({slow}, timeout=0.2)
+        assert not done, "the other has the turn"
+        os.kill(stopped, signal.SIGCONT)
+        await asyncio.gather(slow, second)
+    await workers.close()
+
+
 async def test_a_process_that_can_not_be_started_is_told_and_the_next_is(
     workers: Workers, fed: Fed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

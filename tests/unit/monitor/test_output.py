@@ -177,3 +177,21 @@ def test_a_link_at_the_log_s_path_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         log.open()
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_tap_without_its_reader_is_closed_though_nothing_is_said() -> None:
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    stream = OutputStream(read_end, "stdout", None, 16384)
+    gone, kept = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+    for pair in (gone, kept):
+        stream.take_tap(pair[1])
+    os.close(gone[0])
+    stream.drop_unread_taps()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(gone[1])
+    os.write(write_end, b"hello")
+    stream.read_once()
+    assert os.read(kept[0], 10) == b"hello"
+    stream.close()
+    for fd in (write_end, kept[0]):
+        os.close(fd)

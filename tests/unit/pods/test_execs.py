@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import resource
 from typing import Any
+
+import pytest
 
 from cri_py import model
 from cri_py.cgroups.v2 import V2
@@ -18,6 +23,50 @@ def test_no_daemon_gives_an_exec_the_name_of_another_daemon_s() -> None:
         execs = Execs(RuntimeConfig(), V2("/g"), lambda _: None)
         names |= {execs.prepare(made(), document, ["true"]).name for _ in range(2)}
     assert len(names) == 4
+
+
+class SlowMonitor:
+    """Its commands run until they are killed."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, asyncio.Event] = {}
+
+    async def request(self, op: str, *, name: str, **_: Any) -> dict[str, Any]:
+        if op == "exec":
+            self.running[name] = asyncio.Event()
+            await self.running[name].wait()
+        else:
+            self.running.pop(name).set()
+        return {"code": 137}
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_whoever_leaves_at_any_moment_leaves_no_command_behind(turns: int) -> None:
+    monitor, execs = SlowMonitor(), Execs(RuntimeConfig(), V2("/g"), lambda _: None)
+    asked = asyncio.create_task(execs.run(monitor, execs.prepare(made(), document, ["true"]), 0))  # type: ignore[arg-type]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert not monitor.running
+
+
+async def test_without_descriptors_a_command_is_refused_and_none_is_lost() -> None:
+    execs = Execs(RuntimeConfig(), V2("/g"), lambda _: None)
+    prepared = execs.prepare(made(), document, ["true"])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for free in range(6):  # it opens six
+        before = os.listdir("/proc/self/fd")
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + free, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                await execs.run(SlowMonitor(), prepared, 1)  # type: ignore[arg-type]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert os.listdir("/proc/self/fd") == before
 
 
 def made() -> model.Container:

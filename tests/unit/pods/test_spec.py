@@ -151,18 +151,6 @@ def test_the_holder_has_what_containers_join() -> None:
     assert spec.sandbox_namespaces(alone) == ("ipc",)
 
 
-def test_user_namespaces_are_refused_by_name() -> None:
-    userns = model.UserNamespace(POD, (model.IdMapping(100000, 0, 65536),))
-    pod = sandbox(namespaces=model.NamespaceOption(userns=userns))
-    with pytest.raises(Unimplemented, match="userns_options"):
-        spec.check_sandbox_security(pod.config, defaults())
-    with pytest.raises(Unimplemented, match="userns_options"):
-        namespaces({}, {"userns": userns})
-    with pytest.raises(InvalidArgument, match="TARGET"):
-        namespaces({}, {"userns": model.UserNamespace(TARGET)})
-    assert namespaces({}, {"userns": model.UserNamespace(NODE)})
-
-
 # ------------------------------------------------------------ resources
 
 

@@ -15,6 +15,7 @@ from cri_py import model
 from cri_py.config import Config, ServerConfig
 from cri_py.errors import NotFound
 from cri_py.images.progress import LayerProgress
+from cri_py.pods.stats import ContainerUsage, SandboxUsage
 from cri_py.rpc.gen import api_pb2_grpc
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.runtime_service import RuntimeService
@@ -160,6 +161,33 @@ class SimulatedContainers:
         return self.result
 
 
+class SimulatedStatistics:
+    """Keeps what was measured by id, and what the lists were asked for."""
+
+    def __init__(self) -> None:
+        self.of_containers: dict[str, ContainerUsage] = {}
+        self.of_sandboxes: dict[str, SandboxUsage] = {}
+        self.asked: list[model.ContainerFilter | model.SandboxFilter] = []
+
+    async def container(self, wanted: str) -> ContainerUsage:
+        if wanted not in self.of_containers:
+            raise NotFound(f"container {wanted} does not exist")
+        return self.of_containers[wanted]
+
+    async def containers(self, wanted: model.ContainerFilter) -> list[ContainerUsage]:
+        self.asked.append(wanted)
+        return list(self.of_containers.values())
+
+    async def sandbox(self, wanted: str) -> SandboxUsage:
+        if wanted not in self.of_sandboxes:
+            raise NotFound(f"sandbox {wanted} does not exist")
+        return self.of_sandboxes[wanted]
+
+    async def sandboxes(self, wanted: model.SandboxFilter) -> list[SandboxUsage]:
+        self.asked.append(wanted)
+        return list(self.of_sandboxes.values())
+
+
 class SimulatedEvents:
     def __init__(self) -> None:
         self.queue: asyncio.Queue[model.Event] = asyncio.Queue()
@@ -183,6 +211,7 @@ class SimulatedEvents:
 class SimulatedNode:
     def __init__(self) -> None:
         self.pod_cidr = ""
+        self.able = model.Features()
 
     def conditions(self) -> list[model.Condition]:
         return [
@@ -201,6 +230,9 @@ class SimulatedNode:
 
     def handlers(self) -> tuple[str, ...]:
         return ("", "cri_py")
+
+    def features(self) -> model.Features:
+        return self.able
 
 
 class SimulatedStreams:
@@ -263,6 +295,7 @@ class World:
     events: SimulatedEvents
     node: SimulatedNode
     images: SimulatedImages
+    statistics: SimulatedStatistics
 
     @property
     def runtime(self) -> api_pb2_grpc.RuntimeServiceStub:
@@ -287,8 +320,16 @@ async def world(config: Config) -> AsyncIterator[World]:
         SimulatedNode(),
         SimulatedImages(),
     )
+    statistics = SimulatedStatistics()
     services = {
-        RUNTIME: RuntimeService(sandboxes, containers, SimulatedStreams(), events, node),
+        RUNTIME: RuntimeService(
+            sandboxes=sandboxes,
+            containers=containers,
+            streams=SimulatedStreams(),
+            statistics=statistics,
+            events=events,
+            node=node,
+        ),
         IMAGE: ImageService(images),
     }
     server = Server(config, services)
@@ -298,7 +339,7 @@ async def world(config: Config) -> AsyncIterator[World]:
     options = [("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size)]
     async with grpc.aio.insecure_channel(config.listen.replace("unix://", "unix:"), options=options) as channel:
         socket = Path(config.listen.removeprefix("unix://"))
-        yield World(server, socket, channel, sandboxes, containers, events, node, images)
+        yield World(server, socket, channel, sandboxes, containers, events, node, images, statistics)
     await server.stop()
 
 

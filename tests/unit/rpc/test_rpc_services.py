@@ -15,6 +15,7 @@ from google.protobuf.json_format import ParseDict
 from cri_py import model
 from cri_py.rpc import answers, listing, methods
 from cri_py.rpc.gen import api_pb2 as pb
+from tests.unit.rpc.conftest import IMAGE_ID, make_container
 
 Make = Callable[..., Any]
 
@@ -24,12 +25,6 @@ CONTAINER_CONFIG = pb.ContainerConfig(
 )
 LATER = [
     "UpdateContainerResources",
-    "ContainerStats",
-    "ListContainerStats",
-    "StreamContainerStats",
-    "PodSandboxStats",
-    "ListPodSandboxStats",
-    "StreamPodSandboxStats",
     "CheckpointContainer",
     "CheckpointPod",
     "RestorePod",
@@ -55,6 +50,34 @@ async def test_status_has_conditions_and_the_default_handler_first(world: Any) -
     assert [handler.name for handler in status.runtime_handlers] == ["", "cri_py"]
     assert not status.info
     assert (await world.runtime.Status(pb.StatusRequest(verbose=True))).info == {"config": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("able", "told"),
+    [
+        (model.Features(), (True, True, True, True)),
+        (model.Features(no_user_namespaces="disabled"), (True, False, False, True)),
+        (model.Features(no_recursive_read_only="no such call"), (False, True, False, False)),
+    ],
+)
+async def test_the_kubelet_hears_of_no_feature_that_the_kernel_has_not_proved(
+    world: Any, able: model.Features, told: tuple[bool, ...]
+) -> None:
+    world.node.able = able
+    status = await world.runtime.Status(pb.StatusRequest())
+    for handler in status.runtime_handlers:
+        features = handler.features
+        assert (features.recursive_read_only_mounts, features.user_namespaces) == told[:2]
+    assert (status.features.user_namespaces_host_network, status.features.mount_options) == told[2:]
+
+
+async def test_an_image_volume_tells_what_its_image_was(world: Any) -> None:
+    mount = model.Mount("/data", readonly=True, image=model.ImageSpec("data:1"))
+    config = model.ContainerConfig(model.ContainerMetadata("app"), model.ImageSpec("app:1"), mounts=(mount,))
+    made = make_container(1, config=config, volume_images={"/data": IMAGE_ID})
+    world.containers.here[made.id] = made
+    answer = await world.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=made.id))
+    assert (answer.status.mounts[0].image.image, answer.status.mounts[0].image.image_ref) == ("data:1", IMAGE_ID)
 
 
 async def test_the_kubelet_learns_the_cgroup_driver_and_tells_the_pod_cidr(world: Any) -> None:

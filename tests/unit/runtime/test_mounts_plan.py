@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 
 from cri_py.kernel.constants import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
     MS_BIND,
     MS_NODEV,
     MS_NOEXEC,
@@ -18,7 +22,7 @@ from cri_py.kernel.constants import (
     MS_SLAVE,
     MS_STRICTATIME,
 )
-from cri_py.runtime.mounts import MountOp, plan
+from cri_py.runtime.mounts import OWN, MountOp, plan
 
 
 @pytest.mark.parametrize(
@@ -74,3 +78,36 @@ def test_the_later_of_two_options_counts(options: list[str], flags: int) -> None
 def test_mounts_keep_their_order() -> None:
     mounts = [{"destination": f"/{name}", "type": "tmpfs"} for name in "cab"]
     assert [operation.destination for operation in plan(mounts)] == ["/c", "/a", "/b"]
+
+
+def planned(kind: str, *options: str, source: str = "/h", **more: Any) -> MountOp:
+    (operation,) = plan(
+        [{"destination": "/m", "type": kind, "source": source, "options": options, **more}], "/bundle/root"
+    )
+    return operation
+
+
+def test_what_holds_for_all_mounts_below_is_told_apart() -> None:
+    found = planned("bind", "rbind", "rro", "rnoexec", "rnodev", "rnosuid")
+    assert found.below == MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
+    assert found.apart
+    assert not planned("bind", "rbind", "ro", "noexec").apart
+
+
+def test_a_mapping_is_the_kernels_text() -> None:
+    mapping = [{"containerID": 0, "hostID": 200000, "size": 65536}]
+    found = planned("bind", "rbind", "ridmap", uidMappings=mapping, gidMappings=mapping)
+    assert (found.uid_map, found.gid_map, found.options) == ("0 200000 65536\n", "0 200000 65536\n", "")
+    assert found.apart
+
+
+def test_an_image_is_its_layers_and_a_part_of_it() -> None:
+    found = planned("overlay", "ro", "lowerdir=/l/2:/l/1", "X-mount.subdir=etc", source="overlay")
+    assert (found.lower, found.subdir, found.options) == (("/l/2", "/l/1"), "etc", "")
+    assert found.apart
+
+
+def test_a_bind_from_the_root_itself_is_a_volume_of_the_image() -> None:
+    assert planned("bind", source="/bundle/root/data").fstype == OWN
+    assert planned("bind", source="/bundle/root").fstype == "bind"
+    assert planned("bind", source="/bundle/rootless").fstype == "bind"

@@ -1,0 +1,292 @@
+"""What pods and containers use, for ContainerStats, PodSandboxStats and their lists and streams.
+
+A call reads the kernel's counters there and then, on a thread of its own, from files that are kept open; nothing is
+cached. Two things can't be read when somebody asks: a rate, for which every group's CPU time is noted in the
+background, and the size of a layer (see ``stats_layers``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import structlog
+
+from cri_py.cgroups import Cgroups
+from cri_py.cgroups.readings import Group, Usage, open_group
+from cri_py.errors import KernelError
+from cri_py.images.flights import on_thread
+from cri_py.kernel import procfs
+from cri_py.model import (
+    Container,
+    ContainerFilter,
+    ContainerId,
+    Created,
+    Event,
+    EventKind,
+    Exited,
+    FilesystemUsage,
+    Lost,
+    Nanos,
+    Ready,
+    Running,
+    Sandbox,
+    SandboxFilter,
+)
+from cri_py.pods.events import Events
+from cri_py.pods.ledger import Ledger
+from cri_py.pods.stats_layers import Layers
+from cri_py.pods.stats_network import HolderNetwork, Interface
+from cri_py.pods.stats_rates import Rate, Sample
+
+log = structlog.get_logger()
+_T = TypeVar("_T")
+_MEMINFO: Final = "/proc/meminfo"
+_YOUNG_NS: Final = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class GroupUsage:
+    """A cgroup's counters at a time; ``processes`` counts threads too, as the kernel does."""
+
+    at: Nanos
+    usage: Usage
+    nano_cores: int | None
+    processes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerUsage:
+    """Of a container that has no cgroup any more, ``group`` is None."""
+
+    container: Container
+    group: GroupUsage | None
+    layer: FilesystemUsage | None
+    swap_free: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxUsage:
+    """``interfaces`` are None on the host's network, which is not the pod's; ``group`` is None of a stopped pod."""
+
+    sandbox: Sandbox
+    group: GroupUsage | None
+    interfaces: tuple[Interface, ...] | None
+    containers: tuple[ContainerUsage, ...]
+    swap_free: int
+
+
+Member = tuple[Container, FilesystemUsage | None]
+"""A container with the last count of its layer."""
+
+
+class _Watched:
+    """One group's open files and its rate."""
+
+    def __init__(self, group: Group, birth: Sample) -> None:
+        self.group = group
+        self.rate = Rate(birth)
+
+    def read(self, at: Nanos, owner: Sandbox | Container) -> GroupUsage:
+        usage = self.group.usage()
+        processes = self.group.processes() if isinstance(owner, Sandbox) else None
+        if usage.cpu_ns is None:
+            return GroupUsage(at, usage, None, processes)
+        ended = isinstance(owner.state, Exited | Lost)
+        rate = 0 if ended else self.rate.nano_cores(Sample(time.monotonic_ns(), usage.cpu_ns))
+        return GroupUsage(at, usage, rate, processes)
+
+    def note(self) -> None:
+        cpu_ns = self.group.cpu_ns()
+        if cpu_ns is not None:
+            self.rate.note(Sample(time.monotonic_ns(), cpu_ns))
+
+
+class Statistics:
+    """All readings of one daemon. What is kept open goes with the sandbox or container it belongs to."""
+
+    def __init__(
+        self,
+        *,
+        cgroups: Cgroups,
+        ledger: Ledger,
+        events: Events,
+        layers: Layers,
+        clock: Callable[[], Nanos],
+        period_s: float,
+    ) -> None:
+        self._cgroups = cgroups
+        self._ledger = ledger
+        self._events = events
+        self._layers = layers
+        self._clock = clock
+        self._period_s = period_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="stats")
+        self._watched: dict[str, _Watched] = {}  # by id; this and the next belong to the thread
+        self._networks: dict[str, HolderNetwork] = {}
+        self._background: list[asyncio.Task[None]] = []
+
+    # ---------------------------------------------------------------- asking
+
+    async def container(self, container_id: str) -> ContainerUsage:
+        """Raises NotFound."""
+        found = self._with_layers([self._ledger.container(container_id)])
+        return (await self._run(self._read_containers, found))[0]
+
+    async def containers(self, wanted: ContainerFilter) -> Sequence[ContainerUsage]:
+        """Of every state: a created one has its waiting init, an ended one what it used in all."""
+        return await self._run(self._read_containers, self._with_layers(self._ledger.select_containers(wanted)))
+
+    async def sandbox(self, sandbox_id: str) -> SandboxUsage:
+        """Of a stopped one only what its containers wrote is left. Raises NotFound."""
+        return (await self._run(self._read_sandboxes, self._with_members([self._ledger.sandbox(sandbox_id)])))[0]
+
+    async def sandboxes(self, wanted: SandboxFilter) -> Sequence[SandboxUsage]:
+        """Of those that are ready: no other has anything to read."""
+        found = [each for each in self._ledger.select_sandboxes(wanted) if isinstance(each.state, Ready)]
+        return await self._run(self._read_sandboxes, self._with_members(found))
+
+    def _with_members(self, sandboxes: Iterable[Sandbox]) -> list[tuple[Sandbox, list[Member]]]:
+        return [(sandbox, self._with_layers(self._ledger.members(sandbox.id))) for sandbox in sandboxes]
+
+    def _with_layers(self, containers: Iterable[Container]) -> list[Member]:
+        return [(container, self._layers.of(container)) for container in containers]
+
+    async def _run(self, call: Callable[..., _T], *arguments: object) -> _T:
+        """Calls run in the order in which they are made here, so none meets what was forgotten before it."""
+        return await on_thread(self._thread, call, *arguments)
+
+    # ------------------------------------------------------------ background
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin with what must be done while nobody asks."""
+        work = (self._sample(), self._follow_events(), self._layers.run())
+        self._background = [tasks.create_task(each) for each in work]
+
+    async def _sample(self) -> None:
+        """Note every living group's CPU time once in a period, and let go of what no record names."""
+        while True:
+            sandboxes = [each for each in self._ledger.sandboxes() if isinstance(each.state, Ready)]
+            containers = self._ledger.containers()
+            known: set[str] = {*(each.id for each in sandboxes), *(each.id for each in containers)}
+            living = [each for each in containers if isinstance(each.state, Created | Running)]
+            await self._run(self._note, [*sandboxes, *living], known)
+            await asyncio.sleep(self._period_s)
+
+    async def _follow_events(self) -> None:
+        """Begin with what is made, and let go of what has ended."""
+        async with self._events.subscribe() as events:
+            for container in self._ledger.containers():
+                self._layers.want(container.id)
+            async for event in events:
+                await self._follow(event)
+
+    async def _follow(self, event: Event) -> None:
+        sandbox = event.sandbox
+        about = next((each for each in event.containers if each.id == event.container_id), None)
+        if about is not None and event.kind is not EventKind.DELETED:
+            self._layers.want(about.id)
+        elif about is None and sandbox is not None and sandbox.id == event.container_id:
+            if event.kind is EventKind.CREATED:
+                await self._run(self._note, [sandbox])
+            elif event.kind in (EventKind.STOPPED, EventKind.DELETED):
+                await self._run(self._forget, sandbox.id)
+        elif event.kind is EventKind.DELETED:
+            self._layers.forget(ContainerId(event.container_id))
+            await self._run(self._forget, event.container_id)
+
+    async def stop(self) -> None:
+        """End the background and let go of all files."""
+        self._layers.close()
+        for task in self._background:
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        await self._run(self._forget_all)
+        self._thread.shutdown(wait=True)
+
+    # --------------------------------------------------------- on its thread
+
+    def _read_containers(self, members: Sequence[Member]) -> list[ContainerUsage]:
+        free = _swap_free()
+        return [self._read_container(member, free) for member in members]
+
+    def _read_container(self, member: Member, swap_free: int) -> ContainerUsage:
+        container, layer = member
+        return ContainerUsage(container, self._read_group(container), layer, swap_free)
+
+    def _read_sandboxes(self, sandboxes: Sequence[tuple[Sandbox, Sequence[Member]]]) -> list[SandboxUsage]:
+        free = _swap_free()
+        return [
+            SandboxUsage(
+                sandbox,
+                self._read_group(sandbox) if isinstance(sandbox.state, Ready) else None,
+                self._interfaces(sandbox),
+                tuple(self._read_container(member, free) for member in members),
+                free,
+            )
+            for sandbox, members in sandboxes
+        ]
+
+    def _read_group(self, owner: Sandbox | Container) -> GroupUsage | None:
+        """None for a group that is gone, and for one that can't be read: the others' numbers still come."""
+        try:
+            read = self._watch(owner).read(self._clock(), owner)
+        except KernelError as error:
+            log.warning("a group's statistics can't be read", id=owner.id, cgroup=owner.cgroup, cause=str(error))
+            return None
+        return None if read.usage == Usage() else read
+
+    def _interfaces(self, sandbox: Sandbox) -> tuple[Interface, ...] | None:
+        if sandbox.attachment is None or not isinstance(sandbox.state, Ready):
+            return None
+        network = self._networks.get(sandbox.id)
+        if network is None:
+            network = self._networks[sandbox.id] = HolderNetwork(sandbox.state.holder_pid)
+        return network.interfaces()
+
+    def _note(self, owners: Sequence[Sandbox | Container], known: Set[str] | None = None) -> None:
+        for owner in owners:
+            try:
+                self._watch(owner).note()
+            except KernelError as error:
+                log.warning("a group's CPU time can't be noted", id=owner.id, cgroup=owner.cgroup, cause=str(error))
+        if known is not None:
+            for object_id in (self._watched.keys() | self._networks.keys()) - known:
+                self._forget(object_id)
+
+    def _watch(self, owner: Sandbox | Container) -> _Watched:
+        """Its open files; opened for the first time, its rate begins.
+
+        A container's group is as old as the container. A pod's may be the kubelet's and older than the sandbox: its
+        first sample is taken when the sandbox is made.
+        """
+        watched = self._watched.get(owner.id)
+        if watched is None:
+            group = open_group(self._cgroups, owner.cgroup)
+            age = max(self._clock() - owner.created_at, 0)
+            used = (group.cpu_ns() or 0) if isinstance(owner, Sandbox) and age < _YOUNG_NS else 0
+            watched = self._watched[owner.id] = _Watched(group, Sample(time.monotonic_ns() - age, used))
+        return watched
+
+    def _forget(self, object_id: str) -> None:
+        if watched := self._watched.pop(object_id, None):
+            watched.group.close()
+        if network := self._networks.pop(object_id, None):
+            network.close()
+
+    def _forget_all(self) -> None:
+        for object_id in [*self._watched, *self._networks]:
+            self._forget(object_id)
+
+
+def _swap_free() -> int:
+    """Bytes of the node's swap that are free; 0 on a node without swap."""
+    for line in procfs.read(_MEMINFO).splitlines():
+        if line.startswith(b"SwapFree:"):
+            return int(line.split()[1]) * 1024
+    return 0
