@@ -29,8 +29,12 @@ from cri_py.kernel.notify import notify
 from cri_py.model import Container, Created, Exited, Features, ImageId, Lost, Nanos, Ready, Running
 from cri_py.monitor.client import SpawnerClient
 from cri_py.network.bridge import Bridge
+<<<<<<< HEAD
 from cri_py.network.hostports import HostPorts
 from cri_py.network.pod_network import PodNetwork
+=======
+from cri_py.pods import apparmor
+>>>>>>> main
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
@@ -128,8 +132,6 @@ class App:
         """From the bottom up: what a part is given exists before it."""
         cgroups = detect()
         defaults = spec_defaults(self._config, type(cgroups).__name__, self._features)
-        if defaults.apparmor:
-            log.warning("AppArmor is on, but this version has no profile of its own: containers run unconfined by it")
         self._build_floor(cgroups, defaults)
         self._build_pods(defaults)
         self.streams = Streams(
@@ -164,7 +166,7 @@ class App:
         self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
         self.network = PodNetwork(Bridge(config.network, config.netns_dir, state), HostPorts(config.network.bridge))
         self.groups = Groups(cgroups, config.cgroups.parent)
-        self.bundles = Bundles(self.places, defaults)
+        self.bundles = Bundles(self.places, defaults, config.runtime)
         self.trash = Trash(self.places.trash, self.places.pods_trash)
         self.events = Events()
         self.monitors = Monitors(self._tasks)
@@ -322,7 +324,8 @@ def spec_defaults(config: Config, cgroups: str, features: Features) -> SpecDefau
         kernel=_kernel_version(platform.release()),
         capabilities=capabilities.names(syscalls.capget()[1]),
         cgroup_version=2 if cgroups == "V2" else 1,
-        apparmor=os.path.exists("/sys/kernel/security/apparmor"),
+        apparmor=apparmor.enabled(),
+        apparmor_profile=apparmor.load_default(config.runtime.apparmor_profile, config.server.state),
         selinux=os.path.exists("/sys/fs/selinux/enforce"),
         node_hostname=platform.node(),
         features=features,

@@ -208,11 +208,7 @@ class RuntimeConfig:
     """Running containers."""
 
     handlers: tuple[str, ...] = key(("cri_py",), 'Names that RuntimeClasses may use; "" always works.')
-    seccomp: bool = key(
-        False,
-        "Whether containers that name no seccomp profile get the default one. CRI has them unconfined; a kubelet names "
-        "one always.",
-    )
+    seccomp: bool = key(False, "Whether containers that name no seccomp profile get the default one (CRI: none).")
     log_line_bytes: int = key(16384, "A longer line of a container is logged in parts.", within(256, 1 << 20))
     exec_output_bytes: int = key(16 << 20, "What ExecSync returns of each stream, at most.", within(1024, 1 << 30))
     exec_drain_s: float = key(2.0, "How long output is awaited after an ExecSync's process ended.", within(0, 3600))
@@ -225,6 +221,19 @@ class RuntimeConfig:
         one_of("refuse", "make"),
     )
     shm_bytes: int = key(64 << 20, "How much a pod's /dev/shm may hold, in bytes.", within(4096, 1 << 40))
+    apparmor_profile: str = key(
+        "cri-py-default",
+        'What containers get that name no AppArmor profile, loaded at the start where the kernel has it; "" is none.',
+        matching(r"[A-Za-z0-9_.-]*", "letters, digits, '_', '.' and '-'"),
+    )
+    cdi_spec_dirs: tuple[str, ...] = key(
+        ("/etc/cdi", "/var/run/cdi"),
+        "Directories with CDI files (*.json, *.yaml), read when a container asks for such a device; later ones win.",
+        each(_ABSOLUTE),
+    )
+    device_ownership_from_security_context: bool = key(
+        False, "Whether devices that are root's belong to run_as_user and run_as_group in the container."
+    )
     nofile: int = key(1048576, "RLIMIT_NOFILE of containers.", within(64, 1 << 30))
 
 

@@ -7,10 +7,9 @@ import functools
 import itertools
 import os
 import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -39,6 +38,7 @@ from cri_py.images.registries import Registries
 from cri_py.images.resolving import Resolved, resolve
 from cri_py.images.snapshots import RECORD, FollowBlob, Layer, Snapshots, Taken, remove_tree, take_all
 from cri_py.images.syncs import Syncs
+from cri_py.images.uses import Uses
 from cri_py.images.workers import Workers
 from cri_py.kernel import faults
 from cri_py.model import ChainId, Digest, FilesystemUsage, Image, ImageId, Nanos, RegistryAuth
@@ -64,7 +64,7 @@ class Images:
         self._root = os.path.abspath(root)
         self._config = config
         self._store = store
-        self._in_use = in_use
+        self._uses = Uses(in_use)
         self._clock = clock
         self.platform = node_platform(os.uname().machine)
         self._disk = ThreadPoolExecutor(DISK_THREADS, "images-disk")
@@ -82,7 +82,6 @@ class Images:
         self._records: dict[ImageId, ImageRecord] = {}
         self._retired: dict[ImageId, tuple[ChainId, ...]] = {}
         self._names: dict[str, ImageId] = {}
-        self._using: Counter[ImageId] = Counter()
 
     # ------------------------------------------------------------ from start to end
 
@@ -309,18 +308,9 @@ class Images:
 
         await on_thread(self._disk, work)
 
-    @contextmanager
-    def using(self, image_id: ImageId) -> Iterator[None]:
-        """Within the block the image counts as in use, as it will once a container that is being made is recorded."""
-        self._using[image_id] += 1
-        try:
-            yield
-        finally:
-            self._using[image_id] -= 1
-            self._using += Counter()  # drops what nobody uses any more
-
-    def _used(self) -> set[ImageId]:
-        return {*self._in_use(), *self._using}
+    def using(self, image_id: ImageId) -> AbstractContextManager[None]:
+        """As Uses.of."""
+        return self._uses.of(image_id)
 
     def verbose(self, image: Image) -> dict[str, str]:
         """``info``: JSON with the chain id and the whole image config, as ``crictl inspecti`` shows it."""
@@ -390,7 +380,7 @@ class Images:
             elif trouble.kind is Kind.BLOB:
                 if await self._drop_damaged(Digest(trouble.subject)):
                     blobless.update(trouble.images)
-            elif self._used().intersection(trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
+            elif self._uses.all().intersection(trouble.images) or self._snapshots.leased(ChainId(trouble.subject)):
                 log.warning("a damaged layer is in use: remove the containers first", layer=trouble.subject)
             elif (chain_id := ChainId(trouble.subject)) in self._snapshots:
                 directories.append(self._snapshots.path(chain_id))
@@ -506,7 +496,7 @@ class Images:
     async def _forget(self, image: Image) -> None:
         """Drop its record, but keep in mind what containers use. Called with the lock held."""
         changes: list[Change] = [Delete(records.IMAGE, image.id)]
-        in_use = image.id in self._used()
+        in_use = image.id in self._uses.all()
         if in_use:
             changes.append(records.encode_retired(image.id, image.chain_ids))
         await self._store.commit(*changes)
@@ -552,7 +542,7 @@ class Images:
         if not self._retired:
             return
         async with self._lock:
-            in_use = self._used()
+            in_use = self._uses.all()
             unused = [image_id for image_id in self._retired if image_id not in in_use]
             if not unused:
                 return

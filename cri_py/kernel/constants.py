@@ -76,3 +76,6 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
 TIOCSPTLCK = 0x40045431
+
+# AppArmor's own (Linux 5.8): takes "exec PROFILE" from the process itself.
+LABEL_FILE = "/proc/self/attr/apparmor/exec"

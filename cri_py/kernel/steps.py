@@ -10,8 +10,8 @@ the other, and every argument is known before. So the list itself becomes a prog
 A process that executes it has some pages where a forked interpreter has two thousand, and none of it is shared with
 whoever started it. It says by a message of eight bytes on descriptor 3 how it went, two 32-bit numbers in native order:
 the step and the errno of the call that failed, or FORKED and the pid of the child that goes on. Parent and child report
-by the same socket, in any order. On success nothing is said: then descriptor 3, if it is close-on-exec, ends with the
-last step, which is an execve.
+by the same socket, so the child should wait for a byte before it says anything. On success nothing is said: then
+descriptor 3, if it is close-on-exec, ends with the last step, which is an execve.
 """
 
 from __future__ import annotations
@@ -209,9 +209,11 @@ _NUMBERS = {
     "getcwd": (79, 17),
     "ioctl": (16, 29),
     "mkdirat": (258, 34),
+    "open_tree": (428, 428),
     "openat": (257, 56),
     "prctl": (157, 167),
     "prlimit64": (302, 261),
+    "read": (0, 63),
     "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135),
     "seccomp": (317, 277),

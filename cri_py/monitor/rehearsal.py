@@ -49,6 +49,7 @@ _EXEC = steps.program(
     (
         steps.Step("fcntl", (steps.REPORT_FD, 2, 1)),
         steps.Step("clone3", ((CLONE_PARENT, *[0] * 10), 88), steps.Then.FORK),
+        steps.Step("read", (steps.REPORT_FD, steps.SCRATCH, 1)),
         steps.Step("exit_group", (0,)),
     )
 )

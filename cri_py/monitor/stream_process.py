@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -157,6 +158,8 @@ class ExecutedProcess(Process):
                 os.set_blocking(master, False)
                 if self._size is not None:
                     self.resize(*self._size)
+                with contextlib.suppress(BrokenPipeError):  # killed meanwhile: the next message is its end
+                    parent.go()
             return f"the program was not executed within {_START_S:.0f} s"
         finally:
             parent.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -169,14 +170,19 @@ class ContainerProcess:
             if everything:
                 self.kill_now()
             else:
-                os.kill(self.pid, number)
+                with contextlib.suppress(PermissionError):  # its AppArmor profile lets none in: the grace period passes
+                    os.kill(self.pid, number)
 
     def kill_now(self) -> None:
         """SIGKILL: the end of pid 1 is the end of its namespace; without one of its own the cgroup is emptied."""
+        alone = self._own_pids
         if not self.ended:
-            os.kill(self.pid, signal.SIGKILL)
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except PermissionError:
+                alone = False  # its AppArmor profile lets no signal in; cgroup.kill asks no profile
             self._doomed = self.bearing
-        if not self._own_pids:
+        if not alone:
             self._cgroups.kill(self.cgroup, _KILL_S)
 
     def tap(self) -> tuple[int, int]:

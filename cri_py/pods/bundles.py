@@ -6,20 +6,25 @@ import asyncio
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from cri_py.cdi.documents import named_in
+from cri_py.cdi.edits import Edits
+from cri_py.cdi.registry import Registry
+from cri_py.config import RuntimeConfig
 from cri_py.errors import CriError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from cri_py.kernel import seccomp
 from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
-from cri_py.pods import spec, spec_seccomp, spec_security, spec_userns
+from cri_py.pods import apparmor, devices, spec, spec_cdi, spec_devices, spec_seccomp, spec_security, spec_userns
 from cri_py.pods.places import Places
 from cri_py.pods.seccomp_default import default_profile
-from cri_py.pods.spec_mounts import DeviceNode, ImageVolumes
+from cri_py.pods.spec_devices import DeviceNode
+from cri_py.pods.spec_mounts import ImageVolumes
 
 log = structlog.get_logger()
 _PROFILE_BYTES = 1 << 20
@@ -36,14 +41,17 @@ class Bundle:
     document: dict[str, Any]  # without linux.seccomp
     seccomp: Mapping[str, Any] | None
     filter: dict[str, Any] | None
+    groups: tuple[int, ...] = ()  # supplementary ones that its devices ask for
 
 
 class Bundles:
     """Plans bundles (pure, but for the lookups) and keeps them on disk."""
 
-    def __init__(self, places: Places, defaults: spec.SpecDefaults) -> None:
+    def __init__(self, places: Places, defaults: spec.SpecDefaults, config: RuntimeConfig) -> None:
         self._places = places
         self._defaults = defaults
+        self._cdi = Registry(config.cdi_spec_dirs)
+        self._owned_devices = config.device_ownership_from_security_context
         self._filters: dict[str, dict[str, Any]] = {}
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="seccomp")
 
@@ -58,6 +66,8 @@ class Bundles:
         """Everything that the container will be, before anything of it is made."""
         assert isinstance(sandbox.state, Ready)
         config = container.config
+        spec_devices.check(config)
+        edits = await self._cdi_edits(config)
         document = spec.container_document(
             sandbox=sandbox,
             config=config,
@@ -69,12 +79,38 @@ class Bundles:
             defaults=self._defaults,
             cgroup=container.cgroup,
             target_pid=target_pid,
-            device_nodes=_device_nodes(config, own_users=spec_userns.has_own(sandbox.config.namespaces)),
+            device_nodes=self._device_nodes(config, edits, own_users=spec_userns.has_own(sandbox.config.namespaces)),
             localhost_seccomp=await self._localhost_seccomp(config),
             image_volumes=image_volumes,
         )
+        spec_cdi.apply(document, edits)
+        await self._check_label(document["process"].get("apparmorProfile", ""))
         profile = document["linux"].pop("seccomp", None)
-        return Bundle(document, profile, await self._filter(profile) if profile else None)
+        return Bundle(document, profile, await self._filter(profile) if profile else None, edits.groups)
+
+    async def _check_label(self, name: str) -> None:
+        """A profile that isn't loaded would be noticed at the start only, and in the kernel's words."""
+        if name and name != self._defaults.apparmor_profile:
+            await asyncio.get_running_loop().run_in_executor(self._compiler, apparmor.check_loaded, name)
+
+    async def _cdi_edits(self, config: ContainerConfig) -> Edits:
+        """What the CDI devices ask for that the config or its annotations name."""
+        names = [*config.cdi_devices, *named_in(config.annotations)]
+        if not names:
+            return Edits()
+        edits = await asyncio.get_running_loop().run_in_executor(self._compiler, self._cdi.edits, names)
+        spec_cdi.check(edits)
+        return edits
+
+    def _device_nodes(self, config: ContainerConfig, edits: Edits, *, own_users: bool) -> list[DeviceNode]:
+        """What CDI asks for goes before what the kubelet does. A privileged container gets all else that is there, but
+        not in a user namespace: there its root is not the node's, whose devices these are."""
+        asked = [node for device in config.devices for node in devices.look_up(device)]
+        nodes = spec_devices.merge([devices.look_up_cdi(node) for node in edits.nodes], asked)
+        if self._owned_devices:
+            nodes = spec_devices.owned(nodes, config.security)
+        everything = config.security.privileged and not own_users
+        return spec_devices.merge(nodes, devices.all_of_the_node() if everything else ())
 
     async def _localhost_seccomp(self, config: ContainerConfig) -> dict[str, Any] | None:
         """The profile of the node's file that the container names, read anew for each container."""
@@ -208,49 +244,3 @@ def read_document(path: str) -> dict[str, Any]:
         log.warning("a document is damaged and counts as missing", path=path, cause=str(error))
         return {}
     return document
-
-
-def _device_nodes(config: ContainerConfig, *, own_users: bool) -> Sequence[DeviceNode]:
-    """The numbers of the devices that are asked for; a privileged container gets all that the node's /dev has, unless
-    the pod has a user namespace: then its root is not the node's, whose devices these are."""
-    nodes = [_look_up(device.host_path, device.container_path, device.permissions) for device in config.devices]
-    if config.security.privileged and not own_users:
-        named = {node.path for node in nodes}
-        nodes += [node for node in _host_devices("/dev") if node.path not in named]
-    return nodes
-
-
-def _look_up(host_path: str, path: str, access: str) -> DeviceNode:
-    if "\0" in host_path:
-        raise InvalidArgument(f"the device {host_path!r} is no path", hint="name a device of the node")
-    try:
-        found = os.stat(host_path)
-    except OSError as error:
-        raise NotFound(f"the device {host_path} is not on this node: {error.strerror}") from error
-    if not stat.S_ISCHR(found.st_mode) and not stat.S_ISBLK(found.st_mode):
-        raise InvalidArgument(f"{host_path} is not a device", hint="name a character or block device")
-    return _node(found, path, access)
-
-
-def _node(found: os.stat_result, path: str, access: str = "rwm") -> DeviceNode:
-    kind = "c" if stat.S_ISCHR(found.st_mode) else "b"
-    major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
-    return DeviceNode(path, kind, major, minor, access, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
-
-
-_OWN_IN_CONTAINER = {"pts", "shm", "fd", "mqueue", "console", "ptmx"}
-
-
-def _host_devices(directory: str) -> list[DeviceNode]:
-    """Every device node of the node, less what a container has of its own."""
-    nodes = []
-    for entry in os.scandir(directory):
-        if (directory == "/dev" and entry.name in _OWN_IN_CONTAINER) or entry.is_symlink():
-            continue
-        if entry.is_dir():
-            nodes += _host_devices(entry.path)
-        else:
-            found = entry.stat(follow_symlinks=False)
-            if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
-                nodes.append(_node(found, entry.path))
-    return nodes

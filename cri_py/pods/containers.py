@@ -174,6 +174,7 @@ class Containers:
         user = spec_security.user_request(config, image.config)
         target, lower = self._target_pid(sandbox, config), image_volumes.layers(volumes)
         bundle = await self._bundles.plan(sandbox, container, image, target, lower)
+        user["groups"] += bundle.groups
         async with image_volumes.using(self._images, volumes), AsyncExitStack() as undo:
             undo.callback(self._discard_files, container)
             self._bundles.write(container, bundle)

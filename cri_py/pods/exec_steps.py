@@ -7,7 +7,9 @@ container's reach (CVE-2019-5736): this program lies in memory alone.
 
 The order is the kernel's: the pid namespace is joined by a child, so the program forks; what needs /proc or the cgroup
 filesystem of the node comes before the mount namespace is joined, limits and the bounding set before the rights go that
-they need, supplementary groups before the gid, the gid before the uid, the filter as late as it can be loaded.
+they need, supplementary groups before the gid, the gid before the uid, the filter as late as it can be loaded. And the
+fork comes after the mount namespace: from its birth on the container sees the child, and one with CAP_SYS_PTRACE looks
+through /proc/PID/root and /proc/PID/cwd, which must not be the node's.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ from cri_py.kernel.constants import (
     CLONE_NEWUSER,
     CLONE_NEWUTS,
     CLONE_PARENT,
+    LABEL_FILE,
+    OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE,
     PR_CAP_AMBIENT,
     PR_CAP_AMBIENT_CLEAR_ALL,
     PR_CAP_AMBIENT_RAISE,
@@ -149,7 +154,8 @@ def steps(common: Template, command: Sequence[str], scope: ExecScope, *, termina
         tries = [*_tries(command, common)]
     except ValueError as error:
         raise InvalidArgument(f"the command can't be executed: {error}", hint="leave NULs out") from error
-    return [*_born_into(scope), *common.limited, *_walked_in(common, terminal=terminal), *common.settled, *tries]
+    outside, inside = [*_begun(scope), *common.limited, *_born_inside(scope)], [*_at_home(common, terminal=terminal)]
+    return [*outside, *inside, *common.settled, *tries]
 
 
 def refusal(step: Step, number: int) -> CriError:
@@ -158,25 +164,39 @@ def refusal(step: Step, number: int) -> CriError:
     return FailedPrecondition(told) if told == _ENDED else StartError(told)
 
 
-def _born_into(scope: ExecScope) -> Iterator[Step]:
-    """The child that goes on is a sibling, so that the monitor is its parent; on v2 it is born into its group."""
+def _begun(scope: ExecScope) -> Iterator[Step]:
     yield Step("prctl", (PR_SET_DUMPABLE, 0))
     yield Step("prctl", (PR_SET_NAME, b"cri-exec\0"))
     yield Step("fcntl", (REPORT_FD, _F_SETFD, _FD_CLOEXEC))
     yield Step("mkdirat", (AT_FDCWD, text(scope.directory), 0o755), words=Words(f"mkdir {scope.directory}"))
-    yield Step("setns", (TARGET_FD, CLONE_NEWPID), words=Words("setns of the pid namespace", _ENDING))
-    flags, group = CLONE_PARENT, 0
-    if scope.groups.born_into:
-        yield _open(text(scope.directory), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, scope.directory)
-        flags, group = flags | CLONE_INTO_CGROUP, _FIRST_FREE
-    clone_arguments = (flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, group)
-    size = 8 * len(clone_arguments)
-    yield Step("clone3", (clone_arguments, size), Then.FORK, Words("clone3", _ENDING))
-    yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
-    yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
     if not scope.groups.born_into:
         for file in scope.enter_files:
             yield from _written(file, b"0")
+
+
+def _born_inside(scope: ExecScope) -> Iterator[Step]:
+    """The child that goes on is a sibling, so that the monitor is its parent; on v2 it is born into its group.
+
+    That group's descriptor, which it has for a moment, is of a mount that nothing else belongs to: ``..`` ends there.
+    """
+    flags, group, later = CLONE_PARENT, 0, 0
+    if scope.groups.born_into:
+        later = CLONE_NEWCGROUP  # from inside of which nobody could be born into a group from outside
+        opened = (AT_FDCWD, text(scope.directory), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+        yield Step("open_tree", opened, words=Words(f"open_tree {scope.directory}"))
+        flags, group = flags | CLONE_INTO_CGROUP, _FIRST_FREE
+    yield Step("setns", (TARGET_FD, CLONE_NEWPID), words=Words("setns of the pid namespace", _ENDING))
+    yield Step("setns", (TARGET_FD, _ALL & ~later), words=Words("setns", _ENDING))
+    clone_arguments = (flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, group)
+    size = 8 * len(clone_arguments)
+    yield Step("clone3", (clone_arguments, size), Then.FORK, Words("clone3", _ENDING))
+    yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
+    yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
+    # A byte that says: our pid is known, so we may report. Its end without one: we are nobody's.
+    yield Step("read", (REPORT_FD, SCRATCH, 1))
+    yield Step("", (SCRATCH, 0xFF, ord("g"), errno.EPIPE), Then.EXPECT)
+    if later:
+        yield Step("setns", (TARGET_FD, later), words=Words("setns of the cgroup namespace", _ENDING))
 
 
 def _open(path: bytes, flags: int, name: str) -> Step:
@@ -199,6 +219,8 @@ def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[St
         kind = getattr(resource, limit["type"])
         for soft, hard in _limits_to_try(ours[kind], limit["soft"], limit["hard"]):
             yield Step("prlimit64", (0, kind, (soft, hard), 0), Then.MAY)
+    if profile := process.get("apparmorProfile"):  # holds from execve on; a container's /proc may be anything
+        yield from _written(LABEL_FILE, f"exec {profile}".encode())
 
 
 def _limits_to_try(ours: int, soft: int, hard: int) -> Iterator[tuple[int, int]]:
@@ -208,9 +230,9 @@ def _limits_to_try(ours: int, soft: int, hard: int) -> Iterator[tuple[int, int]]
     yield soft, hard
 
 
-def _walked_in(common: Template, *, terminal: bool) -> Iterator[Step]:
-    flags = _ALL | CLONE_NEWUSER if common.own_users else _ALL
-    yield Step("setns", (TARGET_FD, flags), words=Words("setns", _ENDING))
+def _at_home(common: Template, *, terminal: bool) -> Iterator[Step]:
+    if common.own_users:
+        yield Step("setns", (TARGET_FD, CLONE_NEWUSER), words=Words("setns of the user namespace", _ENDING))
     yield Step("close", (TARGET_FD,))
     if common.own_users:  # until then the node's ids, which are nobody there
         yield Step("setgroups", (0, 0))
@@ -243,6 +265,7 @@ def _terminal() -> Iterator[Step]:
     yield Step("ioctl", (0, _TIOCSCTTY, 0), words=Words("take the controlling terminal"))
     yield Step("sendmsg", (REPORT_FD, _message(b"ready\0000\0", master), 0))
     yield Step("close", (master,))
+    yield Step("read", (REPORT_FD, SCRATCH, 1))  # until the terminal has its size: a program asks for it once
 
 
 def _message(packet: bytes, fd: int) -> tuple[Argument, ...]:

@@ -22,10 +22,12 @@ from cri_py.model import (
     NamespaceOption,
     Sandbox,
     SandboxConfig,
+    SelinuxOption,
 )
-from cri_py.pods import spec_mounts, spec_security, spec_userns
+from cri_py.pods import spec_devices, spec_mounts, spec_security, spec_selinux, spec_userns
 from cri_py.pods.files import sandbox_hostname
-from cri_py.pods.spec_mounts import DeviceNode, SandboxFiles
+from cri_py.pods.spec_devices import DeviceNode
+from cri_py.pods.spec_mounts import SandboxFiles
 from cri_py.pods.spec_security import user_request
 
 __all__ = [
@@ -54,6 +56,7 @@ class SpecDefaults:
     capabilities: tuple[str, ...] = capabilities.NAMES  # those that the daemon has, and can give
     cgroup_version: int = 1  # on 2 a container has a cgroup namespace of its own
     apparmor: bool = False  # whether the kernel has it
+    apparmor_profile: str = ""  # what containers get that don't ask for another, "" for none
     selinux: bool = False
     node_hostname: str = ""
     features: Features = field(default_factory=Features)
@@ -71,7 +74,7 @@ def container_document(
     defaults: SpecDefaults,
     cgroup: str = "",
     target_pid: int | None = None,
-    device_nodes: Sequence[DeviceNode] | None = None,
+    device_nodes: Sequence[DeviceNode] = (),
     localhost_seccomp: Mapping[str, Any] | None = None,
     image_volumes: spec_mounts.ImageVolumes | None = None,
 ) -> Json:
@@ -79,14 +82,13 @@ def container_document(
 
     ``root_path``: its mounted root file system. ``holder_pid``: the process whose namespaces the pod shares.
     ``cgroup``: below the root of every hierarchy, "" to leave it out. ``target_pid``: a process of the container that
-    pid mode TARGET names. ``device_nodes``: config.devices, looked up, and for privileged containers the host's.
+    pid mode TARGET names. ``device_nodes``: those that the container gets beside the standard ones, looked up.
     ``localhost_seccomp``: the profile that the seccomp field names, in OCI's form. ``image_volumes``: the directories
     of the images that mounts name, by container_path.
 
     Raises InvalidArgument or Unimplemented that names the field which can't be honoured.
     """
     _check_container_security(sandbox, config, defaults)
-    spec_mounts.check_devices(config, device_nodes)
     own = spec_mounts.OwnFiles(image_volumes or {}, image.volumes, root_path)
     document: Json = {
         "ociVersion": "1.3.0",
@@ -94,12 +96,14 @@ def container_document(
         "process": _process(sandbox, config, image, defaults),
         "mounts": spec_mounts.mounts(sandbox, config, files, own, defaults.features),
         "annotations": _annotations(sandbox, config, container_id),
-        "linux": _linux(config, device_nodes or ())
+        "linux": _linux(config, device_nodes)
         | spec_userns.mappings(sandbox.config.namespaces)
         | {"namespaces": _namespaces(sandbox, config, holder_pid, target_pid, defaults)},
     }
     if cgroup:
         document["linux"]["cgroupsPath"] = cgroup
+    if label := apparmor_profile(config, defaults):
+        document["process"]["apparmorProfile"] = label
     granted = document["process"]["capabilities"]["bounding"]
     profile = spec_security.seccomp_profile(
         config.security, granted, enabled=defaults.seccomp, arch=defaults.arch, localhost=localhost_seccomp
@@ -107,6 +111,16 @@ def container_document(
     if profile is not None:
         document["linux"]["seccomp"] = profile
     return document
+
+
+def apparmor_profile(config: ContainerConfig, defaults: SpecDefaults) -> str:
+    """The name of the AppArmor profile that the container runs under, "" for none."""
+    return spec_security.apparmor_profile(
+        config.security.apparmor,
+        privileged=config.security.privileged,
+        enabled=defaults.apparmor,
+        default=defaults.apparmor_profile,
+    )
 
 
 def sandbox_namespaces(config: SandboxConfig) -> tuple[str, ...]:
@@ -129,21 +143,18 @@ def sandbox_namespaces(config: SandboxConfig) -> tuple[str, ...]:
 
 
 def check_sandbox_security(config: SandboxConfig, defaults: SpecDefaults) -> None:
-    """Raises for what a sandbox is asked to enforce and this version or this host can't.
-
-    The other fields of the sandbox's security context (user, groups, read-only root, seccomp) are about a pause
-    container. Ours has none: the holder executes nothing of any image and has no root file system of its own.
-    """
+    """Raises for what a sandbox is asked to enforce and this version or this host can't, or nobody could."""
+    spec_security.check_sandbox(config)
     spec_userns.check_sandbox(config, why_not=defaults.features.no_user_namespaces)
-    spec_security.check_apparmor(config.apparmor, enabled=defaults.apparmor)
-    spec_security.check_selinux(config.selinux, enabled=defaults.selinux)
+    spec_security.apparmor_profile(config.apparmor, privileged=False, enabled=defaults.apparmor, default="")
+    _check_selinux(config.selinux, defaults)
 
 
 def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
     security = config.security
-    rules = spec_mounts.device_rules(nodes, privileged=security.privileged)
+    rules = spec_devices.device_rules(nodes, privileged=security.privileged)
     return {
-        "devices": spec_mounts.device_nodes(config, nodes),
+        "devices": spec_devices.device_nodes(config, nodes),
         "resources": _resources(config.resources) | {"devices": rules},
         "rootfsPropagation": spec_mounts.root_propagation(config),
         "maskedPaths": _paths("masked_paths", security.masked_paths, security.privileged),
@@ -153,10 +164,15 @@ def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
 
 def _check_container_security(sandbox: Sandbox, config: ContainerConfig, defaults: SpecDefaults) -> None:
     _check_privileged(sandbox, config)
-    spec_security.check_apparmor(config.security.apparmor, enabled=defaults.apparmor)
-    spec_security.check_selinux(config.security.selinux, enabled=defaults.selinux)
+    _check_selinux(config.security.selinux, defaults)
     if defaults.selinux and any(mount.selinux_relabel for mount in config.mounts):
         raise Unimplemented("mounts.selinux_relabel is not supported by this version")
+
+
+def _check_selinux(asked: SelinuxOption | None, defaults: SpecDefaults) -> None:
+    spec_selinux.check(asked, enabled=defaults.selinux)
+    if asked is not None and asked != SelinuxOption():
+        raise Unimplemented("SELinux labels (selinux_options) are not supported by this version")
 
 
 def _check_privileged(sandbox: Sandbox, config: ContainerConfig) -> None:

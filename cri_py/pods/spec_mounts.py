@@ -1,4 +1,4 @@
-"""The mounts and devices of a container, from CRI to OCI words (runtime-spec, config.md and config-linux.md). Pure."""
+"""The mounts of a container, from CRI to OCI words (runtime-spec, config.md and config-linux.md). Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cri_py.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from cri_py.errors import FailedPrecondition, InvalidArgument
 from cri_py.model import ContainerConfig, Features, Mount, MountPropagation, NamespaceMode, NamespaceOption, Sandbox
 from cri_py.pods import spec_userns
 
@@ -35,30 +35,6 @@ class SandboxFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceNode:
-    """A device in a container's /dev, its numbers already looked up on the host."""
-
-    path: str  # in the container
-    kind: str  # c or b
-    major: int
-    minor: int
-    access: str = "rwm"
-    mode: int = 0o666
-    uid: int = 0
-    gid: int = 0
-
-
-_STANDARD_DEVICES: Final = tuple(
-    DeviceNode(f"/dev/{name}", "c", major, minor)
-    for name, major, minor in (
-        *(("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)),
-    )
-)
-# Usable though not made as nodes: console, ptmx and the pseudo terminals of the container's own devpts.
-_TERMINALS: Final = ((5, 1), (5, 2), (136, None))
-
-
-@dataclass(frozen=True, slots=True)
 class OwnFiles:
     """Of the container alone: ``images`` that mounts name, the volumes that its image has ``declared``, its root."""
 
@@ -73,7 +49,7 @@ def mounts(sandbox: Sandbox, config: ContainerConfig, files: SandboxFiles, own: 
     A mount that the kubelet sends takes the place of a standard one at the same path; one at /dev also that of the
     device file systems below it, which are the host's then. What an image declares comes last.
     """
-    asked = {_clean(mount.container_path) for mount in config.mounts}
+    asked = {clean_path(mount.container_path) for mount in config.mounts}
     standard = [mount for mount in _standard(sandbox, config, files) if not _is_covered(mount, asked)]
     pod = sandbox.config.namespaces
     wanted = [*standard, *(_asked(mount, pod, own.images, able) for mount in config.mounts)]
@@ -97,65 +73,12 @@ def _declared(path: str, root_path: str) -> Json:
     return _mount(path, "bind", f"{root_path}{path}", ["bind", "rprivate", "rw"])
 
 
-def has_host_dev(config: ContainerConfig) -> bool:
-    """Whether a mount takes the place of /dev, so that no node may be made there."""
-    return any(_clean(mount.container_path) == "/dev" for mount in config.mounts)
-
-
 def root_propagation(config: ContainerConfig) -> str:
     """``linux.rootfsPropagation``: a mount can only receive or send what its parent was not cut off from."""
     kinds = {mount.propagation for mount in config.mounts}
     if MountPropagation.BIDIRECTIONAL in kinds:
         return "rshared"
     return "rslave" if MountPropagation.HOST_TO_CONTAINER in kinds else "rprivate"
-
-
-def device_nodes(config: ContainerConfig, extra: Iterable[DeviceNode]) -> list[Json]:
-    """``linux.devices``: the nodes that are made in the container's /dev."""
-    if has_host_dev(config):
-        return []
-    return [
-        {
-            "path": node.path,
-            "type": node.kind,
-            "major": node.major,
-            "minor": node.minor,
-            "fileMode": node.mode,
-            "uid": node.uid,
-            "gid": node.gid,
-        }
-        for node in (*_STANDARD_DEVICES, *extra)
-    ]
-
-
-def device_rules(extra: Iterable[DeviceNode], *, privileged: bool) -> list[Json]:
-    """``linux.resources.devices``: nothing but what is listed, though any node may be made, which opens nothing."""
-    if privileged:
-        return [{"allow": True, "access": "rwm"}]
-    rules: list[Json] = [{"allow": False, "access": "rwm"}]
-    rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
-    for node in (*_STANDARD_DEVICES, *extra):
-        rules.append(_rule(node.kind, node.major, node.minor, node.access))
-    return rules + [_rule("c", major, minor, "rwm") for major, minor in _TERMINALS]
-
-
-def _rule(kind: str, major: int, minor: int | None, access: str) -> Json:
-    numbers = {"major": major} if minor is None else {"major": major, "minor": minor}
-    return {"allow": True, "type": kind, **numbers, "access": access}
-
-
-def check_devices(config: ContainerConfig, looked_up: Sequence[DeviceNode] | None) -> None:
-    """Raises if a device that the kubelet asks for is malformed, or if nobody looked its numbers up."""
-    for device in config.devices:
-        _clean(device.container_path, "devices.container_path")
-        if not device.permissions or not set(device.permissions) <= set("rwm"):
-            raise InvalidArgument(
-                f"device {device.host_path} has permissions {device.permissions!r}", hint="use letters of 'rwm'"
-            )
-    if config.devices and looked_up is None:
-        raise Unimplemented(f"devices ({config.devices[0].host_path}) are not supported by this version")
-    if config.cdi_devices:
-        raise Unimplemented(f"CDI devices ({config.cdi_devices[0]}) are not supported by this version")
 
 
 def _standard(sandbox: Sandbox, config: ContainerConfig, files: SandboxFiles) -> list[Json]:
@@ -199,7 +122,7 @@ def _is_covered(standard: Json, asked: set[str]) -> bool:
 
 def _asked(mount: Mount, pod: NamespaceOption, images: ImageVolumes, able: Features) -> Json:
     """One mount of the kubelet's, checked: a volume mounted otherwise than asked is a hole or a loss."""
-    path = _clean(mount.container_path)
+    path = clean_path(mount.container_path)
     _check_restrictions(mount, able)
     if mount.image is not None:
         return _image_volume(mount, path, images)
@@ -280,7 +203,7 @@ def _id_mappings(mount: Mount) -> Json:
     return {"uidMappings": spec_userns.oci(mount.uid_mappings), "gidMappings": spec_userns.oci(mount.gid_mappings)}
 
 
-def _clean(path: str, field: str = "mounts.container_path") -> str:
+def clean_path(path: str, field: str = "mounts.container_path") -> str:
     """The path without doubled and trailing slashes; ``..`` is refused, not resolved (CVE-2022-23648)."""
     if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
         raise InvalidArgument(f"{field} {path!r} is not absolute and free of '..'", hint="name the place in full")

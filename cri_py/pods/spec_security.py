@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
-from cri_py.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from cri_py.errors import FailedPrecondition, InvalidArgument
 from cri_py.kernel import capabilities
 from cri_py.model import (
     Capabilities,
@@ -13,8 +13,8 @@ from cri_py.model import (
     ContainerSecurity,
     ImageConfig,
     ProfileKind,
+    SandboxConfig,
     SecurityProfile,
-    SelinuxOption,
 )
 from cri_py.pods import spec_seccomp
 from cri_py.pods.seccomp_default import default_profile
@@ -40,21 +40,35 @@ def user_request(config: ContainerConfig, image: ImageConfig) -> dict[str, Any]:
     if security.run_as_user is not None and security.run_as_username:
         raise InvalidArgument("run_as_user and run_as_username are both set", hint="set one of them")
     named = security.run_as_username or ("" if security.run_as_user is None else str(security.run_as_user))
-    if security.run_as_group is not None and not named:
-        raise InvalidArgument(
-            f"run_as_group {security.run_as_group} is set without a user", hint="set run_as_user or run_as_username too"
-        )
-    asked = {"run_as_user": security.run_as_user, "run_as_group": security.run_as_group}
-    groups = [("supplemental_groups", group) for group in security.supplemental_groups]
-    for field, number in (*asked.items(), *groups):
-        if number is not None and not 0 <= number <= _LAST_ID:
-            raise InvalidArgument(f"{field} {number} is no id", hint=f"ids go from 0 to {_LAST_ID}")
+    _check_ids(named, security.run_as_user, security.run_as_group, security.supplemental_groups)
     return {
         "text": named or image.user,
         "gid": security.run_as_group,
         "groups": list(security.supplemental_groups),
         "policy": security.groups_policy.name.lower(),
     }
+
+
+def _check_ids(named: str, user: int | None, group: int | None, groups: Iterable[int]) -> None:
+    if group is not None and not named:
+        raise InvalidArgument(
+            f"run_as_group {group} is set without a user", hint="set run_as_user or run_as_username too"
+        )
+    asked = {"run_as_user": user, "run_as_group": group}.items()
+    for field, number in (*asked, *(("supplemental_groups", each) for each in groups)):
+        if number is not None and not 0 <= number <= _LAST_ID:
+            raise InvalidArgument(f"{field} {number} is no id", hint=f"ids go from 0 to {_LAST_ID}")
+
+
+def check_sandbox(config: SandboxConfig) -> None:
+    """Raises InvalidArgument for what contradicts itself in a sandbox's security context.
+
+    User, groups and filter there are about a pause container. Ours has none: the holder executes nothing of any image,
+    and where containers see it, it has no rights and a filter for its one call.
+    """
+    user = config.run_as_user
+    _check_ids("" if user is None else str(user), user, config.run_as_group, config.supplemental_groups)
+    _profile_path(config.seccomp)
 
 
 def process_user(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,8 +161,11 @@ def localhost_seccomp(security: ContainerSecurity) -> str:
 
     Raises InvalidArgument if it is no path.
     """
-    profile = security.seccomp
-    if security.privileged or profile is None or profile.kind is not ProfileKind.LOCALHOST:
+    return "" if security.privileged else _profile_path(security.seccomp)
+
+
+def _profile_path(profile: SecurityProfile | None) -> str:
+    if profile is None or profile.kind is not ProfileKind.LOCALHOST:
         return ""
     if not profile.localhost_ref:
         raise InvalidArgument("the seccomp profile is LOCALHOST without localhost_ref", hint="name the file")
@@ -156,31 +173,23 @@ def localhost_seccomp(security: ContainerSecurity) -> str:
     return profile.localhost_ref
 
 
-def check_apparmor(profile: SecurityProfile | None, *, enabled: bool) -> None:
-    """Raises for a profile that would not be enforced. ``enabled``: whether the kernel has AppArmor.
+def apparmor_profile(profile: SecurityProfile | None, *, privileged: bool, enabled: bool, default: str) -> str:
+    """``process.apparmorProfile``: the name of a profile, "" for none.
 
-    RuntimeDefault is what the runtime has by default, and this one has no profile of its own: such containers run
-    unconfined by AppArmor, which the daemon says when it starts.
+    ``enabled``: whether the kernel has AppArmor; ``default``: the name of the node's own profile, "" if it has none.
+    Containers that ask for nothing get that one, but for privileged ones. Raises FailedPrecondition for a profile that
+    would not be enforced, InvalidArgument for one without a name.
     """
-    if profile is None or profile.kind is not ProfileKind.LOCALHOST:
-        return
+    if profile is None or profile.kind is ProfileKind.RUNTIME_DEFAULT:
+        return "" if privileged else default
+    if profile.kind is ProfileKind.UNCONFINED:
+        return ""
+    name = profile.localhost_ref.removeprefix("localhost/")  # as the deprecated field has it
+    if not name or "\n" in name or "\0" in name:
+        raise InvalidArgument(f"the AppArmor profile is LOCALHOST with the name {name!r}", hint="name the profile")
     if not enabled:
         raise FailedPrecondition(
-            f"the AppArmor profile {profile.localhost_ref!r} is asked for, but this kernel has no AppArmor",
+            f"the AppArmor profile {name!r} is asked for, but this kernel has no AppArmor",
             hint="boot with security=apparmor, or leave the profile out",
         )
-    raise Unimplemented(
-        f"the AppArmor profile {profile.localhost_ref!r} can't be applied by this version",
-        hint="use RuntimeDefault or Unconfined, which both leave the container unconfined by AppArmor",
-    )
-
-
-def check_selinux(options: SelinuxOption | None, *, enabled: bool) -> None:
-    """Raises for a label that would not be enforced. ``enabled``: whether the kernel has SELinux."""
-    if options is None or options == SelinuxOption():
-        return
-    if enabled:
-        raise Unimplemented("SELinux labels (selinux_options) are not supported by this version")
-    raise FailedPrecondition(
-        "selinux_options are asked for, but this kernel has no SELinux", hint="boot with SELinux, or leave them out"
-    )
+    return name

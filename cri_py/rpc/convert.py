@@ -51,6 +51,7 @@ def decode_container_config(raw: bytes) -> model.ContainerConfig:
 
 def sandbox_config(message: pb.PodSandboxConfig) -> model.SandboxConfig:
     """Read a PodSandboxConfig. ``metadata`` needs name and namespace; crictl's users often leave out the uid."""
+    _refuse_windows(message)
     linux, security = message.linux, message.linux.security_context
     return model.SandboxConfig(
         metadata=_sandbox_metadata(message),
@@ -76,6 +77,11 @@ def sandbox_config(message: pb.PodSandboxConfig) -> model.SandboxConfig:
         apparmor=_profile(security, "apparmor", ""),
         raw=message.SerializeToString(),
     )
+
+
+def _refuse_windows(message: pb.PodSandboxConfig | pb.ContainerConfig) -> None:
+    if message.HasField("windows"):
+        raise InvalidArgument("windows is set, this node runs Linux", hint="send the fields of linux")
 
 
 def _sandbox_metadata(message: pb.PodSandboxConfig) -> model.SandboxMetadata:
@@ -111,6 +117,7 @@ def container_config(message: pb.ContainerConfig) -> model.ContainerConfig:
         raise _missing("metadata.name", "ContainerConfig")
     if not message.image.image:
         raise _missing("image.image", "ContainerConfig")
+    _refuse_windows(message)
     linux = message.linux
     return model.ContainerConfig(
         metadata=model.ContainerMetadata(message.metadata.name, message.metadata.attempt),

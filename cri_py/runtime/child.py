@@ -50,7 +50,6 @@ class Parent:
 
     def __init__(self) -> None:
         self.fd, self.child_fd = syscalls.seqpacket_pair()
-        self._unread: list[tuple[bytes, int]] = []
 
     # -- in the child
 
@@ -106,8 +105,6 @@ class Parent:
 
     def read_with_descriptor(self, flags: int = 0) -> tuple[bytes, int]:
         """As ``read``, and the descriptor that has come along, which the caller owns, or -1. ``flags``: recv(2)'s."""
-        if self._unread:
-            return self._unread.pop(0)
         ours = socket.SocketType(_UNIX, _SEQPACKET, 0, self.fd)
         try:
             packet, taken = fds.receive(ours, _LIMIT, 1, flags)
@@ -121,10 +118,6 @@ class Parent:
             return self.read_with_descriptor(_DONT_WAIT)
         except BlockingIOError:
             return b"", -1
-
-    def unread(self, packets: list[tuple[bytes, int]]) -> None:
-        """Give back what was read too early: it comes first again, but makes ``fd`` no readable one."""
-        self._unread += packets
 
     def hear(self) -> list[bytes]:
         """The child's next packet, as its three fields; empty at end of file."""
@@ -151,9 +144,6 @@ class Parent:
 
     def close(self) -> None:
         os.close(self.fd)
-        for _, descriptor in self._unread:
-            if descriptor >= 0:
-                os.close(descriptor)
 
 
 def _kind(error: BaseException) -> bytes:

@@ -34,10 +34,10 @@ from cri_py.kernel.constants import (
     OPEN_TREE_CLOEXEC,
     OPEN_TREE_CLONE,
     PR_SET_PDEATHSIG,
-    TIOCGPTN,
+    TIOCGPTPEER,
     TIOCSPTLCK,
 )
-from cri_py.runtime import crossing, mounts, overlay, security, trees, users
+from cri_py.runtime import crossing, hooks, mounts, overlay, paths, security, trees, users
 from cri_py.runtime.child import Parent, arrange, keep_only
 
 # Never shared: pivot_root refuses a root below a shared mount, and the root's own mounts would appear on the host.
@@ -51,6 +51,8 @@ _ROOT_PROPAGATION = {
     "shared": MS_SLAVE,
     "rshared": MS_SLAVE,
 }
+_PTMX = os.makedev(5, 2)
+_NO_PTS = "leave /dev/pts to the runtime"
 _PASSWD_LIMIT = 4 << 20
 _SYNC_FD = 3
 _HOLDER_FD = 4
@@ -167,6 +169,7 @@ def _init(world: World, body: bytes) -> None:
     document = json.loads(procfs.read(f"{request['bundle']}/config.json"))
     process = document["process"]
     secure = security.read_filter(request["seccomp"])
+    security.set_label(process)
     if not birth.crosses:
         _join(birth, holder_fd)
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
@@ -177,6 +180,7 @@ def _init(world: World, body: bytes) -> None:
         crossing.cross(holder_fd, birth.joined, birth.new, parent)
         os.close(holder_fd)
         _be_the_monitors()
+        trees.take_staged(site.trees, site.staged)
     ticks = procfs.own_start_ticks()
     terminal = _build_root(document, request, site, tty=birth.tty)
     launch, identity, home, refusal = _prepare(document, request["user"], secure)
@@ -260,6 +264,7 @@ class Site(NamedTuple):
     trees: list[int]  # for each operation what was taken for it, or -1
     root_fd: int  # a detached mount of the root's, or -1 where it is mounted at the document's root.path
     progress: mounts.Progress
+    staged: list[int]  # numbers of those that were put where the other side of the crossing finds them
 
 
 def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Birth) -> Site:
@@ -276,11 +281,12 @@ def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Bi
         if any(operation.apart for operation in operations):
             trees.take_rest(operations, taken, trees.Namespaces(), path, progress)
         overlay.mount_root(request["rootfs"], path)
-        return Site(operations, taken, -1, progress)
+        return Site(operations, taken, -1, progress, [])
     uids, gids = linux["uidMappings"], linux["gidMappings"]
     own_fd = os.open(f"/proc/{birth.holder}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     namespaces = trees.Namespaces(userns.text_of(uids), userns.text_of(gids), own_fd)
     trees.take_rest(operations, taken, namespaces, path, progress, everything=True)
+    staged = trees.stage(taken)
     owner = userns.outside(uids, 0), userns.outside(gids, 0)
     os.chown(request["rootfs"]["upper"], *owner)
     overlay.mount_root(request["rootfs"], path, own_fd)
@@ -288,7 +294,7 @@ def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Bi
     root_fd = syscalls.open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
     give_stdio(*owner)
     namespaces.close()
-    return Site(operations, taken, root_fd, progress)
+    return Site(operations, taken, root_fd, progress, staged)
 
 
 def _make_own_devices(linux: dict[str, Any], path: str, operations: list[mounts.MountOp], taken: list[int]) -> None:
@@ -333,10 +339,11 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], site: Site, *
     if site.root_fd < 0:
         mounts.make_devices(linux.get("devices", []), root)
     terminal = _open_terminal(root) if tty else -1
+    hooks.run(document, request["bundle"])
+    paths.make_readonly(linux.get("readonlyPaths", []), root)
+    paths.mask(linux.get("maskedPaths", []), root)
     mounts.pivot(root)
     os.close(root.fd)
-    mounts.make_readonly(linux.get("readonlyPaths", []))
-    mounts.mask(linux.get("maskedPaths", []))
     _make_working_directory(document["process"]["cwd"])
     if document["root"].get("readonly"):
         mounts.make_root_readonly()
@@ -344,11 +351,23 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], site: Site, *
 
 
 def _open_terminal(root: mounts.Root) -> int:
-    """A pty of the container's own devpts: its slave becomes the stdio and /dev/console, its master the monitor's."""
-    master = root.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+    """A pty of the container's own devpts: its slave becomes the stdio and /dev/console, its master the monitor's.
+
+    A volume may bring a /dev of its own, so what opens is looked at, and the slave is taken by the master, not by a
+    name that may be another one's by now (CVE-2025-52565).
+    """
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        master = root.open("/dev/pts/ptmx", flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+        found = os.fstat(master).st_rdev
+    except OSError as error:
+        raise FailedPrecondition(
+            f"/dev/pts/ptmx of the container can't be opened: {error.strerror}", hint=_NO_PTS
+        ) from error
+    if found != _PTMX:
+        raise FailedPrecondition("/dev/pts/ptmx of the container is no terminal multiplexer", hint=_NO_PTS)
     fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
-    (number,) = struct.unpack("i", fcntl.ioctl(master, TIOCGPTN, b"\0\0\0\0"))
-    slave = root.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY)
+    slave = fcntl.ioctl(master, TIOCGPTPEER, flags)
     console = root.target("/dev/console", directory=False)
     syscalls.mount(f"/proc/self/fd/{slave}", f"/proc/self/fd/{console}", "", MS_BIND)
     os.close(console)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from typing import Any
 
 from cri_py.kernel.steps import FORKED, REPORT_BYTES, REPORT_FD, Report, read_report
@@ -86,20 +87,18 @@ def await_second(parent: Parent, first: int) -> int:
     """The pid of the child, when the program's first process has told it and ended.
 
     Only the first is waited for, which stands outside of the container. The child is inside, where it can be stopped,
-    frozen or out of memory, and holds the same end of the pair: no end of file tells of the first. It can also be
-    faster, so that its words come before its pid.
+    frozen or out of memory, and holds the same end of the pair: no end of file tells of the first. It waits for our
+    word before it says its first, which could overtake its pid.
     """
     _, status = os.waitpid(first, 0)
-    earlier: list[tuple[bytes, int]] = []
-    while (said := parent.read_what_is_there())[0]:
-        report, _ = _report_or_master(*said)
-        if report is not None and report.step == FORKED:
-            parent.unread(earlier)
-            return report.number
-        earlier.append(said)
-    parent.unread(earlier)
-    parent.close()
-    for said in earlier:
-        if (report := _report_or_master(*said)[0]) is not None:
-            raise StepFailed(report)
-    raise ChildError(f"the process that enters the container ended with status {status} and said nothing")
+    message, _ = parent.read_what_is_there()
+    if not message:
+        parent.close()
+        raise ChildError(f"the process that enters the container ended with status {status} and said nothing")
+    report = read_report(message)
+    if report.step != FORKED:
+        parent.close()
+        raise StepFailed(report)
+    with suppress(BrokenPipeError):  # killed by now, as its exit will tell
+        parent.go()
+    return report.number

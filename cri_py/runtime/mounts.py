@@ -440,16 +440,24 @@ def make_device(device: dict[str, Any], root: Root) -> None:
     parent, name = os.path.split(device["path"])
     fd = root.make_directories(parent)
     kinds = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
-    mode = device.get("fileMode", 0o666)
+    number = os.makedev(device.get("major", 0), device.get("minor", 0))
     try:
-        number = os.makedev(device.get("major", 0), device.get("minor", 0))
-        os.mknod(name, kinds[device["type"]] | mode, number, dir_fd=fd)
+        # The mode is whole, the umask is 0 here; a chmod afterwards would follow what somebody has put there meanwhile.
+        os.mknod(name, kinds[device["type"]] | device.get("fileMode", 0o666), number, dir_fd=fd)
         os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=fd, follow_symlinks=False)
-        os.chmod(f"{_fd_path(fd)}/{name}", mode)
     except FileExistsError:
-        pass  # /dev is the host's own, bind-mounted: its node is the one that was asked for
+        _check_same(device["path"], os.stat(name, dir_fd=fd, follow_symlinks=False), kinds[device["type"]], number)
     finally:
         os.close(fd)
+
+
+def _check_same(path: str, found: os.stat_result, kind: int, number: int) -> None:
+    """What the image or a volume has there is fine only if it is the very device that was asked for."""
+    if stat.S_IFMT(found.st_mode) != kind or (kind != stat.S_IFIFO and found.st_rdev != number):
+        raise FailedPrecondition(
+            f"the device {path} can't be made: the image or a volume has something else there",
+            hint="name another place in the container",
+        )
 
 
 # --------------------------------------------------------------- after pivot
@@ -462,54 +470,6 @@ def pivot(root: Root) -> None:
     syscalls.pivot_root(".", ".")
     syscalls.umount2(".", MNT_DETACH)  # stays here: no mount of the old tree is a peer of the host's any more
     os.chdir("/")
-
-
-def mask(paths: list[str]) -> None:
-    """Hide paths: files behind /dev/null, directories behind one empty read-only tmpfs, shared by all.
-
-    Raises FailedPrecondition if /dev/null, which may come from a volume, is not the device: a link from there to the
-    path would hide nothing (CVE-2025-31133).
-    """
-    empty = ""
-    for path in paths:
-        try:
-            directory = stat.S_ISDIR(os.stat(path).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # this kernel has no such file: nothing to hide
-        if not directory:
-            _hide_file(path)
-        elif not empty:
-            syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k,nr_inodes=2")
-            empty = path
-        else:
-            syscalls.mount(empty, path, "", MS_BIND)
-
-
-def _hide_file(path: str) -> None:
-    refusal = FailedPrecondition(
-        f"{path} can't be masked: /dev/null is not the device 1:3 in the container",
-        hint="a volume at /dev has to bring the device nodes, as the node's own /dev does",
-    )
-    try:
-        syscalls.mount("/dev/null", path, "", MS_BIND)
-    except KernelError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise refusal from error
-        raise
-    found = os.stat(path)  # of what is mounted there now: looked at before, it could be another at the mount
-    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(1, 3):
-        raise refusal
-
-
-def make_readonly(paths: list[str]) -> None:
-    """Bind paths over themselves, read-only."""
-    for path in paths:
-        if not os.path.lexists(path):
-            continue
-        syscalls.mount(path, path, "", MS_BIND | MS_REC)
-        fd = syscalls.openat2(AT_FDCWD, path, os.O_PATH)
-        syscalls.mount("", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | _attributes_of(fd))
-        os.close(fd)
 
 
 def make_root_readonly() -> None:

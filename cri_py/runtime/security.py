@@ -11,8 +11,10 @@ import resource
 import signal
 from typing import Any, NamedTuple
 
+from cri_py.errors import FailedPrecondition
 from cri_py.kernel import capabilities, procfs, seccomp, syscalls
 from cri_py.kernel.constants import (
+    LABEL_FILE,
     PR_CAP_AMBIENT,
     PR_CAP_AMBIENT_CLEAR_ALL,
     PR_CAP_AMBIENT_RAISE,
@@ -50,6 +52,26 @@ def read_filter(request: dict[str, Any] | None) -> Filter | None:
     if not request:
         return None
     return Filter(procfs.read(request["path"]), request["flags"])
+
+
+def set_label(process: dict[str, Any]) -> None:
+    """Have the kernel put this process under its AppArmor profile at its next execve (apparmor(7)).
+
+    To be called while /proc is the node's own: a container's may be anything (CVE-2019-16884). Raises
+    FailedPrecondition if the profile is not loaded.
+    """
+    profile = process.get("apparmorProfile")
+    if not profile:
+        return
+    fd = os.open(LABEL_FILE, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, f"exec {profile}".encode())
+    except FileNotFoundError as error:
+        raise FailedPrecondition(
+            f"the AppArmor profile {profile!r} is not loaded on this node", hint="load it with apparmor_parser"
+        ) from error
+    finally:
+        os.close(fd)
 
 
 def set_oom_score(score: int | None) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from cri_py.errors import FailedPrecondition, KernelError
 from cri_py.kernel import syscalls, userns
@@ -46,6 +47,9 @@ _ATTRIBUTES = (
     (MS_NODEV, MOUNT_ATTR_NODEV),
     (MS_NOEXEC, MOUNT_ATTR_NOEXEC),
 )
+
+
+_STAGE = "/dev"
 
 
 class Namespaces:
@@ -159,6 +163,33 @@ def _take_image(operation: MountOp, place: str, userns_fd: int) -> int:
             hint="image_sub_path names a directory or a file of the image",
         ) from error
     return tree
+
+
+def stage(trees: list[int]) -> list[int]:
+    """Put the trees where a mount namespace that is made next, in a user namespace, gets copies of them: what comes to
+    it that way is locked. Nobody inside can take a part of it off, to see what it hides, or take an attribute from it
+    (mount_namespaces(7), "Restrictions on mount namespaces"). Returns the numbers of those that were there.
+
+    The place is the node's /dev, in this mount namespace alone; everybody can walk there.
+    """
+    syscalls.mount("tmpfs", _STAGE, "tmpfs", 0, "mode=755")
+    staged = [number for number, tree in enumerate(trees) if tree >= 0]
+    for number in staged:
+        place = f"{_STAGE}/{number}"
+        if stat.S_ISDIR(os.fstat(trees[number]).st_mode):
+            os.mkdir(place)
+        else:
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+        syscalls.move_mount(trees[number], place)
+        os.close(trees[number])
+    return staged
+
+
+def take_staged(trees: list[int], staged: list[int]) -> None:
+    """The same, taken up in that mount namespace."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
+    for number in staged:
+        trees[number] = syscalls.open_tree(AT_FDCWD, f"{_STAGE}/{number}", flags)
 
 
 def take_devices(uid: int, gid: int, options: str) -> int:

@@ -19,7 +19,7 @@ BOTH_ENDS = ("cri_py.monitor.client", "cri_py.monitor.protocol", "cri_py.monitor
 CORES = (
     *("cri_py.errors", "cri_py.model", "cri_py.lifecycle", "cri_py.wire", "cri_py.monitor.protocol"),
     *("cri_py.monitor.crilog", "cri_py.images.reference", "cri_py.images.manifest", "cri_py.images.auth"),
-    *("cri_py.images.endpoints", "cri_py.images.proxies"),
+    *("cri_py.images.endpoints", "cri_py.images.proxies", "cri_py.cdi.documents", "cri_py.cdi.edits"),
 )
 # Pure as they are, but on values that the kernel and cgroups read.
 PURE_ON_READINGS = tuple(

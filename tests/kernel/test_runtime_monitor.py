@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import socket
-import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import pytest
 from cri_py.cgroups import detect
 from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, NotFound
 from cri_py.kernel import syscalls
-from cri_py.kernel.constants import CLONE_NEWUSER, CLONE_PARENT, PR_SET_DUMPABLE
+from cri_py.kernel.constants import CLONE_NEWUSER, PR_SET_DUMPABLE
 from cri_py.kernel.holder import write_program
-from cri_py.kernel.steps import REPORT_BYTES, Report, Step, Then, in_memory
+from cri_py.kernel.steps import Report, Step, Then, in_memory
 from cri_py.kernel.steps import program as make_program
 from cri_py.kernel.syscalls import capget
 from cri_py.monitor.client import MonitorClient, SpawnerClient
@@ -114,6 +114,66 @@ async def test_a_monitor_holds_namespaces_and_takes_them_along_when_it_is_told_t
     assert sorted(os.listdir(f"/proc/{holder}/fd")) == ["0", "1", "2"]
     await end(client)
     await gone(holder)
+
+
+USERS = {"uid_map": "0 200000 65536\n", "gid_map": "0 300000 65536\n", "net": True}
+_NS_GET_USERNS = 0xB701  # ioctl_ns(2)
+
+
+def users_of(pid: int) -> tuple[list[str], list[str]]:
+    """Its mappings; who it is follows from them."""
+    uids, gids = (Path(f"/proc/{pid}/{name}").read_text().split() for name in ("uid_map", "gid_map"))
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert f"Uid:\t{uids[1]}\t{uids[1]}" in status
+    assert f"Gid:\t{gids[1]}\t{gids[1]}" in status
+    return uids, gids
+
+
+def owner_of(pid: int, kind: str) -> str:
+    """The user namespace that one of its namespaces belongs to."""
+    with open(f"/proc/{pid}/ns/{kind}", "rb") as namespace:
+        owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+    try:
+        return os.readlink(f"/proc/self/fd/{owner}")
+    finally:
+        os.close(owner)
+
+
+@pytest.mark.parametrize("pid", [True, False])
+async def test_a_holder_with_a_user_namespace_has_all_others_made_inside(
+    spawner: SpawnerClient, tmp_path: Path, group: str, pid: bool
+) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    sysctls = {"net/ipv4/ip_unprivileged_port_start": "7", "kernel/shm_rmid_forced": "1"}
+    holder = await hold(client, tmp_path, group, pid=pid, sysctls=sysctls, **USERS)
+    assert users_of(holder) == (["0", "200000", "65536"], ["0", "300000", "65536"])
+    own = os.readlink(f"/proc/{holder}/ns/user")
+    assert own != os.readlink("/proc/self/ns/user")
+    kinds = ("ipc", "uts", "net", *(("pid", "mnt") if pid else ()))
+    assert [owner_of(holder, kind) for kind in kinds] == [own] * len(kinds)
+    assert sorted(os.listdir(f"/proc/{holder}/fd")) == ["0", "1", "2"]
+    await end(client)
+    await gone(holder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"uid_map": "0 200000 0\n"}, "Invalid argument"),
+        ({"gid_map": "nonsense\n"}, "Invalid argument"),
+        ({"sysctls": {"kernel/shm_rmid_forced": "2"}}, "kernel.shm_rmid_forced"),
+        ({"sysctls": {"net/not/there": "1"}}, "net.not.there"),
+    ],
+)
+async def test_a_user_namespace_that_cannot_be_made_is_refused_and_nothing_is_left(
+    spawner: SpawnerClient, tmp_path: Path, group: str, changes: dict[str, Any], text: str
+) -> None:
+    client = await up(spawner, tmp_path / "pod")
+    with pytest.raises(CriError, match=text):
+        await hold(client, tmp_path, group, **{**USERS, **changes})
+    for left in detect().processes(group):
+        await gone(left)  # it was killed, and may be on its way out
+    await end(client)
 
 
 async def test_a_monitor_lives_on_without_its_daemon_and_is_found_again(
@@ -242,17 +302,35 @@ async def test_what_an_exec_reports_never_overtakes_its_pid(spawner: SpawnerClie
     client = await up(spawner, tmp_path / "pod")
     holder = await hold(client, tmp_path, group)
     steps = commanded(group, probed=False)
-    fork = next(number for number, step in enumerate(steps) if step.then is Then.FORK)
-    failing = Step("chdir", (b"/nowhere/at/all\0",))
-    steps[fork + 1 :] = [failing]
+    allowed = next(number for number, step in enumerate(steps) if step.call == "read") + 2
+    steps[allowed:] = [Step("chdir", (b"/nowhere/at/all\0",))]
     mask = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(mask)})
     try:
         for _ in range(50):
-            assert executed(steps, group, holder) == (Report(fork + 1, errno.ENOENT), 128)
+            assert executed(steps, group, holder) == (Report(allowed, errno.ENOENT), 128)
     finally:
         os.sched_setaffinity(0, mask)
     await end(client)
+
+
+@pytest.mark.parametrize(("word", "ran"), [(b"g", True), (b"", False)])
+def test_an_exec_whose_pid_nobody_knows_runs_no_command(tmp_path: Path, group: str, word: bytes, ran: bool) -> None:
+    """Where its first process is killed between the fork and its report, the child reads no word but an end."""
+    steps = commanded(group, probed=False)
+    read = next(number for number, step in enumerate(steps) if step.call == "read")
+    made = Step("mkdirat", (-100, os.fsencode(tmp_path / "ran") + b"\0", 0o700))
+    program = in_memory(make_program([*steps[read : read + 2], made, Step("exit_group", (0,))]))
+    parent = Parent()
+    actions = [(os.POSIX_SPAWN_DUP2, parent.child_fd, 3)]
+    child = os.posix_spawn(f"/proc/self/fd/{program}", ["exec"], {}, file_actions=actions)
+    parent.started()
+    if word:
+        parent.go()
+    parent.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if ran else 128)
+    assert (tmp_path / "ran").exists() == ran
+    os.close(program)
 
 
 async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(
@@ -270,36 +348,6 @@ async def test_an_exec_in_what_has_ended_is_a_matter_of_its_state(
     assert isinstance(refused, FailedPrecondition)
     assert str(refused) == "the container is ending"
     await end(client)
-
-
-def started(*wanted: Step) -> tuple[int, Parent]:
-    """A program with its own two processes, whose second ends at once."""
-    forked = Step("clone3", ((CLONE_PARENT, *[0] * 10), 88), Then.FORK)
-    program, null = (
-        in_memory(make_program([*wanted, forked, Step("exit_group", (0,))])),
-        os.open("/dev/null", os.O_RDWR),
-    )
-    try:
-        return runtime_exec.start(program, null, Stdio(null, null, null))
-    finally:
-        os.close(program)
-        os.close(null)
-
-
-def test_the_second_process_may_speak_before_the_first_has_told_its_pid() -> None:
-    """Here the first says it itself, so that it always comes before."""
-    terminal = ((0, 0, (b"ready", 5), 1, struct.pack("=QiiiI", 20, 1, 1, 0, 0), 24, 0), 0)  # descriptor 0 beside it
-    child, parent = started(
-        Step("sendmsg", (3, *terminal)), Step("write", (3, struct.pack("<ii", 9, errno.EACCES), REPORT_BYTES))
-    )
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    report, master = runtime_exec.hear_with_terminal(parent)
-    assert report is None
-    assert os.readlink(f"/proc/self/fd/{master}") == "/dev/null"
-    os.close(master)
-    assert runtime_exec.hear_with_terminal(parent) == (Report(9, errno.EACCES), -1)
-    assert runtime_exec.hear(parent) is None
-    parent.close()
 
 
 def test_what_the_second_process_does_is_not_waited_for_when_the_first_is_killed() -> None:

@@ -303,58 +303,6 @@ def in_new_root(root: Path, body: Callable[[], None]) -> None:
     apart(all_of_it)
 
 
-def test_masked_paths_are_empty_and_cannot_be_written(root: Path) -> None:
-    def body() -> None:
-        mounts.mask(["/one", "/two", "/file", "/missing", "/file/below", "/nowhere"])
-        for directory in ("/one", "/two"):
-            assert os.listdir(directory) == []
-            with pytest.raises(OSError, match="Read-only"):
-                os.mkdir(f"{directory}/x")
-        assert Path("/file").read_bytes() == b""
-
-    in_new_root(root, body)
-
-
-def test_a_link_to_a_masked_directory_masks_the_directory(root: Path) -> None:
-    def body() -> None:
-        mounts.mask(["/link"])
-        assert os.listdir("/one") == []
-
-    in_new_root(root, body)
-
-
-@pytest.mark.parametrize("null", ["a link", "a file", "missing"])
-def test_nothing_but_the_device_hides_a_masked_file(root: Path, null: str) -> None:
-    """A volume at /dev brings what it likes; a link back to the secret would leave it in sight."""
-
-    def body() -> None:
-        (root / "secret").write_text("secret")
-        (root / "dev").mkdir()
-        if null == "a link":
-            (root / "dev" / "null").symlink_to("/secret")
-        elif null == "a file":
-            (root / "dev" / "null").touch()
-        os.chroot(root)
-        os.chdir("/")
-        with pytest.raises(FailedPrecondition, match="/dev/null is not the device"):
-            mounts.mask(["/secret"])
-
-    apart(body)
-
-
-def test_readonly_paths_can_be_read_and_not_written(root: Path) -> None:
-    def body() -> None:
-        mounts.make_readonly(["/one", "/file", "/missing"])
-        assert Path("/one/secret").read_text() == Path("/file").read_text() == "secret"
-        for path in ("/one/secret", "/file"):
-            with pytest.raises(OSError) as refusal:
-                os.open(path, os.O_WRONLY)
-            assert refusal.value.errno == errno.EROFS
-        Path("/two/secret").write_text("still writable")
-
-    in_new_root(root, body)
-
-
 def test_a_readonly_root_leaves_its_mounts_alone(root: Path) -> None:
     def body() -> None:
         syscalls.mount("tmpfs", "/one", "tmpfs")

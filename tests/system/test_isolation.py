@@ -252,9 +252,8 @@ def test_a_privileged_container_may_write_to_sys_though_others_of_its_pod_may_no
     asked.linux.security_context.privileged = True
     container = kubelet.create(pod, config=asked)
     kubelet.start(container)
-    kubelet.shell(
-        container, "cat /sys/class/net/lo/tx_queue_len > /tmp/x && cat /tmp/x > /sys/class/net/lo/tx_queue_len"
-    )
+    file = "/sys/class/net/lo/tx_queue_len"
+    kubelet.shell(container, f"cat {file} > /tmp/x && cat /tmp/x > {file}")
 
 
 def test_only_the_standard_devices_are_there_and_open(kubelet: Kubelet, pod: Pod) -> None:

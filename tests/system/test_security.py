@@ -152,7 +152,7 @@ def test_the_first_process_of_shared_pids_leads_nobody_to_the_node(kubelet: Kube
     asked = kubelet.container_config("sleep", "1000", linux=secure(capabilities=tracing))
     asked.linux.security_context.namespace_options.CopyFrom(namespaces(pid=pb.POD))
     container = kubelet.run(pod, config=asked)
-    assert kubelet.shell(container, "readlink /proc/1/exe >/dev/null && ls /proc/1/root/") == ""
+    assert kubelet.shell(container, "ls /proc/1/root/ 2>/dev/null; true") == ""
     status = kubelet.shell(container, "cat /proc/1/status")
     for name in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"):
         assert int(field_of(status, name), 16) == 0, name

@@ -68,16 +68,34 @@ def test_nobody_may_look_into_it_from_the_first_step_on_and_again_after_the_chan
     assert (after.call, after.arguments) == ("prctl", (k.PR_SET_DUMPABLE, 0))
 
 
-def test_no_descriptor_of_the_node_is_left_when_it_enters() -> None:
-    found = listed()
-    entered = at(
-        found, "setns", 4, k.CLONE_NEWNS | k.CLONE_NEWNET | k.CLONE_NEWIPC | k.CLONE_NEWUTS | k.CLONE_NEWCGROUP
-    )
-    assert at(found, "close_range", 5, 0xFFFFFFFF) < entered
-    assert (found[entered + 1].call, found[entered + 1].arguments) == ("close", (4,))
-    opened = calls(found[at(found, "close_range") : entered]).count("openat")
-    assert opened == calls(found[at(found, "close_range") : entered]).count("close")
-    assert at(found, "fcntl", 3, 2, 1) < entered  # the report's socket ends with execve
+ENTERED = k.CLONE_NEWNS | k.CLONE_NEWNET | k.CLONE_NEWIPC | k.CLONE_NEWUTS | k.CLONE_NEWCGROUP
+
+
+@pytest.mark.parametrize("scope", [v1(), v2()])
+def test_no_descriptor_of_the_node_is_left_when_it_is_seen(scope: ExecScope) -> None:
+    found = listed(scope)
+    fork = at(found, "clone3")
+    opened, closed = calls(found[:fork]).count("openat"), calls(found[:fork]).count("close")
+    assert opened == closed
+    assert (found[fork + 1].call, found[fork + 1].arguments[:2]) == ("close_range", (5, 0xFFFFFFFF))
+    assert fork < at(found, "close", 4) < at(found, "setsid")
+    assert at(found, "fcntl", 3, 2, 1) < fork  # the report's socket ends with execve
+
+
+@pytest.mark.parametrize("scope", [v1(), v2()])
+def test_from_its_birth_on_it_has_the_containers_root_and_directory(scope: ExecScope) -> None:
+    """The container sees it, and may have CAP_SYS_PTRACE."""
+    found = listed(scope)
+    entered = ENTERED & ~k.CLONE_NEWCGROUP if scope.groups.born_into else ENTERED
+    assert at(found, "setns", 4, k.CLONE_NEWPID) < at(found, "setns", 4, entered) < at(found, "clone3")
+
+
+def test_the_apparmor_profile_is_set_by_the_nodes_proc_and_only_where_there_is_one() -> None:
+    found = listed(apparmorProfile="strict")
+    written = next(number for number, step in enumerate(found) if step.arguments[1:2] == (b"exec strict",))
+    assert found[written - 1].arguments[1] == b"/proc/self/attr/apparmor/exec\0"
+    assert written < at(found, "setns", 4, ENTERED)  # a fork keeps it (apparmor_task_alloc)
+    assert not any(b"attr" in step.arguments[1] for step in listed() if step.call == "openat")
 
 
 def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> None:
@@ -90,7 +108,7 @@ def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> N
     assert arguments[0] == k.CLONE_PARENT
 
 
-def test_on_v1_the_child_walks_into_its_own_group_and_the_containers() -> None:
+def test_on_v1_it_walks_into_its_own_group_and_the_containers_before_it_forks() -> None:
     found = listed(v1())
     written = [step.arguments[1] for step in found if step.call == "openat"]
     assert written == [
@@ -98,7 +116,7 @@ def test_on_v1_the_child_walks_into_its_own_group_and_the_containers() -> None:
         b"/g/freezer/pod/ctr/exec-1/tasks\0",
         b"/proc/self/oom_score_adj\0",
     ]
-    assert at(found, "mkdirat", k.AT_FDCWD, b"/g/freezer/pod/ctr/exec-1\0") < at(found, "clone3") < at(found, "write")
+    assert at(found, "mkdirat", k.AT_FDCWD, b"/g/freezer/pod/ctr/exec-1\0") < at(found, "write") < at(found, "clone3")
 
 
 def test_on_v2_the_child_is_born_into_its_group() -> None:
@@ -107,9 +125,10 @@ def test_on_v2_the_child_is_born_into_its_group() -> None:
     arguments = found[fork].arguments[0]
     assert isinstance(arguments, tuple)
     assert arguments[0] == k.CLONE_PARENT | k.CLONE_INTO_CGROUP
-    assert (found[fork - 1].call, found[fork - 1].arguments[1]) == ("openat", b"/g/pod/ctr/exec-1\0")
+    assert found[at(found, "open_tree")].arguments[1] == b"/g/pod/ctr/exec-1\0"
     assert arguments[10] == 5  # the lowest free descriptor
-    assert [step.arguments[1] for step in found[fork:] if step.call == "openat"] == [b"/proc/self/oom_score_adj\0"]
+    assert fork < at(found, "setns", 4, k.CLONE_NEWCGROUP)  # from inside of it no group of the node's is reached
+    assert [step.arguments[1] for step in found if step.call == "openat"] == [b"/proc/self/oom_score_adj\0"]
 
 
 def test_groups_go_before_the_gid_the_gid_before_the_uid_and_capabilities_last() -> None:
@@ -248,3 +267,45 @@ def test_a_container_that_is_ending_is_a_matter_of_its_state(call: str) -> None:
     for number in (errno.ESRCH, errno.ENOMEM):
         assert isinstance(refusal(found[at(found, call)], number), FailedPrecondition)
     assert isinstance(refusal(found[at(found, call)], errno.EPERM), StartError)
+
+
+# -------------------------------------------------- with a user namespace
+
+LINUX = {
+    "uidMappings": [{"containerID": 0, "hostID": 200000, "size": 65536}],
+    "gidMappings": [{"containerID": 0, "hostID": 300000, "size": 65536}],
+}
+
+
+def enters_users(step: Step) -> bool:
+    return step.call == "setns" and isinstance(step.arguments[1], int) and bool(step.arguments[1] & k.CLONE_NEWUSER)
+
+
+def test_in_a_user_namespace_it_is_root_there_before_it_is_the_user() -> None:
+    """Until then its ids are the node's, which are nobody inside; and a change of ids would make it dumpable."""
+    common = template(PROCESS, WHO, FILTER, RIGHTS, LINUX)
+    found = steps(common, ["true"], v1())
+    entered = next(
+        i for i, step in enumerate(found) if step.call == "setns" and int(step.arguments[1]) & k.CLONE_NEWUSER
+    )
+    root = at(found, "setresuid", 0, 0, 0)
+    hidden = next(i for i in range(root, len(found)) if found[i].call == "prctl")
+    assert entered < at(found, "setgroups", 0) < at(found, "setresgid", 0, 0, 0) < root < hidden
+    assert found[hidden].arguments == (k.PR_SET_DUMPABLE, 0)
+    assert root < at(found, "setresuid", 1000)
+    assert (common.owner, common.uid) == ((201000, 302000), 1000)
+
+
+def test_without_one_nobody_becomes_root() -> None:
+    found = listed()
+    assert not [step for step in found if enters_users(step)]
+    assert [step.arguments for step in found if step.call == "setresuid"] == [(1000, 1000, 1000)]
+
+
+def test_in_a_user_namespace_it_has_what_was_granted_though_the_daemon_lacks_it() -> None:
+    lacking = RIGHTS._replace(held=0)
+    inside = template(PROCESS, WHO, None, lacking, LINUX)
+    outside = template(PROCESS, WHO, None, lacking)
+    (given,) = [step for step in steps(inside, ["true"], v1()) if step.call == "capset"]
+    (taken,) = [step for step in steps(outside, ["true"], v1()) if step.call == "capset"]
+    assert given.arguments[1] != taken.arguments[1]

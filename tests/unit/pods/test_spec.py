@@ -204,11 +204,13 @@ def test_a_masked_path_must_be_absolute(field: str) -> None:
     [
         ({"apparmor": model.SecurityProfile(model.ProfileKind.LOCALHOST, "p")}, {}, FailedPrecondition, "AppArmor"),
         (
-            {"apparmor": model.SecurityProfile(model.ProfileKind.LOCALHOST, "strict")},
+            {"apparmor": model.SecurityProfile(model.ProfileKind.LOCALHOST, "localhost/")},
             {"apparmor": True},
-            Unimplemented,
-            "AppArmor profile 'strict'",
+            InvalidArgument,
+            "name the profile",
         ),
+        ({"selinux": model.SelinuxOption(role="r r")}, {"selinux": True}, InvalidArgument, "selinux_options.role"),
+        ({"selinux": model.SelinuxOption(level="high")}, {"selinux": True}, InvalidArgument, "selinux_options.level"),
         ({"selinux": model.SelinuxOption(level="s0")}, {}, FailedPrecondition, "SELinux"),
         ({"selinux": model.SelinuxOption(level="s0")}, {"selinux": True}, Unimplemented, "SELinux"),
     ],
@@ -227,11 +229,38 @@ def test_where_the_kernel_has_neither_the_runtimes_default_is_nothing() -> None:
         assert document(config=container({"apparmor": model.SecurityProfile(kind), "selinux": model.SelinuxOption()}))
 
 
-def test_the_default_apparmor_profile_is_granted_where_the_kernel_has_apparmor() -> None:
-    for kind in (model.ProfileKind.RUNTIME_DEFAULT, model.ProfileKind.UNCONFINED):
-        security = {"apparmor": model.SecurityProfile(kind)}
-        assert document(config=container(security), defaults=defaults(apparmor=True)) == document()
-        spec.check_sandbox_security(sandbox(**security).config, defaults(apparmor=True))
+@pytest.mark.parametrize(
+    ("profile", "privileged", "label"),
+    [
+        (None, False, "cri-py-default"),
+        (None, True, None),
+        (model.SecurityProfile(model.ProfileKind.RUNTIME_DEFAULT), False, "cri-py-default"),
+        (model.SecurityProfile(model.ProfileKind.RUNTIME_DEFAULT), True, None),
+        (model.SecurityProfile(model.ProfileKind.UNCONFINED), False, None),
+        (model.SecurityProfile(model.ProfileKind.LOCALHOST, "strict"), False, "strict"),
+        (model.SecurityProfile(model.ProfileKind.LOCALHOST, "localhost/strict"), True, "strict"),
+    ],
+)
+def test_the_apparmor_profile_is_the_named_one_or_the_nodes_but_for_privileged_containers(
+    profile: model.SecurityProfile | None, privileged: bool, label: str | None
+) -> None:
+    kernel = defaults(apparmor=True, apparmor_profile="cri-py-default")
+    config = container({"apparmor": profile, "privileged": privileged})
+    built = document(sandbox(privileged=privileged), config, defaults=kernel)
+    assert built["process"].get("apparmorProfile") == label
+    spec.check_sandbox_security(sandbox(apparmor=profile).config, kernel)
+
+
+def test_a_sandbox_that_contradicts_itself_is_refused() -> None:
+    localhost = model.SecurityProfile(model.ProfileKind.LOCALHOST)
+    for word, fields in (
+        ("without a user", {"run_as_group": 1}),
+        ("run_as_user -1 is no id", {"run_as_user": -1}),
+        ("supplemental_groups -1", {"supplemental_groups": (-1,)}),
+        ("localhost_ref", {"seccomp": localhost}),
+    ):
+        with pytest.raises(InvalidArgument, match=word):
+            spec.check_sandbox_security(sandbox(**fields).config, defaults())
 
 
 def test_annotations_say_what_runtimes_of_virtual_machines_read() -> None:

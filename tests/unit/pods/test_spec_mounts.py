@@ -7,7 +7,6 @@ import pytest
 
 from cri_py import model
 from cri_py.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from cri_py.pods.spec import DeviceNode
 from tests.unit.pods.builders import FILES, IMAGE, container, defaults, document, sandbox
 
 Propagation = model.MountPropagation
@@ -218,43 +217,3 @@ def test_relabelling_is_nothing_without_selinux_and_refused_with_it() -> None:
     assert document(config=config)
     with pytest.raises(Unimplemented, match="selinux_relabel"):
         document(config=config, defaults=defaults(selinux=True))
-
-
-# -------------------------------------------------------------- devices
-
-
-def test_only_the_standard_devices_may_be_used_but_any_node_be_made() -> None:
-    linux = document()["linux"]
-    assert [node["path"] for node in linux["devices"]] == [
-        f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")
-    ]
-    rules = linux["resources"]["devices"]
-    assert rules[0] == {"allow": False, "access": "rwm"}
-    assert {"allow": True, "type": "b", "access": "m"} in rules
-    assert {"allow": True, "type": "c", "major": 136, "access": "rwm"} in rules
-    assert all("major" in rule for rule in rules[1:] if rule["access"] != "m")
-
-
-def test_a_privileged_container_may_use_every_device() -> None:
-    rules = document(sandbox(privileged=True), container({"privileged": True}))["linux"]["resources"]["devices"]
-    assert rules == [{"allow": True, "access": "rwm"}]
-
-
-def test_a_device_that_was_looked_up_is_made_and_allowed_as_asked() -> None:
-    config = container(devices=(model.Device("/dev/fuse", "/dev/fuse", "rw"),))
-    linux = document(config=config, device_nodes=[DeviceNode("/dev/fuse", "c", 10, 229, "rw")])["linux"]
-    assert linux["devices"][-1]["path"] == "/dev/fuse"
-    assert {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"} in linux["resources"]["devices"]
-
-
-def test_a_device_that_nobody_looked_up_is_refused() -> None:
-    with pytest.raises(Unimplemented, match="/dev/fuse"):
-        document(config=container(devices=(model.Device("/dev/fuse", "/dev/fuse", "rw"),)))
-    with pytest.raises(Unimplemented, match="CDI"):
-        document(config=container(cdi_devices=("vendor/gpu=0",)))
-
-
-@pytest.mark.parametrize(("path", "permissions"), [("/dev/../x", "rw"), ("/dev/x", "rx"), ("/dev/x", "")])
-def test_a_malformed_device_is_refused(path: str, permissions: str) -> None:
-    with pytest.raises(InvalidArgument, match="device"):
-        document(config=container(devices=(model.Device(path, "/dev/x", permissions),)), device_nodes=[])

@@ -1,0 +1,71 @@
+"""What a device asks for in the container that gets it, as values. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A device node. What is None is taken from ``host_path``, or from ``path`` on the node."""
+
+    path: str  # in the container
+    host_path: str = ""
+    kind: str = ""  # b, c, u or p
+    major: int | None = None
+    minor: int | None = None
+    mode: int | None = None
+    access: str = "rwm"
+    uid: int | None = None
+    gid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    host_path: str
+    container_path: str
+    kind: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A program that is run at ``stage`` of a container's life (OCI runtime-spec, config.md, Hooks)."""
+
+    stage: str
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout_s: int = 0  # 0: no limit of its own
+
+
+@dataclass(frozen=True, slots=True)
+class NetDevice:
+    """An interface of the node that moves into the container's network."""
+
+    host_interface: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """In the order in which they are made: later ones win."""
+
+    env: tuple[str, ...] = ()  # NAME=value
+    nodes: tuple[Node, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    groups: tuple[int, ...] = ()
+    net_devices: tuple[NetDevice, ...] = ()
+    rdt: bool = False  # whether a class of Intel's resource control is asked for
+
+    def __add__(self, other: Edits) -> Edits:
+        return Edits(
+            env=self.env + other.env,
+            nodes=self.nodes + other.nodes,
+            mounts=self.mounts + other.mounts,
+            hooks=self.hooks + other.hooks,
+            groups=self.groups + other.groups,
+            net_devices=self.net_devices + other.net_devices,
+            rdt=self.rdt or other.rdt,
+        )
