@@ -29,12 +29,9 @@ from cri_py.kernel.notify import notify
 from cri_py.model import Container, Created, Exited, Features, ImageId, Lost, Nanos, Ready, Running
 from cri_py.monitor.client import SpawnerClient
 from cri_py.network.bridge import Bridge
-<<<<<<< HEAD
 from cri_py.network.hostports import HostPorts
 from cri_py.network.pod_network import PodNetwork
-=======
 from cri_py.pods import apparmor
->>>>>>> main
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
