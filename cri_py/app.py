@@ -47,6 +47,7 @@ from cri_py.pods.stats import Statistics
 from cri_py.pods.stats_layers import Layers
 from cri_py.pods.streams import Streams
 from cri_py.pods.trash import Trash
+from cri_py.pods.updates import Updates
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.metrics import MetricsServer
@@ -144,9 +145,9 @@ class App:
             cgroups=cgroups,
             ledger=self.ledger,
             events=self.events,
-            layers=Layers(self.places, clock, self._config.stats.layer_period_s),
+            layers=Layers(self.places, clock, self._config.runtime.stats_period_s),
             clock=clock,
-            period_s=self._config.stats.period_s,
+            period_s=self._config.runtime.stats_period_s,
         )
         self.node = Node(self._config, cgroups, self.network, self._features)
         self.monitors.on_exit = self.containers.on_exit
@@ -261,6 +262,7 @@ class App:
             sandboxes=self.sandboxes,
             containers=self.containers,
             streams=self.streams,
+            updates=Updates(self.ledger, self.groups, self.bundles),
             statistics=self.statistics,
             events=self.events,
             node=self.node,

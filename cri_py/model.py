@@ -339,6 +339,8 @@ class Sandbox:
     state: SandboxState
     attachment: Attachment | None = None  # None: the host's network
     cgroup: str = ""  # the pod's cgroup, below the root of every hierarchy, with a leading slash
+    overhead: LinuxResources | None = None  # as UpdatePodSandboxResources told it last; None: as in the config
+    resources: LinuxResources | None = None
 
 
 @dataclass(frozen=True, slots=True)

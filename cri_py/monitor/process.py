@@ -501,6 +501,9 @@ class Monitor:
             self._hear_init(process)  # all that it still said, before its exit is told
         for stream in process.streams:
             self._forget(stream.fd)
+        for walking in self._execs.values():  # the container's group is emptied now, and entered by nobody after that
+            if not walking.heard and walking.scope.path.startswith(f"{process.cgroup}/"):
+                walking.kill()
         process.end(status, time.time_ns())
         if process.fell_silent:
             self._refuse(process, *process.why_silent(status))

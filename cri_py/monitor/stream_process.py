@@ -127,7 +127,7 @@ class ExecutedProcess(Process):
     def _pipes(self) -> container.Stdio:
         """The process's ends; ours are kept."""
         child_in = child_out = child_err = -1
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        null = os.open("/proc/self/fd/0", os.O_RDWR | os.O_CLOEXEC)  # this process's own is kernel.null's
         if self._streams.stdin:
             child_in, self.stdin = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(self.stdin, False)

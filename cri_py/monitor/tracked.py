@@ -13,6 +13,7 @@ from typing import Any
 
 from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import KernelError
+from cri_py.kernel.null import open_null
 from cri_py.kernel.steps import Report
 from cri_py.monitor.output import PIPE_BYTES, LogFile, OutputStream
 from cri_py.monitor.protocol import Request
@@ -103,7 +104,7 @@ class ContainerProcess:
     def _stdin_pair(*, wanted: bool) -> tuple[int, int]:
         if wanted:
             return os.pipe2(os.O_CLOEXEC)
-        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), -1
+        return open_null(os.O_RDONLY), -1
 
     # -- init's words
 

@@ -177,6 +177,22 @@ class Bundles:
             document["linux"]["seccomp"] = profile
         return document
 
+    def replace_resources(self, container: Container, resources: Mapping[str, Any]) -> dict[str, Any]:
+        """Write other limits into the OCI document, its device rules kept; returns those it had. Raises Internal."""
+        path = f"{self._places.bundle(container.sandbox_id, container.id)}/config.json"
+        document = read_document(path)
+        if not document:
+            return {}  # lost by a reboot
+        before: dict[str, Any] = document["linux"]["resources"]
+        kept = {"devices": before["devices"]} if "devices" in before else {}
+        document["linux"]["resources"] = {**resources, **kept}
+        try:
+            _write(f"{path}.new", document)
+            os.rename(f"{path}.new", path)
+        except OSError as error:
+            raise Internal(f"the document {path} can't be written: {error}") from error
+        return before
+
     def filter_of(self, document: dict[str, Any]) -> dict[str, Any] | None:
         """The filter that the document's container runs under, for another process in it."""
         profile = document["linux"].get("seccomp")

@@ -1,7 +1,8 @@
 """A further process in a running container, as the list of system calls that it makes before its program. Pure.
 
 The dangerous one: it comes from outside with all rights and walks into a place that may be hostile. So it is not
-dumpable from its first step (nobody in the container may trace it or read its memory, CVE-2016-9962), holds no
+dumpable from its first step (nobody in the container may trace it or read its memory, CVE-2016-9962, but who has
+CAP_SYS_PTRACE in the node's user namespace, see docs/adr/0008), holds no
 descriptor of the host when it enters (CVE-2024-21626), and nothing that it executes on its way is within the
 container's reach (CVE-2019-5736): this program lies in memory alone.
 
@@ -62,6 +63,7 @@ _FIRST_FREE: Final = 5
 _ALL: Final = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
 _ENDED: Final = "the container is ending"
 _ENDING: Final = {errno.ESRCH: _ENDED, errno.ENOMEM: _ENDED}  # of a namespace whose first process is gone, or going
+_GONE: Final = {errno.ENODEV: _ENDED}  # of a group that has been removed
 _PTMX_IN_STATX: Final = 5 | 2 << 32  # stx_rdev_major and stx_rdev_minor
 _STX_RDEV: Final = 0x80
 _STX_TYPE: Final = 1
@@ -113,6 +115,7 @@ class Template(NamedTuple):
     own_users: bool = False  # whether the container has a user namespace
     owner: tuple[int, int] = (0, 0)  # (uid, gid) on the node
     uid: int = 0  # in the container
+    labelled: tuple[Step, ...] = ()  # done outside of the container before anything is limited
 
 
 def template(
@@ -139,6 +142,7 @@ def template(
             bool(uids),
             (userns.outside(uids, identity.uid), userns.outside(gids, identity.gid)),
             identity.uid,
+            tuple(_labelled(process)),
         )
     except ValueError as error:
         raise InvalidArgument(f"nothing can be executed in the container: {error}", hint="leave NULs out") from error
@@ -154,8 +158,8 @@ def steps(common: Template, command: Sequence[str], scope: ExecScope, *, termina
         tries = [*_tries(command, common)]
     except ValueError as error:
         raise InvalidArgument(f"the command can't be executed: {error}", hint="leave NULs out") from error
-    outside, inside = [*_begun(scope), *common.limited, *_born_inside(scope)], [*_at_home(common, terminal=terminal)]
-    return [*outside, *inside, *common.settled, *tries]
+    outside = [*_begun(scope), *common.labelled, *_opened(scope), *common.limited, *_born_inside(scope)]
+    return [*outside, *_at_home(common, terminal=terminal), *common.settled, *tries]
 
 
 def refusal(step: Step, number: int) -> CriError:
@@ -168,10 +172,21 @@ def _begun(scope: ExecScope) -> Iterator[Step]:
     yield Step("prctl", (PR_SET_DUMPABLE, 0))
     yield Step("prctl", (PR_SET_NAME, b"cri-exec\0"))
     yield Step("fcntl", (REPORT_FD, _F_SETFD, _FD_CLOEXEC))
+    yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))  # what opens has a number that is known
     yield Step("mkdirat", (AT_FDCWD, text(scope.directory), 0o755), words=Words(f"mkdir {scope.directory}"))
-    if not scope.groups.born_into:
-        for file in scope.enter_files:
-            yield from _written(file, b"0")
+
+
+def _opened(scope: ExecScope) -> Iterator[Step]:
+    """What the child enters its group by, from FIRST_FREE on; the node's cgroup filesystem can't be seen later.
+
+    It is the child that enters v1's groups: they may be frozen, and its maker is waited for.
+    """
+    if scope.groups.born_into:
+        opened = (AT_FDCWD, text(scope.directory), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+        yield Step("open_tree", opened, words=Words(f"open_tree {scope.directory}"))
+        return
+    for file in scope.enter_files:
+        yield _open(text(file), os.O_WRONLY | os.O_CLOEXEC, file)
 
 
 def _born_inside(scope: ExecScope) -> Iterator[Step]:
@@ -182,19 +197,23 @@ def _born_inside(scope: ExecScope) -> Iterator[Step]:
     flags, group, later = CLONE_PARENT, 0, 0
     if scope.groups.born_into:
         later = CLONE_NEWCGROUP  # from inside of which nobody could be born into a group from outside
-        opened = (AT_FDCWD, text(scope.directory), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
-        yield Step("open_tree", opened, words=Words(f"open_tree {scope.directory}"))
         flags, group = flags | CLONE_INTO_CGROUP, _FIRST_FREE
     yield Step("setns", (TARGET_FD, CLONE_NEWPID), words=Words("setns of the pid namespace", _ENDING))
     yield Step("setns", (TARGET_FD, _ALL & ~later), words=Words("setns", _ENDING))
     clone_arguments = (flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, group)
     size = 8 * len(clone_arguments)
     yield Step("clone3", (clone_arguments, size), Then.FORK, Words("clone3", _ENDING))
-    yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
+    let_go = Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
+    if scope.groups.born_into:
+        yield let_go
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
     # A byte that says: our pid is known, so we may report. Its end without one: we are nobody's.
     yield Step("read", (REPORT_FD, SCRATCH, 1))
     yield Step("", (SCRATCH, 0xFF, ord("g"), errno.EPIPE), Then.EXPECT)
+    if not scope.groups.born_into:
+        for number, file in enumerate(scope.enter_files, _FIRST_FREE):
+            yield Step("write", (number, b"0", 1), words=Words(f"write 0 to {file}", _GONE))
+        yield let_go
     if later:
         yield Step("setns", (TARGET_FD, later), words=Words("setns of the cgroup namespace", _ENDING))
 
@@ -210,17 +229,21 @@ def _written(file: str, value: bytes, then: Then = Then.MUST) -> Iterator[Step]:
     yield Step("close", (_FIRST_FREE,))
 
 
-def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[Step]:
-    """Root may lack CAP_SYS_RESOURCE: what it can't grant is left as it is, as at the container's own start."""
+def _labelled(process: Mapping[str, Any]) -> Iterator[Step]:
+    """What is written to files of the node's /proc, before a limit might forbid to open them."""
     score = process.get("oomScoreAdj")
     if score is not None:
         yield from _written("/proc/self/oom_score_adj", b"%d" % score, Then.MAY)
+    if profile := process.get("apparmorProfile"):  # holds from execve on; a container's /proc may be anything
+        yield from _written(LABEL_FILE, f"exec {profile}".encode())
+
+
+def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[Step]:
+    """Root may lack CAP_SYS_RESOURCE: what it can't grant is left as it is, as at the container's own start."""
     for limit in process.get("rlimits", ()):
         kind = getattr(resource, limit["type"])
         for soft, hard in _limits_to_try(ours[kind], limit["soft"], limit["hard"]):
             yield Step("prlimit64", (0, kind, (soft, hard), 0), Then.MAY)
-    if profile := process.get("apparmorProfile"):  # holds from execve on; a container's /proc may be anything
-        yield from _written(LABEL_FILE, f"exec {profile}".encode())
 
 
 def _limits_to_try(ours: int, soft: int, hard: int) -> Iterator[tuple[int, int]]:

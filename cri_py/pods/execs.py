@@ -15,6 +15,7 @@ from cri_py.config import RuntimeConfig
 from cri_py.errors import DeadlineExceeded
 from cri_py.kernel import procfs, steps, syscalls
 from cri_py.kernel.faults import trace
+from cri_py.kernel.null import open_null
 from cri_py.kernel.steps import Step
 from cri_py.model import Container, ContainerId, ExecResult
 from cri_py.monitor.client import MonitorClient, StepFailed
@@ -47,6 +48,7 @@ class Execs:
         self._cgroups = cgroups
         self._filter_of = filter_of
         self._rights = _rights()
+        os.close(open_null(os.O_RDONLY))  # once, so that the first exec takes no longer than others
         self._templates: dict[ContainerId, exec_steps.Template] = {}
         self._compiled: dict[str, bytes] = {}  # by path: most containers have the same filter
         # Sessions outlive the daemon, and a container may give the next one the same pid: no group's name comes twice.
@@ -98,7 +100,7 @@ class Execs:
     async def run(self, monitor: MonitorClient, command: Exec, timeout_s: int) -> ExecResult:
         """Run it to its end or to the deadline; then everything that it started is killed."""
         with ExitStack() as ours, ExitStack() as sent:
-            stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            stdin = open_null(os.O_RDONLY)
             sent.callback(os.close, stdin)
             streams = self._collector(command, ours, sent), self._collector(command, ours, sent)
             asked = self._ask(monitor, command, (stdin, *(stream.write_end for stream in streams)), sent)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from cri_py.cgroups import Cgroups
-from cri_py.errors import Internal, InvalidArgument, KernelError
+from cri_py.cgroups import Cgroups, Write, changes
+from cri_py.errors import FailedPrecondition, Internal, InvalidArgument, KernelError
 from cri_py.images.flights import on_thread
 
 _KILL_S: Final = 10.0
@@ -52,6 +52,26 @@ class Groups:
 
     async def make(self, group: str, resources: Mapping[str, Any]) -> None:
         await self._run(self.cgroups.create, group, resources)
+
+    async def change(self, group: str, resources: Mapping[str, Any]) -> tuple[Write, ...]:
+        """New limits for a group in use; returns what takes them back. Raises as ``make``, and FailedPrecondition."""
+        try:
+            undo: tuple[Write, ...] = await self._run(self._change, group, resources)
+        except Internal as error:
+            if isinstance(error.__cause__, KernelError) and error.__cause__.errno == errno.EBUSY:
+                raise FailedPrecondition(
+                    f"memory_limit_in_bytes is below what the cgroup {group} uses: {error.__cause__}",
+                    hint="ask for more, or wait until the container has let go of memory",
+                ) from error
+            raise
+        return undo
+
+    def _change(self, group: str, resources: Mapping[str, Any]) -> tuple[Write, ...]:
+        return changes.change(self.cgroups, group, resources)
+
+    async def take_back(self, undo: tuple[Write, ...]) -> None:
+        """Undo a ``change``."""
+        await self._run(changes.take_back, undo)
 
     async def remove(self, group: str) -> None:
         await self._run(self.cgroups.remove, group)

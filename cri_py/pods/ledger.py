@@ -25,7 +25,9 @@ from cri_py.model import (
     ContainerState,
     Created,
     Exited,
+    HugepageLimit,
     ImageId,
+    LinuxResources,
     Lost,
     Nanos,
     NotReady,
@@ -139,9 +141,13 @@ class Ledger:
         await self._record(_write_sandbox(sandbox), past=isinstance(sandbox.state, NotReady))
         self._sandboxes[sandbox.id] = sandbox
 
-    async def put_container(self, container: Container) -> None:
-        """Raises Internal if the disk refuses, but not for what has started or ended: see ``_record``."""
-        await self._record(_write_container(container), past=isinstance(container.state, Running | Exited | Lost))
+    async def put_container(self, container: Container, *, past: bool = True) -> None:
+        """Raises Internal if the disk refuses, but not for what has started or ended: see ``_record``.
+
+        ``past`` is False for a change that can be taken back.
+        """
+        past = past and isinstance(container.state, Running | Exited | Lost)
+        await self._record(_write_container(container), past=past)
         self._keep(container)
 
     async def _record(self, change: Put, *, past: bool) -> None:
@@ -224,6 +230,8 @@ def _write_sandbox(sandbox: Sandbox) -> Put:
         "state": _write_state(sandbox.state),
         "attachment": asdict(sandbox.attachment) if sandbox.attachment else None,
         "cgroup": sandbox.cgroup,
+        "overhead": _write_resources(sandbox.overhead),
+        "resources": _write_resources(sandbox.resources),
     }
     return Put(_SANDBOX, sandbox.id, json.dumps(body).encode(), sandbox.config.raw)
 
@@ -239,6 +247,7 @@ def _write_container(container: Container) -> Put:
         "cgroup": container.cgroup,
         "user": asdict(container.user) if container.user else None,
         "stop_signal": container.stop_signal,
+        "resources": _write_resources(container.resources),
         "volume_images": dict(container.volume_images),
     }
     return Put(_CONTAINER, container.id, json.dumps(body).encode(), container.config.raw)
@@ -264,7 +273,20 @@ def _read_sandbox(row: Put, decode: Callable[[bytes], SandboxConfig]) -> Sandbox
         state=_read_state(body["state"]),
         attachment=Attachment(**{**attachment, "ips": tuple(attachment["ips"])}) if attachment else None,
         cgroup=body["cgroup"],
+        overhead=_read_resources(body.get("overhead")),
+        resources=_read_resources(body.get("resources")),
     )
+
+
+def _write_resources(resources: LinuxResources | None) -> dict[str, Any] | None:
+    return None if resources is None else asdict(replace(resources, unified=dict(resources.unified)))
+
+
+def _read_resources(body: dict[str, Any] | None) -> LinuxResources | None:
+    if body is None:
+        return None
+    pages = tuple(HugepageLimit(**limit) for limit in body["hugepage_limits"])
+    return LinuxResources(**{**body, "hugepage_limits": pages})
 
 
 def _read_container(row: Put, decode: Callable[[bytes], ContainerConfig]) -> Container:
@@ -282,7 +304,7 @@ def _read_container(row: Put, decode: Callable[[bytes], ContainerConfig]) -> Con
         cgroup=body["cgroup"],
         user=read_user(body["user"]),
         stop_signal=body["stop_signal"],
-        resources=config.resources,
+        resources=_read_resources(body.get("resources")) or config.resources,
         volume_images=body.get("volume_images", {}),
     )
 

@@ -155,7 +155,7 @@ def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
     rules = spec_devices.device_rules(nodes, privileged=security.privileged)
     return {
         "devices": spec_devices.device_nodes(config, nodes),
-        "resources": _resources(config.resources) | {"devices": rules},
+        "resources": linux_resources(config.resources) | {"devices": rules},
         "rootfsPropagation": spec_mounts.root_propagation(config),
         "maskedPaths": _paths("masked_paths", security.masked_paths, security.privileged),
         "readonlyPaths": _paths("readonly_paths", security.readonly_paths, security.privileged),
@@ -302,7 +302,7 @@ def _paths(field: str, paths: Sequence[str], privileged: bool) -> list[str]:
     return [] if privileged else list(paths)
 
 
-def _resources(asked: LinuxResources | None) -> Json:
+def linux_resources(asked: LinuxResources | None) -> Json:
     """``linux.resources`` of what was asked for; 0 and "" are left out.
 
     A memory limit without a swap limit is one for both together: a container that may swap without end is not limited.

@@ -33,8 +33,9 @@ _STANDARD_DEVICES: Final = tuple(
         *(("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)),
     )
 )
-# Usable though not made as nodes: console, ptmx and the pseudo terminals of the container's own devpts.
-_TERMINALS: Final = ((5, 1), (5, 2), (136, None))
+# Usable though not made as nodes: ptmx and the pseudo terminals of the container's own devpts, one of which is
+# /dev/console, and tun, by which a container with CAP_NET_ADMIN makes interfaces of its own. Not 5:1, the node's console.
+_USABLE: Final = ((5, 2), (136, None), (10, 200))
 
 
 def check(config: ContainerConfig) -> None:
@@ -95,7 +96,7 @@ def device_rules(extra: Iterable[DeviceNode], *, privileged: bool) -> list[Json]
     for node in (*_STANDARD_DEVICES, *extra):
         if node.kind != "p":
             rules.append(_rule("b" if node.kind == "b" else "c", node.major, node.minor, node.access))
-    return rules + [_rule("c", major, minor, "rwm") for major, minor in _TERMINALS]
+    return rules + [_rule("c", major, minor, "rwm") for major, minor in _USABLE]
 
 
 def _rule(kind: str, major: int, minor: int | None, access: str) -> Json:

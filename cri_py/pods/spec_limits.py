@@ -46,7 +46,7 @@ def validate_sandbox_config(config: SandboxConfig) -> None:
     _check_cgroup_parent(config.cgroup_parent)
     _check_place("log_directory", config.log_directory)
     for resources in (config.overhead, config.resources):
-        _check_resources(resources)
+        validate_resources(resources)
     if config.namespaces.pid is NamespaceMode.TARGET:
         raise InvalidArgument("a sandbox can't have pid: TARGET", hint="TARGET is for containers; use POD or CONTAINER")
     resolv_conf_text(config.dns, "")
@@ -58,7 +58,7 @@ def validate_container_config(config: ContainerConfig, sandbox: SandboxConfig) -
     _check_name("metadata.name", config.metadata.name)
     _check_words(config.labels, config.annotations)
     container_log_path(config, sandbox)
-    _check_resources(config.resources)
+    validate_resources(config.resources)
     for field, texts in (("command", config.command), ("args", config.args)):
         for text in texts:
             _check_argument(field, text.encode("utf-8", "surrogateescape"))
@@ -167,7 +167,8 @@ def _check_cgroup_parent(parent: str) -> None:
         raise InvalidArgument(f"cgroup_parent {parent!r} holds spaces", hint="use a path such as /kubepods/podUID")
 
 
-def _check_resources(resources: LinuxResources | None) -> None:
+def validate_resources(resources: LinuxResources | None) -> None:
+    """Raises InvalidArgument that names the field, its value and what it takes."""
     if resources is None:
         return
     low, high = _CPU_PERIOD_US

@@ -52,6 +52,13 @@ class Streams(Protocol):
     def port_forward(self, sandbox_id: str, ports: Sequence[int], /) -> str: ...
 
 
+class Updates(Protocol):
+    async def container(self, container_id: str, asked: model.LinuxResources, /) -> None: ...
+    async def sandbox(
+        self, sandbox_id: str, overhead: model.LinuxResources | None, resources: model.LinuxResources | None, /
+    ) -> None: ...
+
+
 class Statistics(Protocol):
     async def container(self, container_id: str, /) -> ContainerUsage: ...
     async def containers(self, wanted: model.ContainerFilter, /) -> Sequence[ContainerUsage]: ...
@@ -81,6 +88,7 @@ class RuntimeService:
         sandboxes: Sandboxes,
         containers: Containers,
         streams: Streams,
+        updates: Updates,
         statistics: Statistics,
         events: Events,
         node: Node,
@@ -88,6 +96,7 @@ class RuntimeService:
         self._sandboxes = sandboxes
         self._containers = containers
         self._streams = streams
+        self._updates = updates
         self._statistics = statistics
         self._events = events
         self._node = node
@@ -136,6 +145,14 @@ class RuntimeService:
     async def RemovePodSandbox(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
         await self._sandboxes.remove(object_id(request.pod_sandbox_id, "pod_sandbox_id"))
         return pb.RemovePodSandboxResponse()
+
+    async def UpdatePodSandboxResources(
+        self, request: pb.UpdatePodSandboxResourcesRequest
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        overhead = convert.resources(request.overhead) if request.HasField("overhead") else None
+        resources = convert.resources(request.resources) if request.HasField("resources") else None
+        await self._updates.sandbox(object_id(request.pod_sandbox_id, "pod_sandbox_id"), overhead, resources)
+        return pb.UpdatePodSandboxResourcesResponse()
 
     async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
         sandbox = self._sandboxes.find(object_id(request.pod_sandbox_id, "pod_sandbox_id"))
@@ -193,6 +210,13 @@ class RuntimeService:
     async def StreamContainers(self, request: pb.StreamContainersRequest) -> AsyncIterator[bytes]:
         for part in self._container_listing.parts(self._containers.list(convert.container_filter(request.filter))):
             yield part
+
+    async def UpdateContainerResources(
+        self, request: pb.UpdateContainerResourcesRequest
+    ) -> pb.UpdateContainerResourcesResponse:
+        container_id = object_id(request.container_id, "container_id")
+        await self._updates.container(container_id, convert.resources(request.linux))
+        return pb.UpdateContainerResourcesResponse()
 
     async def ReopenContainerLog(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         await self._containers.reopen_log(object_id(request.container_id, "container_id"))

@@ -26,6 +26,7 @@ from typing import NoReturn
 
 from cri_py.errors import FailedPrecondition, InvalidArgument
 from cri_py.kernel import fds, syscalls
+from cri_py.kernel.null import open_null
 
 READY = b"ready"
 BORN = b"born"
@@ -171,7 +172,7 @@ def arrange(*pairs: tuple[int, int]) -> None:
 def keep_only(*kept: int, null_stdio: bool = False) -> None:
     """Close every descriptor but 0, 1, 2 and ``kept``: what the monitor holds must not leak into a container."""
     if null_stdio:
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        null = open_null(os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
     following = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -190,3 +191,19 @@ def test_a_command_that_can_not_be_killed_yet_delays_nobody_else(
         groups.thaw(path)
     assert slowest < 1.0
     assert kubelet.exec(container, "true").exit_code == 0
+
+
+@pytest.mark.parametrize("whose", ["self", "1"])
+def test_no_process_can_change_the_node_s_dev_null(kubelet: Kubelet, container: str, whose: str) -> None:
+    """Its stdin is one; its mode, say, is root's to change, and root it is."""
+    before = os.stat("/dev/null")
+    try:
+        for change in ("chmod 600", "chown 1000", "touch -d 2001-01-01"):
+            said = kubelet.shell(container, f"{change} /proc/{whose}/fd/0 2>&1; true")
+            assert "Read-only file system" in said
+        after = os.stat("/dev/null")
+    finally:
+        os.chmod("/dev/null", 0o666)
+        os.chown("/dev/null", 0, 0)
+    assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
+    assert kubelet.shell(container, f"wc -c < /proc/{whose}/fd/0") == "0\n"

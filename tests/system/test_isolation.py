@@ -262,8 +262,10 @@ def test_only_the_standard_devices_are_there_and_open(kubelet: Kubelet, pod: Pod
     assert {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "fd", "mqueue"} <= names
     assert not names & {"sda", "vda", "mem", "kmsg", "kvm"}
     assert kubelet.shell(container, "head -c 3 /dev/zero | od -An -tx1").split() == ["00"] * 3
-    said = kubelet.shell(container, "mknod /tmp/mem c 1 1 && head -c 1 /tmp/mem 2>&1; true")
-    assert "Operation not permitted" in said
+    for number in ("1 1", "5 1"):  # the node's memory, its console
+        said = kubelet.shell(container, f"mknod /tmp/node c {number}; head -c 1 /tmp/node 2>&1; rm /tmp/node")
+        assert "Operation not permitted" in said, number
+    assert "not permitted" not in kubelet.shell(container, "mknod /tmp/tun c 10 200; (: < /tmp/tun) 2>&1; true")
 
 
 # ------------------------------------------------------------------- users

@@ -295,7 +295,7 @@ def test_negative_timeouts_are_refused(kubelet: Kubelet, pod: Pod) -> None:
 
 
 LATER = (
-    *("UpdateContainerResources", "UpdatePodSandboxResources", "CheckpointContainer"),
+    "CheckpointContainer",
     *("ListMetricDescriptors", "ListPodSandboxMetrics"),
 )
 

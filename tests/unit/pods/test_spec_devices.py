@@ -17,6 +17,8 @@ def test_only_the_standard_devices_may_be_used_but_any_node_be_made() -> None:
     assert rules[0] == {"allow": False, "access": "rwm"}
     assert {"allow": True, "type": "b", "access": "m"} in rules
     assert {"allow": True, "type": "c", "major": 136, "access": "rwm"} in rules
+    assert {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "rwm"} in rules  # tun
+    assert not [rule for rule in rules if (rule.get("major"), rule.get("minor")) == (5, 1)]  # the node's console
     assert all("major" in rule for rule in rules[1:] if rule["access"] != "m")
 
 

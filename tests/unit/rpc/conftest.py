@@ -188,6 +188,19 @@ class SimulatedStatistics:
         return list(self.of_sandboxes.values())
 
 
+class SimulatedUpdates:
+    """Keeps what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+
+    async def container(self, *asked: object) -> None:
+        self.asked.append(asked)
+
+    async def sandbox(self, *asked: object) -> None:
+        self.asked.append(asked)
+
+
 class SimulatedEvents:
     def __init__(self) -> None:
         self.queue: asyncio.Queue[model.Event] = asyncio.Queue()
@@ -296,6 +309,7 @@ class World:
     node: SimulatedNode
     images: SimulatedImages
     statistics: SimulatedStatistics
+    updates: SimulatedUpdates
 
     @property
     def runtime(self) -> api_pb2_grpc.RuntimeServiceStub:
@@ -320,12 +334,13 @@ async def world(config: Config) -> AsyncIterator[World]:
         SimulatedNode(),
         SimulatedImages(),
     )
-    statistics = SimulatedStatistics()
+    statistics, updates = SimulatedStatistics(), SimulatedUpdates()
     services = {
         RUNTIME: RuntimeService(
             sandboxes=sandboxes,
             containers=containers,
             streams=SimulatedStreams(),
+            updates=updates,
             statistics=statistics,
             events=events,
             node=node,
@@ -339,7 +354,7 @@ async def world(config: Config) -> AsyncIterator[World]:
     options = [("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size)]
     async with grpc.aio.insecure_channel(config.listen.replace("unix://", "unix:"), options=options) as channel:
         socket = Path(config.listen.removeprefix("unix://"))
-        yield World(server, socket, channel, sandboxes, containers, events, node, images, statistics)
+        yield World(server, socket, channel, sandboxes, containers, events, node, images, statistics, updates)
     await server.stop()
 
 

@@ -24,14 +24,12 @@ CONTAINER_CONFIG = pb.ContainerConfig(
     metadata=pb.ContainerMetadata(name="main"), image=pb.ImageSpec(image="sha256:" + "a" * 64)
 )
 LATER = [
-    "UpdateContainerResources",
     "CheckpointContainer",
     "CheckpointPod",
     "RestorePod",
     "ListMetricDescriptors",
     "ListPodSandboxMetrics",
     "StreamPodSandboxMetrics",
-    "UpdatePodSandboxResources",
 ]
 
 
@@ -448,3 +446,13 @@ async def test_a_streaming_call_needs_an_id(world: Any, method: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await getattr(world.runtime, method)(getattr(pb, f"{method}Request")())
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_new_resources_are_handed_down(world: Any) -> None:
+    given = pb.LinuxContainerResources(cpu_shares=7, unified={"memory.high": "9"})
+    asked = model.LinuxResources(cpu_shares=7, unified={"memory.high": "9"})
+    await world.runtime.UpdateContainerResources(pb.UpdateContainerResourcesRequest(container_id="c", linux=given))
+    await world.runtime.UpdatePodSandboxResources(
+        pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id="p", resources=given)
+    )
+    assert world.updates.asked == [("c", asked), ("p", None, asked)]
