@@ -7,7 +7,7 @@ and quota by period must never be above both the old and the new share (a pod's 
 from __future__ import annotations
 
 import os
-from errno import EBUSY
+from errno import EBUSY, ENODEV
 from typing import TYPE_CHECKING
 
 from cri_py.cgroups import files
@@ -34,7 +34,7 @@ def change(cgroups: Cgroups, path: str, resources: Mapping[str, Any]) -> tuple[W
     is in use is EBUSY: the kernel of version 1 says so itself, that of version 2 would kill.
     """
     planned = [write for write in cgroups.plan(path, resources) if not write.optional or os.path.exists(write.file)]
-    current = {write.file: files.read(write.file).decode().strip() for write in planned}
+    current = {write.file: _current(write) for write in planned}
     undo: list[Write] = []
     try:
         for write in in_order(planned, current):
@@ -45,6 +45,12 @@ def change(cgroups: Cgroups, path: str, resources: Mapping[str, Any]) -> tuple[W
         take_back(undo)
         raise
     return tuple(undo)
+
+
+def _current(write: Write) -> str:
+    if not os.path.exists(write.file):
+        raise KernelError(ENODEV, "the group has no such file", "write", f"{write.text} to {write.file}")
+    return files.read(write.file).decode().strip()
 
 
 def take_back(undo: Sequence[Write]) -> None:

@@ -37,7 +37,6 @@ _RULES: Final = """\
   deny remount,
   deny pivot_root,
 
-  deny /proc/{{kcore,kmem,mem,sysrq-trigger}} rwklx,
   deny /proc/* wkl,
   deny /proc/[a-z]*/** wkl,
   deny /sys/{{[^f],f[^s],fs/[^c],fs/c[^g]}}** wkl,

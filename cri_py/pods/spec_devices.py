@@ -34,7 +34,7 @@ _STANDARD_DEVICES: Final = tuple(
     )
 )
 # Usable though not made as nodes: ptmx and the pseudo terminals of the container's own devpts, one of which is
-# /dev/console, and tun, by which a container with CAP_NET_ADMIN makes interfaces of its own. Not 5:1, the node's console.
+# /dev/console, and tun, by which one with CAP_NET_ADMIN makes interfaces of its own. Not 5:1, the node's console.
 _USABLE: Final = ((5, 2), (136, None), (10, 200))
 
 

@@ -21,7 +21,15 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 HERE: Final = Path(__file__).resolve().parent
 PYTHON: Final = "3.13"
 # Of the extra "dev", what the tests import; the rest checks sources, which the host does.
-_FOR_TESTS: Final = ("backports.zstd", "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "pyroute2")
+_FOR_TESTS: Final = (
+    "backports.zstd",
+    "cryptography",
+    "pytest",
+    "pytest-asyncio",
+    "pytest-timeout",
+    "hypothesis",
+    "pyroute2",
+)
 
 
 class GuestError(Exception):

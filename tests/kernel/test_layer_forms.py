@@ -195,11 +195,11 @@ def test_counts_follow_what_is_replaced(target: Path) -> None:
 
 MOUNT = """
 import json, os, sys
-from cri_py.runtime.mounts import mount_overlay
+from cri_py.runtime.overlay import mount_root
 lower, work = json.loads(sys.argv[1]), sys.argv[2]
 for name in ("upper", "work", "target"):
     os.mkdir(f"{work}/{name}")
-mount_overlay({"lower": lower, "upper": f"{work}/upper", "work": f"{work}/work"}, f"{work}/target")
+mount_root({"lower": lower, "upper": f"{work}/upper", "work": f"{work}/work"}, f"{work}/target")
 print(*sorted(os.listdir(f"{work}/target")), open(f"{work}/target/who").read())
 """
 

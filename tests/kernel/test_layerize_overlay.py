@@ -18,7 +18,7 @@ from cri_py.images.layerize import layer_pieces
 from cri_py.images.layers import unpack
 from cri_py.kernel import syscalls
 from cri_py.model import Digest
-from cri_py.runtime.mounts import mount_overlay
+from cri_py.runtime.overlay import mount_root
 from tests.kernel.test_runtime_mounts import apart
 from tests.simulators.registry import sha256
 
@@ -53,7 +53,7 @@ class Overlay:
         for name in (upper, f"{upper}-work"):
             (self.place / name).mkdir()
         lower = [str(each) for each in (*above, self.lower)]
-        mount_overlay(
+        mount_root(
             {"lower": lower, "upper": str(self.place / upper), "work": str(self.place / f"{upper}-work")},
             str(self.root),
         )

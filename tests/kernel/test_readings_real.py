@@ -72,7 +72,6 @@ def test_open_files_do_not_keep_a_group_and_then_tell_nothing(groups: Cgroups) -
     group.close()
 
 
-@pytest.mark.skipif(not isinstance(NODE, V1), reason="the pairs are version 1's; version 2 has one file for each")
 def test_limits_go_up_and_down_and_back_without_a_step_that_the_kernel_refuses() -> None:
     NODE.create(NAME, {"memory": {"limit": 64 * MIB, "swap": 64 * MIB}, "cpu": {"period": 100000, "quota": 50000}})
     try:

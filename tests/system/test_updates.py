@@ -81,9 +81,9 @@ def test_a_refused_update_changes_nothing(kubelet: Kubelet, pod: Pod) -> None:
 
 
 def test_memory_below_what_is_used_is_refused(kubelet: Kubelet, pod: Pod) -> None:
-    script = "x=$(head -c 20000000 /dev/zero | tr '\\0' x); echo ready; exec 3>/dev/null; while :; do sleep 1; done"
+    script = "dd if=/dev/zero of=/dev/shm/kept bs=1M count=20 && echo ready && exec sleep 1000"
     container = kubelet.run(pod, "sh", "-c", script, linux=limits(**LARGE))
-    wait_for(lambda: kubelet.log(container), bool)
+    wait_for(lambda: [line.text for line in kubelet.log(container)], lambda texts: b"ready" in texts)
     with refused("FAILED_PRECONDITION", "memory_limit_in_bytes"):
         update(kubelet, container, memory_limit_in_bytes=8 * MIB)
     assert reported(kubelet, container) == pb.LinuxContainerResources(**LARGE)

@@ -94,7 +94,8 @@ def test_all_namespaces_belong_to_the_pods_user_namespace(kubelet: Kubelet, pod:
             kind
         )
     security = {"capabilities": pb.Capability(add_capabilities=["NET_ADMIN", "SYS_ADMIN"])}
-    unconfined = {"seccomp": pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)}
+    nothing = pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)
+    unconfined = {"seccomp": nothing, "apparmor": nothing}
     admin = run(kubelet, pod, name="admin", security={**security, **unconfined})
     kubelet.shell(
         admin, "ip link add dummy0 type dummy && ip addr add 1.2.3.4/32 dev dummy0 || ip addr add 1.2.3.4/32 dev lo"

@@ -109,3 +109,9 @@ def test_version_2_is_not_asked_to_kill_for_a_limit_below_what_is_used(tmp_path:
     with pytest.raises(KernelError, match=f"{64 * MIB} bytes are in use"):
         change(V2(str(tmp_path)), "/c", {"memory": {"limit": 32 * MIB}})
     assert (tmp_path / "c/memory.max").read_text() == "max\n"
+
+
+def test_a_limit_whose_file_the_group_lacks_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    with pytest.raises(KernelError, match=r"write\(0-1 to .*cpuset\.cpus\)"):
+        change(V2(str(tmp_path)), "/c", {"cpu": {"cpus": "0-1"}})

@@ -80,6 +80,9 @@ async def test_every_call_is_logged_once_with_method_code_and_duration(world: An
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         await world.runtime.RunPodSandbox(RUN)
         await refused(world.runtime.StartContainer(pb.StartContainerRequest(container_id="abc")))
+        async with asyncio.timeout(5):
+            while len(lines) < 2:  # noqa: ASYNC110  # a refusal is answered first and logged then
+                await asyncio.sleep(0)
     first, second = [line for line in lines if line["event"] == "rpc"]
     assert (first["method"], first["code"], first["name"]) == ("RunPodSandbox", "OK", "default/web")
     assert first["ms"] >= 0
