@@ -29,6 +29,8 @@ from cri_py.kernel.notify import notify
 from cri_py.model import Container, Created, Exited, Features, ImageId, Lost, Nanos, Ready, Running
 from cri_py.monitor.client import SpawnerClient
 from cri_py.network.bridge import Bridge
+from cri_py.network.hostports import HostPorts
+from cri_py.network.pod_network import PodNetwork
 from cri_py.pods import apparmor
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import Containers
@@ -160,7 +162,7 @@ class App:
         self.pod_store = Store(f"{root}/pods.db", durable=False)
         self.image_store = Store(f"{root}/images.db", durable=True)
         self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
-        self.network = Bridge(config.network, config.netns_dir, state)
+        self.network = PodNetwork(Bridge(config.network, config.netns_dir, state), HostPorts(config.network.bridge))
         self.groups = Groups(cgroups, config.cgroups.parent)
         self.bundles = Bundles(self.places, defaults, config.runtime)
         self.trash = Trash(self.places.trash, self.places.pods_trash)

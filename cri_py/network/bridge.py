@@ -33,9 +33,11 @@ from cri_py.network.netlink import (
     make_veth,
     remove_link,
     set_alias,
+    set_port_up,
     set_up,
     without_link_local,
 )
+from cri_py.network.wires import Surroundings
 
 log = structlog.get_logger()
 
@@ -308,6 +310,10 @@ class Bridge:
                 remedy=error.hint,
             )
 
+    def surroundings(self, attachment: Attachment) -> Surroundings:
+        """How the node reaches a pod."""
+        return Surroundings(self._config.bridge, (self._pool.subnet,))
+
     def pin_of(self, name: str) -> str:
         """Where the namespace of ``name`` is pinned."""
         return f"{self._netns_dir}/{name}"
@@ -315,7 +321,7 @@ class Bridge:
 
 def plan_host_end(name: str, *, has_ipv6: bool) -> list[Request]:
     """What a new veth's end on the node needs."""
-    return [*([without_link_local(name)] if has_ipv6 else []), set_up(name)]
+    return [*([without_link_local(name)] if has_ipv6 else []), set_port_up(name)]
 
 
 def plan_pod_end(index: int, own: IPv4Interface, gateway: IPv4Address, *, has_ipv6: bool) -> list[Request]:

@@ -21,6 +21,7 @@ from cri_py.errors import KernelError
 from cri_py.kernel import syscalls
 
 NETLINK_ROUTE: Final = 0
+NETLINK_NETFILTER: Final = 12
 SOL_NETLINK: Final = 270
 NETLINK_CAP_ACK: Final = 10
 NETLINK_EXT_ACK: Final = 11
@@ -55,6 +56,9 @@ IFLA_INET6_ADDR_GEN_MODE: Final = 8
 IN6_ADDR_GEN_MODE_NONE: Final = 1
 IFLA_INFO_KIND: Final = 1
 IFLA_INFO_DATA: Final = 2
+IFLA_INFO_SLAVE_KIND: Final = 4
+IFLA_INFO_SLAVE_DATA: Final = 5
+IFLA_BRPORT_MODE: Final = 4
 VETH_INFO_PEER: Final = 1
 
 IFA_ADDRESS: Final = 1
@@ -67,7 +71,7 @@ RTPROT_BOOT: Final = 3
 RTN_UNICAST: Final = 1
 
 _SIOCGIFINDEX: Final = 0x8933
-_NESTED: Final = 0x8000
+NESTED: Final = 0x8000
 _ANSWER_TIMEOUT_S: Final = 10
 _BUFFER_BYTES: Final = 1 << 16
 
@@ -114,9 +118,9 @@ def make_bridge(name: str, mac: bytes, mtu: int) -> Request:
     """A bridge, up. With a MAC of its own it does not take the lowest of its ports', which changes as pods come."""
     attributes = (
         _text(IFLA_IFNAME, name)
-        + _attribute(IFLA_ADDRESS, mac)
+        + attribute(IFLA_ADDRESS, mac)
         + _number(IFLA_MTU, mtu)
-        + _attribute(IFLA_LINKINFO | _NESTED, _text(IFLA_INFO_KIND, "bridge"))
+        + attribute(IFLA_LINKINFO | NESTED, _text(IFLA_INFO_KIND, "bridge"))
     )
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + attributes
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"make the bridge {name}")
@@ -132,18 +136,16 @@ def make_veth(name: str, peer: str, *, bridge: int, netns_of: int, mac: bytes, m
     inner = (
         _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         + _text(IFLA_IFNAME, peer)
-        + _attribute(IFLA_ADDRESS, mac)
+        + attribute(IFLA_ADDRESS, mac)
         + _number(IFLA_MTU, mtu)
         + _number(IFLA_NET_NS_PID, netns_of)
     )
-    pair = _text(IFLA_INFO_KIND, "veth") + _attribute(
-        IFLA_INFO_DATA | _NESTED, _attribute(VETH_INFO_PEER | _NESTED, inner)
-    )
+    pair = _text(IFLA_INFO_KIND, "veth") + attribute(IFLA_INFO_DATA | NESTED, attribute(VETH_INFO_PEER | NESTED, inner))
     attributes = (
         _text(IFLA_IFNAME, name)
         + _number(IFLA_MTU, mtu)
         + _number(IFLA_MASTER, bridge)
-        + _attribute(IFLA_LINKINFO | _NESTED, pair)
+        + attribute(IFLA_LINKINFO | NESTED, pair)
     )
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attributes
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"make the veth pair {name} and {peer}")
@@ -154,21 +156,33 @@ def set_up(name: str) -> Request:
     return Request(RTM_NEWLINK, 0, body, f"set {name} up")
 
 
+def set_port_up(name: str) -> Request:
+    """Set a bridge's port up, and let the bridge send back by it what came from it.
+
+    A pod that connects to its own host port, or to its own service, gets the packet back: where the rules are applied
+    to what passes a bridge, too (br_netfilter), it is translated before the bridge has given it to the node to route.
+    """
+    hairpin = attribute(IFLA_INFO_SLAVE_DATA | NESTED, attribute(IFLA_BRPORT_MODE, b"\1"))
+    port = attribute(IFLA_LINKINFO | NESTED, _text(IFLA_INFO_SLAVE_KIND, "bridge") + hairpin)
+    body = _LINK.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + port
+    return Request(RTM_NEWLINK, 0, body, f"set {name} up")
+
+
 def without_link_local(name: str) -> Request:
     """No IPv6 address that nobody asked for, hence no duplicate-address wait and no multicast on every pod start.
 
     The messages that a link-local address causes are flooded to all pods of the bridge: with forty pods they cost
     more than the attachments. Send it while the interface is down; the kernel sets the flags before this.
     """
-    mode = _attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
-    families = _attribute(IFLA_AF_SPEC | _NESTED, _attribute(socket.AF_INET6 | _NESTED, mode))
+    mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
+    families = attribute(IFLA_AF_SPEC | NESTED, attribute(socket.AF_INET6 | NESTED, mode))
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + families
     return Request(RTM_NEWLINK, 0, body, f"leave {name} without a link-local address")
 
 
 def set_alias(index: int, name: str, alias: str) -> Request:
     """The note that ``ip link`` shows below an interface; at most 255 bytes."""
-    body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + _attribute(IFLA_IFALIAS, alias.encode()[:255])
+    body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + attribute(IFLA_IFALIAS, alias.encode()[:255])
     return Request(RTM_NEWLINK, 0, body, f"write the alias of {name}")
 
 
@@ -180,9 +194,9 @@ def add_address(index: int, interface: IPv4Interface, name: str) -> Request:
     packed = interface.ip.packed
     body = (
         _ADDRESS.pack(socket.AF_INET, interface.network.prefixlen, 0, 0, index)
-        + _attribute(IFA_LOCAL, packed)
-        + _attribute(IFA_ADDRESS, packed)
-        + _attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
+        + attribute(IFA_LOCAL, packed)
+        + attribute(IFA_ADDRESS, packed)
+        + attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
     )
     return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"give {interface} to {name}")
 
@@ -190,7 +204,7 @@ def add_address(index: int, interface: IPv4Interface, name: str) -> Request:
 def add_default_route(index: int, gateway: IPv4Address) -> Request:
     body = (
         _ROUTE.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0)
-        + _attribute(RTA_GATEWAY, gateway.packed)
+        + attribute(RTA_GATEWAY, gateway.packed)
         + _number(RTA_OIF, index)
     )
     return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body, f"route everything by {gateway}")
@@ -200,14 +214,16 @@ def add_default_route(index: int, gateway: IPv4Address) -> Request:
 
 
 class Netlink:
-    """A route socket of the network namespace that the calling thread is in; it stays there wherever the thread goes.
+    """A netlink socket of the network namespace that the calling thread is in; it stays there wherever the thread goes.
+
+    For routes and interfaces, or what ``protocol`` names.
 
     Not shared between threads. Blocking: a call takes as long as the kernel works, tens of microseconds to a
     millisecond, and waits for the kernel's one lock on network configuration.
     """
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
             self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
@@ -259,12 +275,12 @@ class Netlink:
 
     def links(self) -> list[Link]:
         body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        return [_link(payload) for payload in self._dump(Request(RTM_GETLINK, 0, body, "list interfaces"))]
+        return [_link(payload) for payload in self.dump(Request(RTM_GETLINK, 0, body, "list interfaces"))]
 
     def addresses(self) -> list[InterfaceAddress]:
         """All IPv4 addresses of the namespace with the prefix length of their network."""
         body = _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)
-        return [_interface_address(payload) for payload in self._dump(Request(RTM_GETADDR, 0, body, "list addresses"))]
+        return [_interface_address(payload) for payload in self.dump(Request(RTM_GETADDR, 0, body, "list addresses"))]
 
     def index_of(self, name: str) -> int:
         """The index of an interface by ioctl: a microsecond, where a netlink answer of 1.5 kB has to be built."""
@@ -287,7 +303,8 @@ class Netlink:
             raise _error(requests[0].subject, error.errno or errno.EIO, "") from error
         return first
 
-    def _dump(self, request: Request) -> Iterator[bytes]:
+    def dump(self, request: Request) -> Iterator[bytes]:
+        """The bodies of the messages that answer a request for all there is."""
         self._send([request], NLM_F_DUMP)
         while True:
             for kind, flags, _, payload in self._answers():
@@ -318,26 +335,26 @@ def _aligned(size: int) -> int:
     return (size + 3) & ~3
 
 
-def _attribute(kind: int, payload: bytes) -> bytes:
+def attribute(kind: int, payload: bytes) -> bytes:
     size = _ATTRIBUTE.size + len(payload)
     return _ATTRIBUTE.pack(size, kind) + payload + bytes(_aligned(size) - size)
 
 
 def _text(kind: int, text: str) -> bytes:
-    return _attribute(kind, text.encode() + b"\0")
+    return attribute(kind, text.encode() + b"\0")
 
 
 def _number(kind: int, number: int) -> bytes:
     return struct.pack("=HHI", 8, kind, number)
 
 
-def _attributes(payload: bytes, offset: int) -> Mapping[int, bytes]:
+def attributes(payload: bytes, offset: int) -> Mapping[int, bytes]:
     found: dict[int, bytes] = {}
     while offset + _ATTRIBUTE.size <= len(payload):
         size, kind = _ATTRIBUTE.unpack_from(payload, offset)
         if size < _ATTRIBUTE.size:
             break
-        found[kind & ~_NESTED] = payload[offset + _ATTRIBUTE.size : offset + size]
+        found[kind & ~NESTED] = payload[offset + _ATTRIBUTE.size : offset + size]
         offset += _aligned(size)
     return found
 
@@ -348,8 +365,8 @@ def _string(encoded: bytes) -> str:
 
 def _link(payload: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(payload)
-    found = _attributes(payload, _LINK.size)
-    details = _attributes(found.get(IFLA_LINKINFO, b""), 0)
+    found = attributes(payload, _LINK.size)
+    details = attributes(found.get(IFLA_LINKINFO, b""), 0)
     return Link(
         index=index,
         name=_string(found[IFLA_IFNAME]),
@@ -362,7 +379,7 @@ def _link(payload: bytes) -> Link:
 
 def _interface_address(payload: bytes) -> InterfaceAddress:
     _, prefix, _, _, index = _ADDRESS.unpack_from(payload)
-    found = _attributes(payload, _ADDRESS.size)
+    found = attributes(payload, _ADDRESS.size)
     # On a point-to-point interface IFA_ADDRESS is the other end's.
     return InterfaceAddress(index, IPv4Interface((found.get(IFA_LOCAL) or found[IFA_ADDRESS], prefix)))
 
@@ -372,7 +389,7 @@ def _refusal(payload: bytes, flags: int) -> tuple[int, str]:
     number = -struct.unpack_from("=i", payload)[0]
     if not number or not flags & NLM_F_ACK_TLVS:
         return number, ""
-    return number, _string(_attributes(payload, 4 + _HEADER.size).get(NLMSGERR_ATTR_MSG, b""))
+    return number, _string(attributes(payload, 4 + _HEADER.size).get(NLMSGERR_ATTR_MSG, b""))
 
 
 def _error(subject: str, number: int, text: str) -> KernelError:

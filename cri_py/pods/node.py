@@ -10,11 +10,11 @@ from dataclasses import asdict
 from cri_py.cgroups import Cgroups
 from cri_py.config import Config
 from cri_py.model import Condition, Features
-from cri_py.network.bridge import Bridge
+from cri_py.network.pod_network import PodNetwork
 
 
 class Node:
-    def __init__(self, config: Config, cgroups: Cgroups, network: Bridge, features: Features) -> None:
+    def __init__(self, config: Config, cgroups: Cgroups, network: PodNetwork, features: Features) -> None:
         self._config = config
         self._features = features
         self._cgroups = cgroups

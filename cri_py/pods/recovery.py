@@ -31,7 +31,7 @@ from cri_py.model import (
     SandboxId,
 )
 from cri_py.monitor.client import MonitorClient
-from cri_py.network.bridge import Bridge
+from cri_py.network.pod_network import PodNetwork
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import ended
 from cri_py.pods.groups import Groups
@@ -61,7 +61,7 @@ class Recovery:
         places: Places,
         ledger: Ledger,
         monitors: Monitors,
-        network: Bridge,
+        network: PodNetwork,
         groups: Groups,
         bundles: Bundles,
         trash: Trash,
@@ -84,7 +84,7 @@ class Recovery:
         met = await asyncio.gather(*(self._meet(sandbox) for sandbox in sandboxes))
         for sandbox, meeting in zip(sandboxes, met, strict=True):
             if sandbox.attachment is not None and (meeting.monitor or isinstance(sandbox.state, Ready)):
-                self._network.adopt(sandbox.attachment)
+                self._network.adopt(sandbox)
         changed = [meeting.sandbox for meeting in met if meeting.sandbox is not None]
         orphans = [container for container in self._ledger.containers() if not self._is_sandbox(container.sandbox_id)]
         found = [container for meeting in met for container in meeting.containers]

@@ -36,7 +36,7 @@ from cri_py.model import (
     SandboxId,
 )
 from cri_py.monitor.client import SOCKET_NAME, MonitorClient, SpawnerClient
-from cri_py.network.bridge import Bridge
+from cri_py.network.pod_network import PodNetwork
 from cri_py.pods import files, spec, spec_limits, spec_userns
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
@@ -64,7 +64,7 @@ class Sandboxes:
         containers: Containers,
         monitors: Monitors,
         spawner: SpawnerClient,
-        network: Bridge,
+        network: PodNetwork,
         groups: Groups,
         trash: Trash,
         events: Events,
@@ -241,8 +241,8 @@ class Sandboxes:
     async def _attach(
         self, sandbox: Sandbox, undo: AsyncExitStack, netns: asyncio.Event, holder: int = 0
     ) -> Attachment:
-        attachment = await self._network.attach(sandbox.id, netns.set, holder)
-        undo.push_async_callback(self._network.detach, attachment)
+        attachment = await self._network.attach(sandbox, netns.set, holder)
+        undo.push_async_callback(self._network.detach, replace(sandbox, attachment=attachment))
         trace("run: network attached")
         return attachment
 
@@ -370,8 +370,7 @@ class Sandboxes:
         return True
 
     async def _tear_down(self, sandbox: Sandbox) -> None:
-        if sandbox.attachment is not None:
-            await self._network.detach(sandbox.attachment)
+        await self._network.detach(sandbox)
         unmount(self._places.files(sandbox.id).shm)
         if not isinstance(sandbox.state, Ready) and not sandbox.config.cgroup_parent:
             await self._groups.kill(sandbox.cgroup)  # the kubelet's group may be the next sandbox's by now

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cri_py.errors import InvalidArgument, Unimplemented
+from cri_py.errors import InvalidArgument
 from cri_py.model import ContainerConfig, LinuxResources, NamespaceMode, SandboxConfig
 from cri_py.pods.files import resolv_conf_text
 
@@ -51,7 +51,6 @@ def validate_sandbox_config(config: SandboxConfig) -> None:
         raise InvalidArgument("a sandbox can't have pid: TARGET", hint="TARGET is for containers; use POD or CONTAINER")
     resolv_conf_text(config.dns, "")
     sandbox_sysctls(config)
-    _check_host_ports(config)
 
 
 def validate_container_config(config: ContainerConfig, sandbox: SandboxConfig) -> None:
@@ -158,18 +157,6 @@ def _check_place(field: str, path: str) -> None:
     """Empty, or absolute and without ``..``."""
     if path and (not path.startswith("/") or ".." in path.split("/") or "\0" in path or len(path) >= _PATH_MAX):
         raise InvalidArgument(f"{field} {path[:80]!r} is no place", hint="use an absolute path without '..'")
-
-
-def _check_host_ports(config: SandboxConfig) -> None:
-    """On the host's network a port is the host's already; elsewhere a mapping would be needed, and is not made yet."""
-    if config.namespaces.network is NamespaceMode.NODE:
-        return
-    for mapping in config.port_mappings:
-        if mapping.host_port:
-            raise Unimplemented(
-                f"port_mappings.host_port {mapping.host_port} is not supported by this version",
-                hint="use a service or the host's network",
-            )
 
 
 def _check_cgroup_parent(parent: str) -> None:

@@ -22,7 +22,7 @@ from cri_py.errors import AlreadyExists, ConfigError, FailedPrecondition, Intern
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import CLONE_NEWNET
 from cri_py.model import Attachment
-from cri_py.network import nftables
+from cri_py.network import nftables, program
 from cri_py.network.bridge import Bridge
 from cri_py.network.netlink import Netlink, make_bridge, remove_link
 
@@ -386,7 +386,7 @@ async def test_what_leaves_the_node_is_masqueraded(tmp_path: Path) -> None:
     bridge = make(tmp_path, masquerade=True)
     await bridge.start()
     await bridge.start()
-    listed = await nftables.run(["/usr/sbin/nft", "list", "tables"], b"", 10)
+    listed = await program.run(["/usr/sbin/nft", "list", "tables"], deadline_s=10)
     assert listed.output == b"table ip cri_py_t_2dbr0\n"
     uplink = Bridge(replace(CONFIG, bridge="t-up", subnet="10.99.0.0/24"), str(tmp_path / "beyond"), "/run/beyond")
     await uplink.start()
@@ -394,14 +394,15 @@ async def test_what_leaves_the_node_is_masqueraded(tmp_path: Path) -> None:
     with inside(outside, lambda: socket.socket(type=socket.SOCK_DGRAM)) as listening:
         listening.settimeout(5)
         listening.bind(("", 5000))
-        for there, here in ((outside.ips[0], pod), (outside.ips[0], outside)):
-            inside(here, functools.partial(send, there))
-        seen = [listening.recvfrom(16)[1][0] for _ in range(2)]
+        seen = []
+        for here in (pod, outside):  # one by one: the first waits for ARP, the second would overtake it
+            inside(here, functools.partial(send, outside.ips[0]))
+            seen.append(listening.recvfrom(16)[1][0])
     assert seen == ["10.99.0.1", outside.ips[0]]
     await bridge.detach(pod)
     await uplink.detach(outside)
     await bridge.destroy()
-    listed = await nftables.run(["/usr/sbin/nft", "list", "tables"], b"", 10)
+    listed = await program.run(["/usr/sbin/nft", "list", "tables"], deadline_s=10)
     assert listed.output == b""
     await bridge.detach(outside)
 

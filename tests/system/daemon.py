@@ -161,7 +161,8 @@ class Daemon:
                 os.rmdir(directory)
         for interface in (*self._ports(), self.bridge):
             subprocess.run(["ip", "link", "del", interface], check=False, capture_output=True)
-        subprocess.run(["nft", "delete", "table", "ip", f"cri_py_{self.bridge}"], check=False, capture_output=True)
+        for table in (("ip", f"cri_py_{self.bridge}"), ("inet", f"cri_py_{self.bridge}_ports")):
+            subprocess.run(["nft", "delete", "table", *table], check=False, capture_output=True)
 
     # --------------------------------------------------------------- looking
 

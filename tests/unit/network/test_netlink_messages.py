@@ -61,6 +61,13 @@ def test_up_alias_and_removal_name_their_interface() -> None:
     assert read(ifinfmsg, netlink.remove_link(5, "crip0"))["index"] == 5
 
 
+def test_a_port_comes_up_and_sends_back_to_where_it_comes_from() -> None:
+    message = read(ifinfmsg, netlink.set_port_up("veth0"))
+    assert (message.get("ifname"), message["flags"], message["change"]) == ("veth0", 1, 1)
+    assert message.get(("linkinfo", "slave_kind")) == "bridge"
+    assert message.get("linkinfo").get("slave_data").get_attr("IFLA_BRPORT_MODE") == 1
+
+
 def test_an_address_comes_with_prefix_and_broadcast() -> None:
     message = read(ifaddrmsg, netlink.add_address(2, IPv4Interface("10.85.0.9/16"), "eth0"))
     assert (message["family"], message["prefixlen"], message["index"]) == (socket.AF_INET, 16, 2)

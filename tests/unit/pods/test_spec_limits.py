@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cri_py import model
-from cri_py.errors import InvalidArgument, Unimplemented
+from cri_py.errors import InvalidArgument
 from cri_py.pods.spec_limits import (
     container_log_path,
     sandbox_sysctls,
@@ -182,11 +182,3 @@ def test_a_name_that_smuggles_another_is_refused(name: str) -> None:
 def test_a_value_is_one_line() -> None:
     with pytest.raises(InvalidArgument, match="line break"):
         sysctls({"net.ipv4.ip_forward": "1\n2"})
-
-
-def test_a_host_port_is_refused_by_name_where_it_would_need_a_mapping() -> None:
-    ports = (model.PortMapping(model.TransportProtocol.TCP, 80, 8080),)
-    with pytest.raises(Unimplemented, match="host_port 8080"):
-        validate_sandbox_config(sandbox(port_mappings=ports).config)
-    validate_sandbox_config(sandbox(port_mappings=ports, namespaces=model.NamespaceOption(network=NODE)).config)
-    validate_sandbox_config(sandbox(port_mappings=(model.PortMapping(model.TransportProtocol.TCP, 80, 0),)).config)

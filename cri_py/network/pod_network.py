@@ -1,0 +1,112 @@
+"""What pods are attached by: the wires (the built-in bridge), and on top of them the host ports that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+
+import structlog
+
+from cri_py.errors import CriError
+from cri_py.model import Attachment, Condition, Sandbox, SandboxConfig
+from cri_py.network.hostports import HostPorts
+from cri_py.network.wires import Wires
+
+log = structlog.get_logger()
+
+
+class PodNetwork:
+    """The network of one daemon's pods. All methods belong to one event loop."""
+
+    def __init__(self, wires: Wires, ports: HostPorts) -> None:
+        self._wires = wires
+        self._ports = ports
+
+    async def start(self) -> None:
+        """Make the node ready for pods. Raises as the wires do."""
+        await self._wires.start()
+
+    async def stop(self) -> None:
+        """Take no more pods; those that are there keep their network."""
+        await self._wires.stop()
+
+    def condition(self) -> Condition:
+        """CRI's NetworkReady."""
+        return self._wires.condition()
+
+    async def update_pod_cidr(self, cidr: str) -> None:
+        """What the kubelet says the node's pods should have."""
+        await self._wires.update_pod_cidr(cidr)
+
+    def pin_of(self, name: str) -> str:
+        """Where the namespace of the sandbox ``name`` is pinned."""
+        return self._wires.pin_of(name)
+
+    async def attach(self, sandbox: Sandbox, on_netns: Callable[[], None], holder: int = 0) -> Attachment:
+        """A namespace with a network for a pod that is not on the host's, and its host ports.
+
+        ``on_netns`` is called as soon as the namespace is pinned. ``holder``: a process that is in it already, of a pod
+        with a user namespace. On failure and on cancellation nothing is left.
+        Raises AlreadyExists (a host port is another pod's, who is named), InvalidArgument, Unavailable and
+        DeadlineExceeded (nft), and as the wires do.
+        """
+        if not _has_host_ports(sandbox.config):
+            return await self._wires.attach(sandbox.id, on_netns, holder)
+        self._ports.claim(sandbox.id, _owner(sandbox.config), sandbox.config.port_mappings)
+        attachment = None
+        try:
+            attachment = await self._wires.attach(sandbox.id, on_netns, holder)
+            around = self._wires.surroundings(attachment)
+            await self._ports.open(sandbox.id, attachment.ips, around.networks, around.interface)
+        except BaseException:
+            await self._undo(sandbox, attachment)
+            raise
+        return attachment
+
+    async def detach(self, sandbox: Sandbox) -> None:
+        """Close a pod's host ports and let go of its namespace and addresses. Idempotent.
+
+        Raises Unavailable and DeadlineExceeded (nft), before its address is another's; and as the wires do.
+        """
+        if sandbox.attachment is None:
+            return
+        if _has_host_ports(sandbox.config):
+            await self._ports.close(sandbox.id)
+        await self._wires.detach(sandbox.attachment)
+
+    def adopt(self, sandbox: Sandbox) -> bool:
+        """Take over what an earlier daemon attached. Returns whether its namespace is still there."""
+        if sandbox.attachment is None:
+            return False
+        is_there = self._wires.adopt(sandbox.attachment)
+        if is_there and _has_host_ports(sandbox.config):
+            around = self._wires.surroundings(sandbox.attachment)
+            try:
+                self._ports.claim(sandbox.id, _owner(sandbox.config), sandbox.config.port_mappings)
+                self._ports.adopt(sandbox.id, sandbox.attachment.ips, around.networks, around.interface)
+            except CriError as error:  # made by a version with other rules: its pod is there all the same
+                log.warning("host ports of a pod are lost", sandbox=sandbox.id, cause=str(error))
+        return is_there
+
+    async def sweep(self, known: Set[str]) -> list[str]:
+        """Remove what no sandbox of ``known`` has, host ports too; the names of the namespaces that went."""
+        try:
+            await self._ports.restore()
+        except CriError as error:
+            log.warning("host ports don't work", error=error.message, remedy=error.hint)
+        return await self._wires.sweep(known)
+
+    async def _undo(self, sandbox: Sandbox, attachment: Attachment | None) -> None:
+        try:
+            await self._ports.close(sandbox.id)
+        except CriError as error:  # the next run of nft writes all rules anew, and without these
+            log.warning("host ports are still open", sandbox=sandbox.id, cause=str(error))
+        if attachment is not None:
+            await self._wires.detach(attachment)
+
+
+def _has_host_ports(config: SandboxConfig) -> bool:
+    return any(mapping.host_port for mapping in config.port_mappings)
+
+
+def _owner(config: SandboxConfig) -> str:
+    return f"pod {config.metadata.namespace}/{config.metadata.name}"

@@ -1,0 +1,42 @@
+"""The seam between a pod's network and who makes it: the built-in bridge, or plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Protocol
+
+from cri_py.model import Attachment, Condition
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """How the node reaches a pod: by which interface, and in which networks it has its neighbours."""
+
+    interface: str
+    networks: tuple[IPv4Network | IPv6Network, ...]
+
+
+class Wires(Protocol):
+    """What gives a pod its network namespace, interface and addresses."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def condition(self) -> Condition: ...
+
+    async def update_pod_cidr(self, cidr: str) -> None: ...
+
+    async def attach(self, name: str, on_netns: Callable[[], None], holder: int) -> Attachment: ...
+
+    async def detach(self, attachment: Attachment) -> None: ...
+
+    def adopt(self, attachment: Attachment) -> bool: ...
+
+    async def sweep(self, known: Set[str]) -> list[str]: ...
+
+    def pin_of(self, name: str) -> str: ...
+
+    def surroundings(self, attachment: Attachment) -> Surroundings: ...

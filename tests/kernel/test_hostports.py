@@ -1,0 +1,233 @@
+"""Host ports on a real kernel, with rules that nft has loaded. Every test has a node of its own. Needs root."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cri_py.errors import AlreadyExists
+from cri_py.model import (
+    Attachment,
+    Nanos,
+    NotReady,
+    PortMapping,
+    Sandbox,
+    SandboxConfig,
+    SandboxId,
+    SandboxMetadata,
+    TransportProtocol,
+)
+from cri_py.network.hostports import HostPorts
+from cri_py.network.pod_network import PodNetwork
+from tests.kernel.test_network import inside, make, on_own_node
+
+pytestmark = pytest.mark.root
+TCP, UDP, _ = TransportProtocol
+
+
+def network_of(tmp_path: Path) -> PodNetwork:
+    """The node has the addresses 192.0.2.1 and, once it is started, 10.66.0.1."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(["ip", "address", "replace", "192.0.2.1/32", "dev", "lo"], check=True)
+    return PodNetwork(make(tmp_path, masquerade=True), HostPorts("t-br0"))
+
+
+def sandbox(name: str, *mappings: PortMapping, attachment: Attachment | None = None) -> Sandbox:
+    config = SandboxConfig(SandboxMetadata(name, "", "default"), port_mappings=mappings)
+    return Sandbox(SandboxId(name), config, "", Nanos(0), NotReady(Nanos(0), ""), attachment)
+
+
+async def attach(network: PodNetwork, name: str, *mappings: PortMapping) -> Sandbox:
+    attachment = await network.attach(sandbox(name, *mappings), lambda: None)
+    return sandbox(name, *mappings, attachment=attachment)
+
+
+def where(pod: Sandbox) -> Attachment:
+    assert pod.attachment is not None
+    return pod.attachment
+
+
+class Echo:
+    """In a pod: tells each client, once, what name it has and where it saw the client come from."""
+
+    def __init__(self, pod: Sandbox, kind: socket.SocketKind = socket.SOCK_STREAM, port: int = 80) -> None:
+        self._socket = inside(where(pod), lambda: socket.socket(socket.AF_INET, kind))
+        self._socket.settimeout(20)
+        self._socket.bind(("", port))
+        self._name = pod.id
+        self._thread = threading.Thread(target=self._serve_stream if kind is socket.SOCK_STREAM else self._serve)
+        if kind is socket.SOCK_STREAM:
+            self._socket.listen()
+        self._thread.start()
+
+    def _serve_stream(self) -> None:
+        while True:
+            try:
+                client, (address, _) = self._socket.accept()
+            except OSError:
+                return
+            with client:
+                client.sendall(f"{self._name} {address}".encode())
+
+    def _serve(self) -> None:
+        while True:
+            asked, client = self._socket.recvfrom(100)
+            if asked == b"end":
+                return
+            self._socket.sendto(f"{self._name} {client[0]}".encode(), client)
+
+    def __enter__(self) -> Echo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._socket.type is socket.SOCK_STREAM:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            self._socket.sendto(b"end", ("127.0.0.1", self._socket.getsockname()[1]))
+        self._thread.join(10)
+        self._socket.close()
+
+
+def ask(address: str, port: int) -> str:
+    with socket.create_connection((address, port), timeout=3) as connection:
+        return connection.recv(100).decode()
+
+
+def ask_by(client: socket.socket, address: str, port: int) -> str:
+    client.settimeout(3)
+    client.sendto(b"?", (address, port))
+    return client.recv(100).decode()
+
+
+def routes_loopback() -> bool:
+    return Path("/proc/sys/net/ipv4/conf/t-br0/route_localnet").read_text() == "1\n"
+
+
+def tables() -> str:
+    return subprocess.run(["nft", "list", "tables"], check=True, capture_output=True, text=True).stdout
+
+
+def asking(address: str, port: int) -> Callable[[], str]:
+    return lambda: ask(address, port)
+
+
+@on_own_node
+async def test_a_host_port_answers_from_the_node_from_pods_and_from_outside(tmp_path: Path) -> None:
+    network = network_of(tmp_path)
+    await network.start()
+    outside = make(tmp_path / "beyond", bridge="t-up", subnet="10.99.0.0/24")
+    await outside.start()
+    stranger = await outside.attach("stranger")
+    web = await attach(network, "web", PortMapping(TCP, 80, 8080))
+    client = await attach(network, "client")
+    own, neighbour = where(web).ips[0], where(client)
+    with Echo(web):
+        assert ask("127.0.0.1", 8080) == "web 10.66.0.1"
+        assert ask("127.0.0.7", 8080) == "web 10.66.0.1"
+        assert ask("192.0.2.1", 8080) == "web 192.0.2.1"  # the node's own address, which the pod can answer
+        assert ask("10.66.0.1", 8080) == "web 10.66.0.1"
+        assert inside(neighbour, asking("192.0.2.1", 8080)) == "web 10.66.0.1"
+        assert inside(where(web), asking("192.0.2.1", 8080)) == "web 10.66.0.1"  # itself
+        assert inside(neighbour, asking(own, 80)) == f"web {neighbour.ips[0]}"  # no host port: not translated
+        assert inside(stranger, asking("192.0.2.1", 8080)) == f"web {stranger.ips[0]}"  # as it came
+        with pytest.raises(ConnectionRefusedError):
+            ask("127.0.0.1", 80)
+    await network.detach(web)
+    with pytest.raises(ConnectionRefusedError):
+        ask("127.0.0.1", 8080)
+    assert "ports" not in tables()
+    await network.detach(client)
+    await outside.detach(stranger)
+
+
+@on_own_node
+async def test_what_listens_on_the_nodes_loopback_is_not_within_reach_of_pods(tmp_path: Path) -> None:
+    network = network_of(tmp_path)
+    await network.start()
+    pod = await attach(network, "pod", PortMapping(TCP, 80, 8080))
+    assert routes_loopback()
+    with socket.socket(type=socket.SOCK_DGRAM) as private:
+        private.bind(("127.0.0.1", 5000))
+        private.settimeout(0.3)
+
+        def reach() -> None:
+            subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+            subprocess.run(["sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1"], check=True)
+            subprocess.run(["ip", "route", "flush", "table", "local"], check=True)
+            subprocess.run(["ip", "route", "add", "127.0.0.1", "via", "10.66.0.1", "dev", "eth0"], check=True)
+            with socket.socket(type=socket.SOCK_DGRAM) as pods:
+                pods.sendto(b"let me in", ("127.0.0.1", 5000))
+
+        inside(where(pod), reach)
+        with pytest.raises(TimeoutError):
+            private.recv(100)
+    await network.detach(pod)
+
+
+@on_own_node
+async def test_a_port_at_one_address_is_not_at_another(tmp_path: Path) -> None:
+    network = network_of(tmp_path)
+    await network.start()
+    one = await attach(network, "one", PortMapping(TCP, 80, 8080, "127.0.0.1"))
+    two = await attach(network, "two", PortMapping(TCP, 80, 8080, "10.66.0.1"))
+    with Echo(one), Echo(two):
+        assert ask("127.0.0.1", 8080).startswith("one ")
+        assert ask("10.66.0.1", 8080).startswith("two ")
+        with pytest.raises(ConnectionRefusedError):
+            ask("127.0.0.2", 8080)
+    await network.detach(one)
+    await network.detach(two)
+
+
+@on_own_node
+async def test_a_udp_client_that_keeps_asking_reaches_the_next_pod(tmp_path: Path) -> None:
+    network = network_of(tmp_path)
+    await network.start()
+    mapping = PortMapping(UDP, 53, 5353)
+    one = await attach(network, "one", mapping)
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        with Echo(one, socket.SOCK_DGRAM, 53):
+            assert ask_by(client, "127.0.0.1", 5353).startswith("one ")
+        await network.detach(one)
+        two = await attach(network, "two", mapping)
+        with Echo(two, socket.SOCK_DGRAM, 53):
+            assert ask_by(client, "127.0.0.1", 5353).startswith("two ")
+    await network.detach(two)
+
+
+@on_own_node
+async def test_a_taken_port_refuses_a_pod_by_its_owners_name_and_leaves_nothing_of_it(tmp_path: Path) -> None:
+    network = network_of(tmp_path)
+    await network.start()
+    web = await attach(network, "web", PortMapping(TCP, 80, 8080))
+    with pytest.raises(AlreadyExists, match=r"host port 8080/tcp is taken by pod default/web"):
+        await attach(network, "late", PortMapping(TCP, 80, 8080))
+    assert [path.name for path in (tmp_path / "netns").iterdir()] == ["web"]
+    with Echo(web):
+        assert ask("127.0.0.1", 8080).startswith("web ")
+    await network.detach(web)
+    await network.detach(await attach(network, "late", PortMapping(TCP, 80, 8080)))
+
+
+@on_own_node
+async def test_a_restart_keeps_ports_open_and_removes_those_of_pods_that_are_gone(tmp_path: Path) -> None:
+    before = network_of(tmp_path)
+    await before.start()
+    stays = await attach(before, "stays", PortMapping(TCP, 80, 8080))
+    await attach(before, "gone", PortMapping(TCP, 80, 8081))
+    again = network_of(tmp_path)
+    await again.start()
+    with Echo(stays):
+        assert ask("127.0.0.1", 8080).startswith("stays ")
+        assert again.adopt(stays)
+        await again.sweep({"stays"})
+        assert ask("127.0.0.1", 8080).startswith("stays ")
+        with pytest.raises(ConnectionRefusedError):
+            ask("127.0.0.1", 8081)
+    await again.detach(stays)
+    assert "ports" not in tables()
