@@ -22,7 +22,6 @@ NOT_IN_UML: Final = {
     "test_kill_ends_processes_that_fork_away": "its kernel panics when a fork is interrupted by a kill",
     "test_a_kill_ends_a_fork_bomb_that_fills_its_group": "the same",
     "test_a_fork_bomb_that_fills_its_pod_is_stopped": "the same",
-    "test_a_fork_bomb_that_fills_its_pod_is_stopped": "the same",
     "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
 }
 # Left to the host: each of their kills costs a start of the daemon, seconds in a guest, or hits a process that forks,
