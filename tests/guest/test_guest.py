@@ -23,7 +23,9 @@ NOT_IN_UML: Final = {
     "test_a_kill_ends_a_fork_bomb_that_fills_its_group": "the same",
     "test_a_fork_bomb_that_fills_its_pod_is_stopped": "the same",
     "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
-    # Known to fail there, as nothing else does; each is a defect to be found, in the test or in what it tests:
+}
+# What fails there and is left to the host until its cause is known: each may be a defect on cgroup v2.
+FAIL_IN_UML: Final = {
     "test_a_client_that_pauses_loses_nothing_of_a_process_that_has_ended": "the ended process stays to be seen",
     "test_the_monitor_s_end_ends_its_sessions": "one outlives the ten seconds",
     "test_the_nodes_network_goes_with_a_user_namespace": "cgroup2 is busy where it is to be mounted",
@@ -33,7 +35,7 @@ NOT_IN_UML: Final = {
 }
 # Left to the host: each of their kills costs a start of the daemon, seconds in a guest, or hits a process that forks,
 # which user-mode Linux answers with a panic (mmput in copy_process); what they prove is no matter of cgroups. Nor is
-# what the tests of pulls and archives prove, which move hundreds of megabytes and want skopeo and umoci, nor those of host ports, which are rules of nftables.
+# what the tests of pulls and archives prove, which move hundreds of megabytes and want skopeo and umoci. Host ports want nft nat.
 NOT_IN_GUESTS: Final = (
     *("system/test_faults_sweep.py", "system/test_faults.py", "system/test_stops.py"),
     *("system/test_pulls.py", "system/test_registries.py", "system/test_image_exchange.py"),
@@ -81,7 +83,7 @@ def _link(source: str, target: str) -> None:
 
 @pytest.mark.timeout(2800)
 def test_kernel_and_system_tests_pass_in_user_mode_linux(share: Path) -> None:
-    left_out = " and ".join(f"not {name}" for name in NOT_IN_UML)
+    left_out = " and ".join(f"not {name}" for name in (*NOT_IN_UML, *FAIL_IN_UML))
     ignored = [f"--ignore=tests/{name}" for name in NOT_IN_GUESTS]
     chosen = ["tests/kernel", "tests/system", *ONLY_WITH_APPARMOR, *ignored, "-k", left_out]
     _pass_inside(chosen, engine="uml", share=share)
