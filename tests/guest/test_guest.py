@@ -35,7 +35,8 @@ FAIL_IN_UML: Final = {
 }
 # Left to the host: each of their kills costs a start of the daemon, seconds in a guest, or hits a process that forks,
 # which user-mode Linux answers with a panic (mmput in copy_process); what they prove is no matter of cgroups. Nor is
-# what the tests of pulls and archives prove, which move hundreds of megabytes and want skopeo and umoci. Host ports want nft nat.
+# what the tests of pulls and archives prove, which move hundreds of megabytes and want skopeo and umoci.
+# Host ports want nft nat.
 NOT_IN_GUESTS: Final = (
     *("system/test_faults_sweep.py", "system/test_faults.py", "system/test_stops.py"),
     *("system/test_pulls.py", "system/test_registries.py", "system/test_image_exchange.py"),
