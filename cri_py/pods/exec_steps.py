@@ -2,9 +2,9 @@
 
 The dangerous one: it comes from outside with all rights and walks into a place that may be hostile. So it is not
 dumpable from its first step (nobody in the container may trace it or read its memory, CVE-2016-9962, but who has
-CAP_SYS_PTRACE in the node's user namespace, see docs/adr/0008), holds no
-descriptor of the host when it enters (CVE-2024-21626), and nothing that it executes on its way is within the
-container's reach (CVE-2019-5736): this program lies in memory alone.
+CAP_SYS_PTRACE in the node's user namespace, see docs/adr/0008), holds no descriptor of the host when it enters
+(CVE-2024-21626), and nothing that it executes on its way is within the container's reach (CVE-2019-5736): this program
+lies in memory alone.
 
 The order is the kernel's: the pid namespace is joined by a child, so the program forks; what needs /proc or the cgroup
 filesystem of the node comes before the mount namespace is joined, limits and the bounding set before the rights go that

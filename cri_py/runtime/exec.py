@@ -68,8 +68,7 @@ def _high(fd: int, copies: list[int]) -> int:
 
 def hear(parent: Parent) -> Report | None:
     """The program's last word; None for the end of file that means execve, or where it has ended without a word."""
-    message, descriptor = parent.read_what_is_there()
-    return _report_or_master(message, descriptor)[0]
+    return _report_or_master(*parent.read_what_is_there())[0]
 
 
 def hear_with_terminal(parent: Parent) -> tuple[Report | None, int]:
