@@ -35,6 +35,7 @@ from cri_py.pods import apparmor
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
+from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
 from cri_py.pods.monitors import Monitors
@@ -163,7 +164,7 @@ class App:
         self.image_store = Store(f"{root}/images.db", durable=True)
         self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
         self.network = PodNetwork(Bridge(config.network, config.netns_dir, state), HostPorts(config.network.bridge))
-        self.groups = Groups(cgroups, config.cgroups.parent)
+        self.groups = Groups(cgroups, config.cgroups.parent, GroupParents(Path(self.places.group_parents)))
         self.bundles = Bundles(self.places, defaults, config.runtime)
         self.trash = Trash(self.places.trash, self.places.pods_trash)
         self.events = Events()
@@ -233,6 +234,7 @@ class App:
         stack.callback(self.monitors.close)
         begun = time.monotonic()
         await self._recovery().run()
+        self.groups.sweep_soon()
         telemetry.RECOVERY_SECONDS.set(time.monotonic() - begun)
         self._expose()
         metrics = MetricsServer(self._config)

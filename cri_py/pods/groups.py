@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import time
@@ -9,21 +10,28 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+import structlog
+
 from cri_py.cgroups import Cgroups, Write, changes
 from cri_py.errors import FailedPrecondition, Internal, InvalidArgument, KernelError
 from cri_py.images.flights import on_thread
+from cri_py.pods.group_parents import GroupParents
 
+log = structlog.get_logger()
 _KILL_S: Final = 10.0
 _EMPTY_S: Final = 2.0
+_LINGER_S: Final = 2.0  # after a pod's removal, until its group's empty parents go
 _REFUSED: Final = frozenset((errno.EINVAL, errno.ERANGE, errno.EDOM, errno.EOVERFLOW, errno.ENODEV))
 
 
 class Groups:
     """One bounded pool for all; whatever it raises is Internal and names the group."""
 
-    def __init__(self, cgroups: Cgroups, default_parent: str) -> None:
+    def __init__(self, cgroups: Cgroups, default_parent: str, parents: GroupParents) -> None:
         self.cgroups = cgroups
         self._default_parent = default_parent
+        self._parents = parents
+        self._sweep: asyncio.TimerHandle | None = None
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="cgroups")
         self._made: set[str] = set()
 
@@ -39,16 +47,18 @@ class Groups:
         return f"{pod}/holder-{sandbox_id}" if self.cgroups.leaves_only else pod
 
     async def make_pod(self, pod: str, sandbox_id: str) -> tuple[str, ...]:
-        """Make the pod's group where the kubelet has not; returns the directories that are ours to remove."""
+        """Make the pod's group where the kubelet has not; returns those of its directories that are ours to remove."""
         made: tuple[str, ...] = await self._run(self._make_pod, pod, self.of_holder(pod, sandbox_id))
         return made
 
     def _make_pod(self, pod: str, holder: str) -> tuple[str, ...]:
-        made = self.cgroups.create(pod, {}, pod=True).directories
+        own = self.cgroups.directories(pod)
+        with self._parents.below(map(os.path.dirname, own)):
+            made = tuple(set(own).intersection(self.cgroups.create(pod, {}, pod=True).directories))
         self._made.update(made)
         if holder != pod:
             self.cgroups.create(holder, {})
-        return tuple(made)
+        return made
 
     async def make(self, group: str, resources: Mapping[str, Any]) -> None:
         await self._run(self.cgroups.create, group, resources)
@@ -79,24 +89,42 @@ class Groups:
     async def kill(self, group: str) -> None:
         await self._run(self.cgroups.kill, group, _KILL_S)
 
-    async def remove_pod(self, pod: str, sandbox_id: str, made: Iterable[str]) -> None:
-        """Remove the holder's group, and of the pod's own and its parents what this daemon made and nobody uses.
+    async def remove_pod(self, pod: str, sandbox_id: str, made: Iterable[str]) -> bool:
+        """Remove the holder's group, and the pod's own if this daemon made it; whether nothing of ours is left.
 
         What the kubelet made is the kubelet's to remove: it holds limits that a next sandbox of the pod needs.
         """
         self._made.update(made)
-        await self._run(self._remove_pod, pod, self.of_holder(pod, sandbox_id))
+        gone: bool = await self._run(self._remove_pod, pod, self.of_holder(pod, sandbox_id))
+        self.sweep_soon()
+        return gone
 
-    def _remove_pod(self, pod: str, holder: str) -> None:
+    def _remove_pod(self, pod: str, holder: str) -> bool:
+        gone = True
         if holder != pod:
             self.cgroups.remove(holder)
-        for directory, mount in zip(self.cgroups.directories(pod), self.cgroups.mounts, strict=True):
-            path = directory
-            while path != mount and (path in self._made or f"{path}/".startswith(f"{mount}{self._default_parent}/")):
-                if not _removed(path, self._until()):
-                    break
-                self._made.discard(path)
-                path = os.path.dirname(path)
+        for path, mount in zip(self.cgroups.directories(pod), self.cgroups.mounts, strict=True):
+            if path in self._made or path.startswith(f"{mount}{self._default_parent}/"):
+                if _removed(path, self._until()):
+                    self._made.discard(path)
+                else:
+                    gone = False
+        return gone
+
+    def sweep_soon(self) -> None:
+        """Have the parents of pods' groups removed that are ours and empty, some seconds from now."""
+        if self._sweep is None and self._parents:
+            self._sweep = asyncio.get_running_loop().call_later(_LINGER_S, self._begin_sweep)
+
+    def _begin_sweep(self) -> None:
+        self._sweep = None
+        self._pool.submit(self._remove_parents)
+
+    def _remove_parents(self) -> None:
+        try:
+            self._parents.sweep()
+        except OSError as error:
+            log.warning("the groups above pods can't be removed; it is tried again", cause=str(error))
 
     async def end_pod(self, pod: str, sandbox_id: str, made: Iterable[str]) -> None:
         """Of a pod that never was recorded: ours is emptied and removed, the kubelet's group stays."""
@@ -126,6 +154,10 @@ class Groups:
             raise Internal(f"the cgroup {arguments[0]} is not as it should be: {error}") from error
 
     def close(self) -> None:
+        """Ends the threads; what is empty of the parents goes at once."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._pool.submit(self._remove_parents)
         self._pool.shutdown(wait=True)
 
 

@@ -34,6 +34,11 @@ class Places:
         return f"{self.state}/trash"
 
     @property
+    def group_parents(self) -> str:
+        """A file: the cgroups above pods that are ours. In ``state``, for a reboot removes cgroups too."""
+        return f"{self.state}/cgroup-parents"
+
+    @property
     def seccomp(self) -> str:
         return f"{self.state}/seccomp"
 

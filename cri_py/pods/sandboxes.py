@@ -84,6 +84,7 @@ class Sandboxes:
         self._clock = clock
         self._flights: Flights[tuple[Any, ...], SandboxId] = Flights()
         self._torn_down: set[SandboxId] = set()
+        self._groups_gone: set[SandboxId] = set()
 
     async def settle(self, timeout_s: float) -> None:
         """Wait for what is being made, or undone, at the daemon's end."""
@@ -378,7 +379,8 @@ class Sandboxes:
 
     async def _remove_group(self, sandbox: Sandbox) -> None:
         made = _read(f"{self._places.pod(sandbox.id)}/cgroup-made").split("\n")
-        await self._groups.remove_pod(sandbox.cgroup, sandbox.id, filter(None, made))
+        if await self._groups.remove_pod(sandbox.cgroup, sandbox.id, filter(None, made)):
+            self._groups_gone.add(sandbox.id)
 
     async def _become_not_ready(self, sandbox: Sandbox, reason: str) -> None:
         state = lifecycle.advance_sandbox(sandbox.state, NotReady(self._clock(), reason), f"pod sandbox {sandbox.id}")
@@ -434,13 +436,15 @@ class Sandboxes:
         await self._stop(sandbox)
         for container in self._ledger.members(sandbox.id):
             await self._containers.remove(container.id)
-        await self._remove_group(sandbox)  # the stop could not while the containers' groups were there
+        if sandbox.id not in self._groups_gone:
+            await self._remove_group(sandbox)  # the stop could not while the containers' groups were there
         trace("remove: containers removed")
         self._remove_directory(sandbox)
         trace("remove: directory gone")
         await self._ledger.drop_sandbox(sandbox.id)
         trace("remove: forgotten")
         self._torn_down.discard(sandbox.id)
+        self._groups_gone.discard(sandbox.id)
         self._publish(sandbox, EventKind.DELETED)
 
     def _publish(self, sandbox: Sandbox, kind: EventKind) -> None:

@@ -134,26 +134,31 @@ class Statistics:
 
     async def container(self, container_id: str) -> ContainerUsage:
         """Raises NotFound."""
-        found = self._with_layers([self._ledger.container(container_id)])
+        found = await self._with_layers([self._ledger.container(container_id)])
         return (await self._run(self._read_containers, found))[0]
 
     async def containers(self, wanted: ContainerFilter) -> Sequence[ContainerUsage]:
         """Of every state: a created one has its waiting init, an ended one what it used in all."""
-        return await self._run(self._read_containers, self._with_layers(self._ledger.select_containers(wanted)))
+        found = await self._with_layers(self._ledger.select_containers(wanted))
+        return await self._run(self._read_containers, found)
 
     async def sandbox(self, sandbox_id: str) -> SandboxUsage:
         """Of a stopped one only what its containers wrote is left. Raises NotFound."""
-        return (await self._run(self._read_sandboxes, self._with_members([self._ledger.sandbox(sandbox_id)])))[0]
+        found = await self._with_members([self._ledger.sandbox(sandbox_id)])
+        return (await self._run(self._read_sandboxes, found))[0]
 
     async def sandboxes(self, wanted: SandboxFilter) -> Sequence[SandboxUsage]:
         """Of those that are ready: no other has anything to read."""
         found = [each for each in self._ledger.select_sandboxes(wanted) if isinstance(each.state, Ready)]
-        return await self._run(self._read_sandboxes, self._with_members(found))
+        return await self._run(self._read_sandboxes, await self._with_members(found))
 
-    def _with_members(self, sandboxes: Iterable[Sandbox]) -> list[tuple[Sandbox, list[Member]]]:
-        return [(sandbox, self._with_layers(self._ledger.members(sandbox.id))) for sandbox in sandboxes]
+    async def _with_members(self, sandboxes: Iterable[Sandbox]) -> list[tuple[Sandbox, list[Member]]]:
+        members = [(sandbox, self._ledger.members(sandbox.id)) for sandbox in sandboxes]
+        await self._layers.first(container for _, containers in members for container in containers)
+        return [(sandbox, [(each, self._layers.of(each)) for each in containers]) for sandbox, containers in members]
 
-    def _with_layers(self, containers: Iterable[Container]) -> list[Member]:
+    async def _with_layers(self, containers: Sequence[Container]) -> list[Member]:
+        await self._layers.first(containers)
         return [(container, self._layers.of(container)) for container in containers]
 
     async def _run(self, call: Callable[..., _T], *arguments: object) -> _T:
@@ -181,7 +186,7 @@ class Statistics:
         """Begin with what is made, and let go of what has ended."""
         async with self._events.subscribe() as events:
             for container in self._ledger.containers():
-                self._layers.want(container.id)
+                self._layers.want_later(container.id)
             async for event in events:
                 await self._follow(event)
 
@@ -189,7 +194,7 @@ class Statistics:
         sandbox = event.sandbox
         about = next((each for each in event.containers if each.id == event.container_id), None)
         if about is not None and event.kind is not EventKind.DELETED:
-            self._layers.want(about.id)
+            self._layers.want_later(about.id)
         elif about is None and sandbox is not None and sandbox.id == event.container_id:
             if event.kind is EventKind.CREATED:
                 await self._run(self._note, [sandbox])

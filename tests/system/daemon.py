@@ -241,7 +241,7 @@ class Daemon:
         return [
             *(f"process {pid} {_name(pid)}" for pid in self.processes()),
             *(f"mount {path}" for path in self._mounts()),
-            *(f"cgroup {path}" for path in self.cgroups()),
+            *(f"cgroup {path}" for path in self.cgroups() if not path.endswith(self.cgroup_parent)),  # it may linger
             *(f"entry {path}" for path in entries),
             *(f"interface {name}" for name in self._ports()),
             *(f"{count} more open: {kind}" for kind, count in (self._open() - self._descriptors).items()),

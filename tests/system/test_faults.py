@@ -259,6 +259,20 @@ def _monitor_of(daemon: Daemon, kubelet: Kubelet, pod: Pod) -> int:
 # ----------------------------------------------------------------- its helpers
 
 
+def test_a_daemon_that_ends_removes_the_cgroups_above_its_pods(fresh_daemon: Daemon) -> None:
+    fresh_daemon.kubelet.remove_pod(fresh_daemon.kubelet.run_pod())
+    fresh_daemon.stop()
+    assert not fresh_daemon.cgroups()
+
+
+def test_the_cgroups_that_a_killed_daemon_made_above_pods_are_removed_by_the_next(fresh_daemon: Daemon) -> None:
+    fresh_daemon.kubelet.remove_pod(fresh_daemon.kubelet.run_pod())
+    fresh_daemon.kill()
+    assert fresh_daemon.cgroups()
+    fresh_daemon.start()
+    wait_for(fresh_daemon.cgroups, lambda groups: not groups)
+
+
 def test_a_run_outlives_the_spawner_that_has_its_request(fresh_daemon: Daemon) -> None:
     kubelet = fresh_daemon.kubelet
     (spawner,) = fresh_daemon.spawners()

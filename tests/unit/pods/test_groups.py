@@ -12,6 +12,7 @@ from cri_py.cgroups.hierarchy import Cgroups
 from cri_py.cgroups.v1 import V1
 from cri_py.cgroups.v2 import V2
 from cri_py.errors import CriError, Internal, InvalidArgument, KernelError
+from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import Groups, _removed
 
 
@@ -41,8 +42,8 @@ def test_a_parent_that_holds_other_pods_is_left(tmp_path: Path) -> None:
     [(V1(()), "/kubepods/pod1"), (V2("/sys/fs/cgroup"), "/kubepods/pod1/holder-s1")],
     ids=["v1", "v2"],
 )
-def test_the_holder_sits_where_its_version_lets_it(version: Cgroups, holder: str) -> None:
-    groups = Groups(version, "/cri")
+def test_the_holder_sits_where_its_version_lets_it(version: Cgroups, holder: str, tmp_path: Path) -> None:
+    groups = Groups(version, "/cri", GroupParents(tmp_path / "parents"))
     assert groups.of_holder("/kubepods/pod1", "s1") == holder
     groups.close()
 
@@ -57,7 +58,7 @@ def test_the_holder_sits_where_its_version_lets_it(version: Cgroups, holder: str
     ],
 )
 async def test_a_limit_that_the_kernel_refuses_is_the_callers_mistake(
-    monkeypatch: pytest.MonkeyPatch, number: int, syscall: str, raised: type[CriError]
+    monkeypatch: pytest.MonkeyPatch, number: int, syscall: str, raised: type[CriError], tmp_path: Path
 ) -> None:
     """A CPU that the node has not, for one."""
     version = V1(())
@@ -66,7 +67,7 @@ async def test_a_limit_that_the_kernel_refuses_is_the_callers_mistake(
         raise KernelError(number, os.strerror(number), syscall, "99 to cpuset.cpus")
 
     monkeypatch.setattr(version, "create", refuse)
-    groups = Groups(version, "/cri")
+    groups = Groups(version, "/cri", GroupParents(tmp_path / "parents"))
     with pytest.raises(raised, match=r"99 to cpuset\.cpus"):
         await groups.make("/kubepods/pod1/c", {})
     groups.close()

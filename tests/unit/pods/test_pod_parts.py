@@ -21,6 +21,7 @@ from cri_py.monitor.client import MonitorClient
 from cri_py.pods.bundles import read_document
 from cri_py.pods.events import Events
 from cri_py.pods.execs import Collector
+from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import Groups
 from cri_py.pods.monitors import Monitors
 from cri_py.pods.trash import Trash
@@ -305,7 +306,7 @@ class CgroupsSimulator:
 
 
 def groups(version: int = 1) -> Groups:
-    return Groups(cast(Cgroups, CgroupsSimulator(version)), "/cri")
+    return Groups(cast(Cgroups, CgroupsSimulator(version)), "/cri", GroupParents(Path("/nonexistent/parents")))
 
 
 @pytest.mark.parametrize(

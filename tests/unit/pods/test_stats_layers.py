@@ -113,6 +113,41 @@ async def test_a_layer_that_is_gone_has_no_count_and_holds_nobody_up(tmp_path: P
         assert layers.of(RUNNING) is None
 
 
+async def test_the_first_call_waits_for_the_first_count(tmp_path: Path, upper: Path) -> None:
+    async with counting(tmp_path, Clock()) as layers:
+        await layers.first([RUNNING])
+        assert layers.of(RUNNING) is not None
+
+
+async def test_a_first_call_waits_no_longer_than_a_call_may_take(tmp_path: Path, upper: Path) -> None:
+    layers = Layers(Places(str(tmp_path), ""), Clock(), PERIOD_S)  # nothing counts
+    async with asyncio.timeout(5):
+        await layers.first([RUNNING])
+    assert layers.of(RUNNING) is None
+    layers.close()
+
+
+async def test_a_new_layer_is_counted_a_while_later_unless_somebody_asks(
+    tmp_path: Path, upper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cri_py.pods.stats_layers._LATER_S", 0.3)
+    walked: list[str] = []
+
+    def measure(_: Layers, path: str) -> tuple[int, int]:
+        walked.append(path)
+        return 1, 1
+
+    monkeypatch.setattr(Layers, "_measure", measure)
+    async with counting(tmp_path, Clock()) as layers:
+        layers.want_later(ID)
+        layers.want_later(model.ContainerId("gone"))
+        layers.forget(model.ContainerId("gone"))
+        await asyncio.sleep(0.05)
+        assert not walked
+        await until_counted(layers)
+    assert walked == [str(upper)]
+
+
 def test_a_tree_deeper_than_any_path_can_name_is_walked_with_one_descriptor(tmp_path: Path) -> None:
     depth = 3000
     at = os.open(tmp_path, os.O_RDONLY)

@@ -1,0 +1,86 @@
+"""The groups above the pods' own that this daemon made.
+
+A kubelet makes them itself; for other clients the runtime does. They are kept while pods come and go: on v1 a parent is
+eight directories, and to make and remove them for each pod costs as much as all of its own groups. What nobody is below
+of goes some seconds after a pod's removal, and at the daemon's end. A file tells of them before they are made, so those
+of a daemon that was killed are removed by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+class GroupParents:
+    """For the threads that make and remove groups; ``note`` is the file, which belongs to this object."""
+
+    def __init__(self, note: Path) -> None:
+        self._note = note
+        self._ours = set(_lines(note))
+        self._lock = threading.Lock()
+        self._making = 0
+
+    def __bool__(self) -> bool:
+        """Whether there may be something to remove."""
+        return bool(self._ours)
+
+    @contextlib.contextmanager
+    def below(self, parents: Iterable[str]) -> Iterator[None]:
+        """While groups are made below ``parents``: what is missing of these is ours, and none goes meanwhile."""
+        with self._lock:
+            self._making += 1
+            missing = {directory for parent in parents for directory in _missing(parent)} - self._ours
+            if missing:
+                self._ours |= missing
+                self._write()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._making -= 1
+
+    def sweep(self) -> None:
+        """Remove those that are empty; nothing while groups are being made."""
+        with self._lock:
+            if self._making or not self._ours:
+                return
+            gone = {directory for directory in sorted(self._ours, key=len, reverse=True) if _removed(directory)}
+            if gone:
+                self._ours -= gone
+                self._write()
+
+    def _write(self) -> None:
+        """Replaced, never half there: a line that was cut would name a group above, which may be somebody else's."""
+        beside = self._note.with_name(f".{self._note.name}.new")
+        beside.write_text("".join(f"{directory}\n" for directory in sorted(self._ours)), errors="surrogateescape")
+        beside.rename(self._note)
+
+
+def _lines(note: Path) -> list[str]:
+    try:
+        return note.read_text(errors="surrogateescape").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _missing(directory: str) -> Iterator[str]:
+    while not os.path.isdir(directory):
+        yield directory
+        directory = os.path.dirname(directory)
+
+
+def _removed(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+            return False
+        raise
+    return True
