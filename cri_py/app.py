@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import structlog
+import uvloop
 
 from cri_py import __version__, telemetry
 from cri_py.cgroups import Cgroups, detect
@@ -77,7 +78,7 @@ def serve(config: Config, spawner: SpawnerClient, features: Features) -> int:
     faults.arm(faults.DAEMON)
     _raise_file_limit()
     try:
-        asyncio.run(_serve(config, spawner, features))
+        uvloop.run(_serve(config, spawner, features))
     except BaseExceptionGroup as group:
         # The task group wraps what stopped the start; a person wants the one error that says what to do.
         known, _ = group.split(CriError)
