@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+import structlog
+
 from cri_py.cgroups import Cgroups, Write, changes
 from cri_py.errors import FailedPrecondition, Internal, InvalidArgument, KernelError
 from cri_py.images.flights import on_thread
 
+log = structlog.get_logger()
 _KILL_S: Final = 10.0
 _EMPTY_S: Final = 2.0
 _REFUSED: Final = frozenset((errno.EINVAL, errno.ERANGE, errno.EDOM, errno.EOVERFLOW, errno.ENODEV))
@@ -78,6 +81,16 @@ class Groups:
 
     async def kill(self, group: str) -> None:
         await self._run(self.cgroups.kill, group, _KILL_S)
+
+    async def kill_lost(self, group: str) -> None:
+        """As ``kill``, of a container whose monitor has died. Its program has most likely died with it, but not all of
+        its children, and not one under an AppArmor profile: an execve into that clears the parent's death signal, as
+        one of a set-user-ID file does (PR_SET_PDEATHSIG(2const)). What can't be killed is met again, and told, by who
+        removes the container."""
+        try:
+            await self.kill(group)
+        except Internal as error:
+            log.warning("a container outlives its monitor", cgroup=group, cause=str(error))
 
     async def remove_pod(self, pod: str, sandbox_id: str, made: Iterable[str]) -> None:
         """Remove the holder's group, and of the pod's own and its parents what this daemon made and nobody uses.
