@@ -90,6 +90,7 @@ class CommandPump:
         if self._process.exit_fd in happened and not self._ended:
             self._ended = True
             self._interests.drop(self._process.exit_fd)
+            self._process.reap()
         self._finish_if_over()
 
     def _time_out(self) -> None:

@@ -48,6 +48,10 @@ class Process(ABC):
         """How it ended; asked once its outputs have ended, or it has."""
 
     @abstractmethod
+    def reap(self) -> None:
+        """It has ended: its exit is collected, so that it is no zombie for as long as its output waits for a reader."""
+
+    @abstractmethod
     def abandon(self) -> None:
         """The client has gone: end what ran for it alone."""
 
@@ -101,6 +105,7 @@ class ExecutedProcess(Process):
         self._scope = scope
         self._streams = streams
         self._pid = 0
+        self._code = 0
 
     def start(self) -> str:
         """As Process.start."""
@@ -166,9 +171,14 @@ class ExecutedProcess(Process):
 
     def outcome(self) -> Outcome:
         """As Process.outcome."""
-        _, status = os.waitpid(self._pid, 0)
-        self._pid = 0
-        return Exit(exit_code(status))
+        self.reap()
+        return Exit(self._code)
+
+    def reap(self) -> None:
+        """As Process.reap; again is nothing."""
+        if self._pid:
+            self._code = exit_code(os.waitpid(self._pid, 0)[1])
+            self._pid = 0
 
     def abandon(self) -> None:
         """A terminal's process is told by the hang-up and then killed; without one it is killed with all it started."""
@@ -183,8 +193,7 @@ class ExecutedProcess(Process):
         except KernelError:
             return  # in uninterruptible sleep: it ends when the kernel lets it
         finally:
-            os.waitpid(self._pid, 0)
-            self._pid = 0
+            self.reap()
 
     def _hang_up(self) -> None:
         for fd in {*self.outputs.values(), self.stdin} - {-1}:
@@ -195,9 +204,7 @@ class ExecutedProcess(Process):
     def close(self) -> None:
         """As Process.close; the scope goes with the last that it holds."""
         super().close()
-        if self._pid:  # it has ended, and the client left before it could be told how
-            os.waitpid(self._pid, 0)
-            self._pid = 0
+        self.reap()  # where the client left before it could be told how it ended
         dropped(self._scope)  # what is still held the monitor removes later
 
 
@@ -228,6 +235,9 @@ class AttachedProcess(Process):
         if self._await_exit(DRAIN_S):
             return Exit(0)
         return Failure("the output ended before the container: closed, or read too slowly: it waits for nobody")
+
+    def reap(self) -> None:
+        """As Process.reap: the monitor does."""
 
     def abandon(self) -> None:
         """As Process.abandon: it goes on."""

@@ -342,7 +342,7 @@ class Containers:
         self._publish(container, EventKind.STOPPED)
 
     async def lose(self, container_id: ContainerId, reason: str, message: str) -> None:
-        """Nobody saw how it ended, unless the monitor had the time to write it down."""
+        """End it, whose monitor is gone. Nobody saw how it ended, unless the monitor had the time to write it down."""
         async with self._ledger.lock(container_id):
             try:
                 container = self._ledger.container(container_id)
@@ -350,6 +350,7 @@ class Containers:
                 return  # removed meanwhile
             if isinstance(container.state, Exited | Lost):
                 return
+            await self._groups.kill_lost(container.cgroup)
             kept = self._bundles.kept_exit(container)
             if kept is not None:
                 container = await self._advance(container, ended(kept, container))
@@ -382,7 +383,6 @@ class Containers:
                 await self._stops.stop(container.id, 0, 0)
             except Unavailable as error:
                 await self.lose(container.id, "MonitorLost", str(error))
-                await self._groups.kill(container.cgroup)  # what had left its parent's death signal behind lives on
         elif isinstance(container.state, Lost):
             await self._groups.kill(container.cgroup)
 

@@ -89,6 +89,16 @@ class Groups:
     async def kill(self, group: str) -> None:
         await self._run(self.cgroups.kill, group, _KILL_S)
 
+    async def kill_lost(self, group: str) -> None:
+        """As ``kill``, of a container whose monitor has died. Its program has most likely died with it, but not all of
+        its children, and not one under an AppArmor profile: an execve into that clears the parent's death signal, as
+        one of a set-user-ID file does (PR_SET_PDEATHSIG(2const)). What can't be killed is met again, and told, by who
+        removes the container."""
+        try:
+            await self.kill(group)
+        except Internal as error:
+            log.warning("a container outlives its monitor", cgroup=group, cause=str(error))
+
     async def remove_pod(self, pod: str, sandbox_id: str, made: Iterable[str]) -> bool:
         """Remove the holder's group, and the pod's own if this daemon made it; whether nothing of ours is left.
 

@@ -88,7 +88,10 @@ class Recovery:
         changed = [meeting.sandbox for meeting in met if meeting.sandbox is not None]
         orphans = [container for container in self._ledger.containers() if not self._is_sandbox(container.sandbox_id)]
         found = [container for meeting in met for container in meeting.containers]
-        await self._ledger.put_all(changed, [*found, *self._lose(orphans, "the record of its pod sandbox is gone")])
+        found += self._lose(orphans, "the record of its pod sandbox is gone")
+        lost = [container for container in found if isinstance(container.state, Lost)]
+        await asyncio.gather(*(self._groups.kill_lost(container.cgroup) for container in lost))
+        await self._ledger.put_all(changed, found)
         # What happened since a monitor said hello has to find recorded what it said.
         for sandbox, meeting in zip(sandboxes, met, strict=True):
             if meeting.monitor is not None:

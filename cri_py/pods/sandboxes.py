@@ -389,7 +389,7 @@ class Sandboxes:
         self._publish(stopped, EventKind.STOPPED)
 
     async def lost(self, sandbox_id: SandboxId) -> None:
-        """The monitor died by itself: its containers died with it, and nobody saw how."""
+        """The monitor died by itself: its containers die with it, and nobody sees how."""
         telemetry.MONITORS_LOST.inc()
         log.warning("the monitor of a pod died; its containers are lost", sandbox=sandbox_id)
         async with self._ledger.lock(sandbox_id):

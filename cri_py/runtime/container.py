@@ -174,7 +174,7 @@ def _init(world: World, body: bytes) -> None:
         _join(birth, holder_fd)
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
     notes += security.set_limits(process.get("rlimits", []))
-    request["groups"] = cgroups.directories(birth.cgroup)
+    request["groups"] = _shown_groups(cgroups, birth)
     site = _lay_foundation(document, request, birth)
     if birth.crosses:
         crossing.cross(holder_fd, birth.joined, birth.new, parent)
@@ -193,6 +193,12 @@ def _init(world: World, body: bytes) -> None:
     if launch is None:
         raise refusal
     execute(launch)
+
+
+def _shown_groups(cgroups: Cgroups, birth: Birth) -> tuple[str, ...]:
+    """Its own groups; with v2 and the node's cgroup namespace all, as /proc/self/cgroup names them from the top."""
+    shows_all = len(cgroups.mounts) == 1 and not birth.new & CLONE_NEWCGROUP
+    return cgroups.mounts if shows_all else cgroups.directories(birth.cgroup)
 
 
 def _be_the_monitors() -> None:

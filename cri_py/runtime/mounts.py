@@ -374,15 +374,17 @@ def _attributes_of(fd: int) -> int:
 
 
 def mount_cgroup(operation: MountOp, root: Root, groups: tuple[str, ...]) -> None:
-    """/sys/fs/cgroup: the one hierarchy of v2, or a directory with a bind of the own group in each one of v1.
+    """/sys/fs/cgroup: a bind of the one group of v2, or a directory with a bind of each hierarchy's of v1.
 
-    ``groups``: the container's own group in each hierarchy.
+    ``groups``: what is to be seen of each hierarchy. In a cgroup namespace a bind of the group that is its root looks
+    like a file system of its own. That can't be had in a user namespace without one (EPERM), nor where a volume has
+    brought the node's /sys (EBUSY).
     """
     fd = root.target(operation.destination, directory=True)
     flags = operation.flags & ~MS_BIND
     try:
         if len(groups) == 1:
-            syscalls.mount("cgroup2", _fd_path(fd), "cgroup2", flags)
+            _bind(operation._replace(source=groups[0], flags=flags | MS_BIND), root, fd)
         else:
             syscalls.mount("tmpfs", _fd_path(fd), "tmpfs", flags & ~MS_RDONLY, "mode=755,size=64k")
             _bind_groups(operation.destination, root, groups, flags)

@@ -24,15 +24,6 @@ NOT_IN_UML: Final = {
     "test_a_fork_bomb_that_fills_its_pod_is_stopped": "the same",
     "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
 }
-# What fails there and is left to the host until its cause is known: each may be a defect on cgroup v2.
-FAIL_IN_UML: Final = {
-    "test_a_client_that_pauses_loses_nothing_of_a_process_that_has_ended": "the ended process stays to be seen",
-    "test_the_monitor_s_end_ends_its_sessions": "one outlives the ten seconds",
-    "test_the_nodes_network_goes_with_a_user_namespace": "cgroup2 is busy where it is to be mounted",
-    "test_sysctls_are_the_pods": "cgroup2 may not be mounted in a user namespace",
-    "test_later_mounts_of_the_node_reach_a_user_namespace_and_none_comes_back": "AppArmor's profile denies its mount",
-    "test_a_mount_that_hangs_is_killed_at_its_deadline_and_named": "something is left behind",
-}
 # Left to the host: each of their kills costs a start of the daemon, seconds in a guest, or hits a process that forks,
 # which user-mode Linux answers with a panic (mmput in copy_process); what they prove is no matter of cgroups. Nor is
 # what the tests of pulls and archives prove, which move hundreds of megabytes and want skopeo and umoci.
@@ -86,7 +77,7 @@ def _link(source: str, target: str) -> None:
 
 @pytest.mark.timeout(ALL_BOOTS_S)
 def test_kernel_and_system_tests_pass_in_user_mode_linux(share: Path) -> None:
-    left_out = " and ".join(f"not {name}" for name in (*NOT_IN_UML, *FAIL_IN_UML))
+    left_out = " and ".join(f"not {name}" for name in NOT_IN_UML)
     ignored = [f"--ignore=tests/{name}" for name in NOT_IN_GUESTS]
     chosen = ["tests/kernel", "tests/system", *ONLY_WITH_APPARMOR, *ignored, "-k", left_out]
     _pass_inside(chosen, engine="uml", share=share)

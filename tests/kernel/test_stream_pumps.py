@@ -51,6 +51,9 @@ class ProcessSimulator(Process):
     def outcome(self) -> Outcome:
         return Exit(0)
 
+    def reap(self) -> None:
+        """It is nobody's child."""
+
     def abandon(self) -> None:
         self.abandoned = True
 

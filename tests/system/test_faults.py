@@ -340,7 +340,7 @@ def test_a_pod_starts_after_the_spawner_was_killed(fresh_daemon: Daemon) -> None
     assert kubelet.status(container).state == pb.CONTAINER_RUNNING
 
 
-@pytest.mark.parametrize("pid_mode", [pb.CONTAINER, pb.POD])
+@pytest.mark.parametrize("pid_mode", [pb.CONTAINER, pb.POD, pb.NODE])
 def test_a_pod_whose_monitor_was_killed_says_so_and_can_be_removed(
     fresh_daemon: Daemon, pid_mode: pb.NamespaceMode
 ) -> None:
@@ -359,6 +359,7 @@ def test_a_pod_whose_monitor_was_killed_says_so_and_can_be_removed(
         status = kubelet.wait(container, pb.CONTAINER_UNKNOWN)
         assert status.reason == "MonitorLost"
         assert "monitor" in status.message
+    assert fresh_daemon.processes() == []  # the one in the background has no death signal of its parent's
     assert kubelet.status(exited).exit_code == 3
     with refused("FAILED_PRECONDITION", "not ready"):
         kubelet.create(pod, "true", name="late")
@@ -370,8 +371,12 @@ def test_a_pod_whose_monitor_was_killed_says_so_and_can_be_removed(
 
 def test_a_pod_whose_monitor_died_while_the_daemon_was_dead_is_not_ready(fresh_daemon: Daemon) -> None:
     kubelet = fresh_daemon.kubelet
-    pod = kubelet.run_pod()
-    container = kubelet.run(pod, "sleep", "1000")
+    config = kubelet.pod_config()
+    config.linux.security_context.namespace_options.pid = pb.NODE  # whose end would take all along
+    pod = kubelet.run_pod(config)
+    running = kubelet.container_config("sh", "-c", "sleep 1000 & sleep 1000")
+    running.linux.security_context.namespace_options.pid = pb.NODE
+    container = kubelet.run(pod, config=running)
     exited = kubelet.run(pod, "sh", "-c", "exit 3", name="exited")
     kubelet.wait(exited)
     monitor = _monitor_of(fresh_daemon, kubelet, pod)
@@ -382,6 +387,7 @@ def test_a_pod_whose_monitor_died_while_the_daemon_was_dead_is_not_ready(fresh_d
     assert kubelet.status(container).state == pb.CONTAINER_UNKNOWN
     assert kubelet.status(container).reason == "MonitorLost"
     assert kubelet.status(exited).exit_code == 3
+    assert fresh_daemon.processes() == []
 
 
 def test_a_pod_whose_holder_was_killed_is_not_ready_and_takes_no_containers(fresh_daemon: Daemon) -> None:

@@ -15,6 +15,7 @@ from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.busybox import CUSTOM
 from tests.simulators.kubelet import MASKED, READONLY, Kubelet, Pod, namespaces, wait_for
 from tests.system.daemon import Daemon
+from tests.system.test_userns import own as own_users
 
 
 def pod_with(kubelet: Kubelet, **modes: Any) -> Pod:
@@ -494,6 +495,30 @@ def test_the_containers_group_is_read_only_inside(kubelet: Kubelet, pod: Pod) ->
     container = container_in(kubelet, pod)
     place = "/sys/fs/cgroup" if on_v2() else "/sys/fs/cgroup/memory"
     assert "cgroup.procs" in kubelet.shell(container, f"ls {place}")
+    assert "Read-only" in kubelet.shell(container, f"mkdir {place}/x 2>&1; true")
+
+
+@pytest.mark.parametrize("users", ["the node's", "the pod's"])
+def test_a_privileged_container_finds_its_own_group(kubelet: Kubelet, users: str) -> None:
+    """On v2 it has no cgroup namespace, so the group has its whole name; with users of its own no right to it."""
+    modes = {"userns_options": own_users()} if users == "the pod's" else {}
+    config = kubelet.pod_config()
+    config.linux.security_context.namespace_options.CopyFrom(namespaces(**modes))
+    config.linux.security_context.privileged = True
+    pod = kubelet.run_pod(config)
+    asked = kubelet.container_config("sleep", "1000", linux=secure(privileged=True))
+    asked.linux.security_context.namespace_options.CopyFrom(namespaces(**modes))
+    container = kubelet.run(pod, config=asked)
+    place = group(pod, container, "memory") if on_v2() else Path("/sys/fs/cgroup/memory")
+    assert kubelet.shell(container, f"cat {place}/cgroup.procs").split()
+    assert kubelet.exec(container, "mkdir", f"{place}/own").exit_code == (0 if users == "the node's" else 1)
+
+
+def test_a_volume_of_the_nodes_sys_leaves_the_container_its_own_group(kubelet: Kubelet, pod: Pod) -> None:
+    volume = pb.Mount(container_path="/sys", host_path="/sys", readonly=True)
+    container = kubelet.run(pod, "sleep", "1000", mounts=[volume])
+    place = "/sys/fs/cgroup" if on_v2() else "/sys/fs/cgroup/memory"
+    assert "1" in kubelet.shell(container, f"cat {place}/cgroup.procs").split()
     assert "Read-only" in kubelet.shell(container, f"mkdir {place}/x 2>&1; true")
 
 

@@ -100,9 +100,11 @@ def test_all_output_comes_before_the_end(kubelet: Kubelet, container: str, clien
 
 def test_a_client_that_pauses_loses_nothing_of_a_process_that_has_ended(kubelet: Kubelet, container: str) -> None:
     """Its window is full, and the rest waits in the pipe for longer than a grandchild would be waited for."""
-    with StreamClient(exec_url(kubelet, container, "head", "-c", "120000", "/dev/zero"), windows=True) as client:
+    script = "head -c 120000 /dev/zero; exec touch /said"
+    with StreamClient(exec_url(kubelet, container, "sh", "-c", script), windows=True) as client:
         client.open("error", "stdout")
-        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "head" not in shown, 10)
+        wait_for(lambda: kubelet.shell(container, "ls /"), lambda shown: "said" in shown, 10)
+        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "touch" not in shown, 10)  # no zombie either
         time.sleep(2.5)
         assert client.exit_code() == 0
         assert client.received["stdout"] == bytes(120_000)

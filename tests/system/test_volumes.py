@@ -286,7 +286,8 @@ def test_later_mounts_of_the_node_reach_a_user_namespace_and_none_comes_back(kub
         subprocess.run(["mount", "--make-private", volume], check=True)
         subprocess.run(["mount", "--make-shared", volume], check=True)
         everything = {"capabilities": pb.Capability(add_capabilities=["ALL"])}
-        unconfined = {"seccomp": pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)}
+        nothing = pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)
+        unconfined = {"seccomp": nothing, "apparmor": nothing}
         mounts = [bind(volume, propagation=pb.PROPAGATION_HOST_TO_CONTAINER)]
         container = run(kubelet, run_pod(kubelet), mounts=mounts, security={**everything, **unconfined})
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", volume / "node"], check=True)
