@@ -364,7 +364,7 @@ def _make_directories(config: Config) -> None:
     for name in ("pods", "trash", "seccomp"):
         (state / name).mkdir(exist_ok=True, mode=0o711)
     os.makedirs(config.netns_dir, exist_ok=True)
-    write_program(f"{state}/holder")
+    write_program(Places(config.server.root, config.server.state).holder_program)
 
 
 def _raise_file_limit() -> None:

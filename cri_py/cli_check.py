@@ -101,7 +101,7 @@ def _user() -> Iterator[Finding]:
         yield Finding("user", Verdict.MISSING, f"uid {os.geteuid()}", "run as root")
     status = procfs.status(os.getpid()) or {}
     held = int(status.get("CapBnd", "0"), 16) & int(status.get("CapPrm", "0"), 16)
-    last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
+    last = procfs.last_capability()
     lacking = (1 << (last + 1)) - 1 & ~held
     needed, others = lacking & _NEEDED_CAPABILITIES, lacking & ~_NEEDED_CAPABILITIES
     if needed:

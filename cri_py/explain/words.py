@@ -24,7 +24,7 @@ CHAPTERS: Final[Mapping[str, Chapter]] = MappingProxyType(
             One of its own hides the node's things of that kind; in one that is shared, both see and change the same.
             The pod's are kept by its holder, a process that does nothing else.""",
             ("namespaces(7)", "unshare(2)", "setns(2)"),
-            ("cri_py/runtime/holder.py", "cri_py/runtime/container.py"),
+            ("cri_py/pods/holder_steps.py", "cri_py/runtime/container.py"),
         ),
         "user": Chapter(
             "Who it is",

@@ -188,3 +188,8 @@ def cgroup(pid: int, proc: str = "/proc") -> tuple[Membership, ...] | None:
 def boot_id(proc: str = "/proc") -> str:
     """A new random id per boot: what was recorded under another one is gone."""
     return read(f"{proc}/sys/kernel/random/boot_id").decode().strip()
+
+
+def last_capability() -> int:
+    """The number of the last capability that this kernel has (capabilities(7))."""
+    return int(read("/proc/sys/kernel/cap_last_cap"))

@@ -16,7 +16,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from cri_py.errors import KernelError
-from cri_py.kernel.constants import AT_EMPTY_PATH, AT_FDCWD, MOVE_MOUNT_F_EMPTY_PATH
+from cri_py.kernel.constants import AT_FDCWD, MOVE_MOUNT_F_EMPTY_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,6 @@ _NR_SIGNALFD4 = 289 if _X86 else 74
 _NR_RT_SIGPROCMASK = 14 if _X86 else 135
 _SIG_SETMASK = 2
 _NR_SECCOMP = 317 if _X86 else 277
-_NR_EXECVEAT = 322 if _X86 else 281
 _NR_RT_SIGACTION = 13 if _X86 else 134
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -159,15 +158,6 @@ def unblock_signals() -> None:
     _begin("rt_sigprocmask", "")
     if _libc.syscall(_NR_RT_SIGPROCMASK, _SIG_SETMASK, bytes(8), None, ctypes.c_size_t(8)) != 0:
         raise _fail("rt_sigprocmask")
-
-
-def execveat(fd: int, arguments: list[str], environment: list[bytes]) -> None:
-    """Execute the program behind ``fd`` (execveat(2), AT_EMPTY_PATH). Returns only by raising."""
-    _begin("execveat", arguments[0])
-    argv = (_c * (len(arguments) + 1))(*[_text(a) for a in arguments], None)
-    envp = (_c * (len(environment) + 1))(*environment, None)
-    _libc.syscall(_NR_EXECVEAT, fd, b"", argv, envp, AT_EMPTY_PATH)
-    raise _fail("execveat", arguments[0])
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:

@@ -25,7 +25,7 @@ from cri_py.monitor import protocol, transport
 
 
 class StepFailed(Exception):
-    """A step of an exec's program failed with an errno; the caller, who wrote it, has the words for it."""
+    """A step of a program failed with an errno; the caller, who wrote it, has the words for it."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f"step and errno {text}")

@@ -54,7 +54,7 @@ def main(directory: str, fds: list[int], cgroups: Cgroups) -> None:
 class Executor(NamedTuple):
     """Who runs what the daemon asks for: our own runtime, or a rehearsal of it."""
 
-    hold: Callable[[holder.Own, bytes, int, Cgroups], int]
+    hold: Callable[[int, int, holder.Users], int]
     create: Create
     exec: Callable[[int, int, container.Stdio], tuple[int, Parent]]
 
@@ -254,9 +254,10 @@ class Monitor:
             os._exit(1)
 
     def _hold(self, request: protocol.Request, fds: list[int]) -> bytes:
-        hostname, ipc, pid, net, uid_map, gid_map = request.words
-        own = holder.Own(hostname.decode(), ipc == b"1", pid == b"1", net == b"1", uid_map, gid_map)
-        self._holder = self._executor.hold(own, request.body, fds[0] if fds else -1, self._cgroups)
+        program, *network = fds
+        uid_map, gid_map = request.words
+        users = holder.Users(uid_map, gid_map, request.body)
+        self._holder = self._executor.hold(program, network[0] if network else program, users)
         self._held = True
         return b'{"holder":%d}' % self._holder
 

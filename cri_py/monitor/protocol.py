@@ -15,7 +15,7 @@ Each frame is one packet of a SOCK_SEQPACKET socket. What is too large for a pac
 Requests to a monitor and what they answer (times in Unix ns)::
 
     hello    {}                                     → {version, pid, holder, containers: {id: state}}
-    hold     holder.spawn's request, fd: netns      → {holder}
+    hold     {uid_map, gid_map} + holder.Users' body, fds: the program of pods.holder_steps, the network → {holder}
     create   container.create's request + log, line_bytes, stdin, stdin_once, own_pids → {user, notes}
     start    {id}                                   → {pid, ticks, started_at}
     kill     {id, signal, all}                      → {}
@@ -31,7 +31,7 @@ Events: ``up`` {pid}, ``exit`` {id, code, started_at, finished_at, oom, error, d
 ``stream_end`` {kind, received, sent, seconds, error}.
 A container's state: {state: created|running|exited, pid, ticks, started_at, user} and, exited, what ``exit`` has.
 An error's kind: start (the program can't be executed), state (wrong moment), missing, invalid (what was asked), failed,
-and step: the text is the number of an exec's step and an errno, which the daemon puts into words.
+and step: the text is the number of a program's step and an errno, which the daemon puts into words.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ MEMFD: Final = b"memfd"
 WORDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "hello": (),
-        "hold": ("hostname", "ipc", "pid", "net", "uid_map", "gid_map"),
+        "hold": ("uid_map", "gid_map"),
         "create": (
             *("id", "cgroup", "log", "line_bytes", "stdin", "stdin_once", "tty", "own_pids"),
             *("new", "joined", "holder"),
@@ -140,7 +140,7 @@ def refusal(seq: int, kind: str, text: str) -> bytes:
 
 
 def step_refusal(seq: int, step: int, number: int) -> bytes:
-    """That a step of an exec's program failed with this errno."""
+    """That a step of an exec's or a holder's program failed with this errno."""
     return b"%d\0step\0%d %d" % (seq, step, number)
 
 

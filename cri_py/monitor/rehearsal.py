@@ -22,7 +22,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from cri_py.cgroups import Cgroups, ExecScope
+from cri_py.cgroups import ExecScope
 from cri_py.cgroups.v1 import V1
 from cri_py.kernel import procfs, steps
 from cri_py.kernel.constants import CLONE_PARENT
@@ -42,10 +42,7 @@ _ID = "0" * 64
 _MOUNTS = [
     {"type": "tmpfs", "source": "tmpfs", "destination": "/dev", "options": ["nosuid", "mode=755", "ro", "slave"]}
 ]
-_NO_NAMESPACES: dict[str, object] = {
-    **{"hostname": "", "ipc": False, "pid": False, "net": False, "uid_map": "", "gid_map": ""}
-}
-_EXEC = steps.program(
+_PROGRAM = steps.program(
     (
         steps.Step("fcntl", (steps.REPORT_FD, 2, 1)),
         steps.Step("clone3", ((CLONE_PARENT, *[0] * 10), 88), steps.Then.FORK),
@@ -98,7 +95,7 @@ def _play() -> None:
     """A pod with one container, one line of output and one exec, from up to end."""
     daemon, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     spare, listener = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with daemon, spare, open("/dev/null", "rb") as null, open(steps.in_memory(_EXEC), "rb") as program:
+    with daemon, spare, open("/dev/null", "rb") as null, open(steps.in_memory(_PROGRAM), "rb") as program:
         monitor = Monitor("/dev/null", ours.detach(), listener.detach(), _NoGroups(()), _PRETENDING)
         monitor.greet()
         for seq, (op, fields, fds) in enumerate(_script(null.fileno(), program.fileno()), 1):
@@ -132,7 +129,7 @@ def _script(null: int, program: int) -> tuple[tuple[str, dict[str, object], tupl
         **protocol.namespace_words(()),
     }
     return (
-        ("hold", _NO_NAMESPACES | {"program": ""}, (null,)),
+        ("hold", {"uid_map": "", "gid_map": ""}, (program, null)),
         ("create", {**create, "bundle": ""}, ()),
         ("start", {"id": _ID}, ()),
         ("exec", {"id": _ID, "name": "exec-1"}, (null, null, null, program)),
@@ -155,10 +152,6 @@ def _last_answer(daemon: socket.socket) -> int:
 # The children: they say what real ones say and do nothing.
 
 
-def _pretend_holder(_own: holder.Own, _body: bytes, _netns_fd: int, _cgroups: Cgroups, parent: Parent) -> None:
-    _pretend_to_run(parent)
-
-
 def _pretend_init(world: container.World, _body: bytes) -> None:
     os.write(world.stdio.stdout, b"a line\n")
     world.parent.say_ready(1, b'{"user":null,"notes":[]}')
@@ -179,7 +172,7 @@ class _NoGroups(V1):
 
 
 _PRETENDING = Executor(
-    hold=partial(holder.spawn, become=_pretend_holder),
+    hold=holder.spawn,
     create=partial(container.create, init=_pretend_init),
     exec=runtime_exec.start,
 )

@@ -56,6 +56,8 @@ from cri_py.kernel.constants import (
     TIOCSPTLCK,
 )
 from cri_py.kernel.steps import REPORT_FD, SCRATCH, Argument, Step, Then, Words, text, vector
+from cri_py.pods import step_parts
+from cri_py.pods.step_parts import Filter
 
 # Descriptors at the start: 0 to 2 are the stdio, 3 takes reports, 4 is a pidfd of the container's init.
 TARGET_FD: Final = 4
@@ -68,11 +70,7 @@ _PTMX_IN_STATX: Final = 5 | 2 << 32  # stx_rdev_major and stx_rdev_minor
 _STX_RDEV: Final = 0x80
 _STX_TYPE: Final = 1
 _TIOCSCTTY: Final = 0x540E
-_F_SETFD, _FD_CLOEXEC = 2, 1
-_SET_MODE_FILTER: Final = 1
 _SIG_SETMASK: Final = 2
-_CAPABILITY_VERSION_3: Final = 0x20080522
-_EVERY_FD: Final = 0xFFFFFFFF
 # What the spawner ignores or glibc's posix_spawn leaves ignored would be ignored by the program too (signal(7)).
 _CHANGED_SIGNALS: Final = tuple(
     int(number)
@@ -87,13 +85,6 @@ class Rights(NamedTuple):
     held: int
     last_capability: int
     limits: Mapping[int, int]
-
-
-class Filter(NamedTuple):
-    """A compiled seccomp profile and seccomp(2)'s flags for it."""
-
-    bpf: bytes
-    flags: int
 
 
 class Identity(NamedTuple):
@@ -171,8 +162,8 @@ def refusal(step: Step, number: int) -> CriError:
 def _begun(scope: ExecScope) -> Iterator[Step]:
     yield Step("prctl", (PR_SET_DUMPABLE, 0))
     yield Step("prctl", (PR_SET_NAME, b"cri-exec\0"))
-    yield Step("fcntl", (REPORT_FD, _F_SETFD, _FD_CLOEXEC))
-    yield Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))  # what opens has a number that is known
+    yield step_parts.report_until_execve()
+    yield step_parts.close_from(_FIRST_FREE)  # what opens has a number that is known
     yield Step("mkdirat", (AT_FDCWD, text(scope.directory), 0o755), words=Words(f"mkdir {scope.directory}"))
 
 
@@ -186,7 +177,7 @@ def _opened(scope: ExecScope) -> Iterator[Step]:
         yield Step("open_tree", opened, words=Words(f"open_tree {scope.directory}"))
         return
     for file in scope.enter_files:
-        yield _open(text(file), os.O_WRONLY | os.O_CLOEXEC, file)
+        yield step_parts.opened(text(file), os.O_WRONLY | os.O_CLOEXEC, file)
 
 
 def _born_inside(scope: ExecScope) -> Iterator[Step]:
@@ -203,13 +194,11 @@ def _born_inside(scope: ExecScope) -> Iterator[Step]:
     clone_arguments = (flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, group)
     size = 8 * len(clone_arguments)
     yield Step("clone3", (clone_arguments, size), Then.FORK, Words("clone3", _ENDING))
-    let_go = Step("close_range", (_FIRST_FREE, _EVERY_FD, 0))
+    let_go = step_parts.close_from(_FIRST_FREE)
     if scope.groups.born_into:
         yield let_go
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
-    # A byte that says: our pid is known, so we may report. Its end without one: we are nobody's.
-    yield Step("read", (REPORT_FD, SCRATCH, 1))
-    yield Step("", (SCRATCH, 0xFF, ord("g"), errno.EPIPE), Then.EXPECT)
+    yield from step_parts.awaited()
     if not scope.groups.born_into:
         for number, file in enumerate(scope.enter_files, _FIRST_FREE):
             yield Step("write", (number, b"0", 1), words=Words(f"write 0 to {file}", _GONE))
@@ -218,13 +207,9 @@ def _born_inside(scope: ExecScope) -> Iterator[Step]:
         yield Step("setns", (TARGET_FD, later), words=Words("setns of the cgroup namespace", _ENDING))
 
 
-def _open(path: bytes, flags: int, name: str) -> Step:
-    return Step("openat", (AT_FDCWD, path, flags), words=Words(f"open {name}"))
-
-
 def _written(file: str, value: bytes, then: Then = Then.MUST) -> Iterator[Step]:
     """One write(2); the file gets the lowest free descriptor."""
-    yield _open(text(file), os.O_WRONLY | os.O_CLOEXEC, file)
+    yield step_parts.opened(text(file), os.O_WRONLY | os.O_CLOEXEC, file)
     yield Step("write", (_FIRST_FREE, value, len(value)), then, Words(f"write {value.decode()} to {file}"))
     yield Step("close", (_FIRST_FREE,))
 
@@ -257,11 +242,8 @@ def _at_home(common: Template, *, terminal: bool) -> Iterator[Step]:
     if common.own_users:
         yield Step("setns", (TARGET_FD, CLONE_NEWUSER), words=Words("setns of the user namespace", _ENDING))
     yield Step("close", (TARGET_FD,))
-    if common.own_users:  # until then the node's ids, which are nobody there
-        yield Step("setgroups", (0, 0))
-        yield Step("setresgid", (0, 0, 0))
-        yield Step("setresuid", (0, 0, 0))
-        yield Step("prctl", (PR_SET_DUMPABLE, 0))
+    if common.own_users:
+        yield from step_parts.root_inside()
     yield Step("setsid")
     if terminal:
         yield from _terminal()
@@ -276,7 +258,7 @@ def _terminal() -> Iterator[Step]:
     """
     master, slave = TARGET_FD, _FIRST_FREE  # the lowest free descriptors
     flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
-    yield _open(b"/dev/pts/ptmx\0", flags | os.O_NOFOLLOW | os.O_NONBLOCK, "/dev/pts/ptmx")
+    yield step_parts.opened(b"/dev/pts/ptmx\0", flags | os.O_NOFOLLOW | os.O_NONBLOCK, "/dev/pts/ptmx")
     yield Step("statx", (master, b"\0", AT_EMPTY_PATH, _STX_TYPE, SCRATCH))
     no_terminal = Words("/dev/pts/ptmx of the container is no terminal multiplexer", cause=False)
     yield Step("", (SCRATCH + _STX_RDEV, -1, _PTMX_IN_STATX, errno.EINVAL), Then.EXPECT, no_terminal)
@@ -323,22 +305,12 @@ def _reduced(process: Mapping[str, Any], identity: Identity, secure: Filter | No
     yield Step("prctl", (PR_SET_DUMPABLE, 0))
     effective = capabilities.mask(sets.get("effective", ())) & permitted
     inheritable = capabilities.mask(sets.get("inheritable", ())) & permitted
-    yield _capabilities_set(effective | loading, permitted | loading, inheritable)
+    yield step_parts.capability_sets(effective | loading, permitted | loading, inheritable)
     yield Step("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
     for name in sets.get("ambient", ()):
         number = capabilities.NUMBERS[name]
         if inheritable >> number & 1:
             yield Step("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0))
-
-
-def _filtered(secure: Filter) -> Step:
-    program: tuple[Argument, ...] = (len(secure.bpf) // 8, secure.bpf)  # struct sock_fprog
-    return Step("seccomp", (_SET_MODE_FILTER, secure.flags, program), words=Words("load the seccomp filter"))
-
-
-def _capabilities_set(*sets: int) -> Step:
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    return Step("capset", (header, struct.pack("=6I", *(s & 0xFFFFFFFF for s in sets), *(s >> 32 for s in sets))))
 
 
 def _settled(process: Mapping[str, Any], secure: Filter | None) -> Iterator[Step]:
@@ -356,7 +328,7 @@ def _settled(process: Mapping[str, Any], secure: Filter | None) -> Iterator[Step
     # Set anew: a change of the user clears it. A monitor's death takes its containers along.
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
     if secure:
-        yield _filtered(secure)
+        yield step_parts.filtered(secure)
 
 
 def _environment(pairs: Sequence[str], home: str) -> dict[bytes, bytes]:

@@ -20,6 +20,7 @@ from cri_py.kernel.steps import Step
 from cri_py.model import Container, ContainerId, ExecResult
 from cri_py.monitor.client import MonitorClient, StepFailed
 from cri_py.pods import exec_steps
+from cri_py.pods.step_parts import Filter
 
 _READ_BYTES: Final = 64 << 10
 _KILLED_S: Final = 10.0
@@ -87,7 +88,7 @@ class Execs:
             document.get("linux", {}),
         )
 
-    def _filter(self, document: dict[str, Any]) -> exec_steps.Filter | None:
+    def _filter(self, document: dict[str, Any]) -> Filter | None:
         found = self._filter_of(document)
         if found is None:
             return None
@@ -95,7 +96,7 @@ class Execs:
         if path not in self._compiled:
             with open(path, "rb") as file:
                 self._compiled[path] = file.read()
-        return exec_steps.Filter(self._compiled[path], found["flags"])
+        return Filter(self._compiled[path], found["flags"])
 
     async def run(self, monitor: MonitorClient, command: Exec, timeout_s: int) -> ExecResult:
         """Run it to its end or to the deadline; then everything that it started is killed."""
@@ -160,7 +161,7 @@ def _rights() -> exec_steps.Rights:
     """Ours, which are the spawner's and every monitor's as well."""
     kinds = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
     limits = {kind: resource.getrlimit(kind)[1] for kind in kinds}
-    return exec_steps.Rights(syscalls.capget()[1], int(procfs.read("/proc/sys/kernel/cap_last_cap")), limits)
+    return exec_steps.Rights(syscalls.capget()[1], procfs.last_capability(), limits)
 
 
 class Collector:

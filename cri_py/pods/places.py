@@ -44,7 +44,8 @@ class Places:
 
     @property
     def holder_program(self) -> str:
-        return f"{self.state}/holder"
+        """In ``root``, as many a node has /run on a file system where nothing may be executed."""
+        return f"{self.root}/holder"
 
     def pod(self, sandbox_id: SandboxId) -> str:
         """The pod's directory: its monitor's socket, its files, its containers' bundles."""

@@ -19,7 +19,7 @@ from cri_py import lifecycle, telemetry
 from cri_py.config import RuntimeConfig
 from cri_py.errors import AlreadyExists, CriError, DeadlineExceeded, Internal, KernelError, NotFound, Unavailable
 from cri_py.images.flights import Flights
-from cri_py.kernel import syscalls, userns
+from cri_py.kernel import procfs, steps, syscalls
 from cri_py.kernel.constants import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID
 from cri_py.kernel.faults import trace
 from cri_py.model import (
@@ -35,9 +35,9 @@ from cri_py.model import (
     SandboxFilter,
     SandboxId,
 )
-from cri_py.monitor.client import SOCKET_NAME, MonitorClient, SpawnerClient
+from cri_py.monitor.client import SOCKET_NAME, MonitorClient, SpawnerClient, StepFailed
 from cri_py.network.pod_network import PodNetwork
-from cri_py.pods import files, spec, spec_limits, spec_userns
+from cri_py.pods import files, holder_steps, spec, spec_limits, spec_userns
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
 from cri_py.pods.groups import Groups
@@ -82,6 +82,7 @@ class Sandboxes:
         self._trash = trash
         self._events = events
         self._clock = clock
+        self._last_capability = procfs.last_capability()
         self._flights: Flights[tuple[Any, ...], SandboxId] = Flights()
         self._torn_down: set[SandboxId] = set()
         self._groups_gone: set[SandboxId] = set()
@@ -248,26 +249,17 @@ class Sandboxes:
         return attachment
 
     async def _hold(self, sandbox: Sandbox, monitor: MonitorClient) -> int:
-        own = spec.sandbox_namespaces(sandbox.config)
-        mappings = spec_userns.mappings(sandbox.config.namespaces)
-        fds: tuple[int, ...] = ()
-        if "network" in own and not mappings:
-            fds = (os.open(self._network.pin_of(sandbox.id), os.O_RDONLY | os.O_CLOEXEC),)
+        own = holder_steps.own(sandbox.config, files.sandbox_hostname(sandbox, ""))
+        files_of_group = self._groups.cgroups.enter_plan(self._groups.of_holder(sandbox.cgroup, sandbox.id))
+        program = holder_steps.steps(own, self._places.holder_program, files_of_group, self._last_capability)
+        fds = [steps.in_memory(steps.program(program))]
         try:
-            answer = await monitor.request(
-                "hold",
-                timeout_s=self._config.monitor_timeout_s,
-                fds=fds,
-                program=self._places.holder_program,
-                hostname=files.sandbox_hostname(sandbox, "") if "uts" in own else "",
-                ipc="ipc" in own,
-                pid="pid" in own,
-                net="network" in own and bool(mappings),
-                uid_map=userns.text_of(mappings.get("uidMappings", [])),
-                gid_map=userns.text_of(mappings.get("gidMappings", [])),
-                sysctls=spec_limits.sandbox_sysctls(sandbox.config),
-                cgroup=self._groups.of_holder(sandbox.cgroup, sandbox.id),
-            )
+            if own.network:
+                fds.append(os.open(self._network.pin_of(sandbox.id), os.O_RDONLY | os.O_CLOEXEC))
+            users = holder_steps.users(own, sandbox.config)
+            answer = await monitor.request("hold", timeout_s=self._config.monitor_timeout_s, fds=tuple(fds), **users)
+        except StepFailed as failure:
+            raise holder_steps.refusal(program[failure.step], failure.errno) from failure
         finally:
             for fd in fds:
                 os.close(fd)

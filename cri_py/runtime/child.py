@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import socket
 from collections.abc import Callable
 from typing import NoReturn
@@ -129,19 +128,6 @@ class Parent:
         """As ``hear``, and the descriptor that has come along, which the caller owns, or -1."""
         packet, descriptor = self.read_with_descriptor()
         return packet.split(b"\0", 2) if packet else [], descriptor
-
-    def expect_exec(self, timeout_s: float) -> None:
-        """Wait until the child has executed its program. Raises ChildError with its words, or on time-out."""
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        try:
-            if not poll.poll(timeout_s * 1000):
-                raise ChildError(f"no execve within {timeout_s:.0f} s")
-            said = self.hear()
-        finally:
-            self.close()
-        if said:
-            raise ChildError(said_text(said), said[1].decode())
 
     def close(self) -> None:
         os.close(self.fd)

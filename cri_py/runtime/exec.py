@@ -32,9 +32,18 @@ class StepFailed(Exception):
 def start(program_fd: int, target: int, stdio: Stdio) -> tuple[int, Parent]:
     """Execute the program behind ``program_fd``; returns the pid of the process that becomes the command, and the pair.
 
-    The program forks, as only a child can be born into a pid namespace, and the child is made our own. ``target``:
-    a pidfd of the container's init; ``stdio`` of -1 means a tty, which the program opens inside.
+    ``target``: a pidfd of the container's init; ``stdio`` of -1 means a tty, which the program opens inside.
     Raises StepFailed for what fails before the fork; what fails after it, ``hear`` tells.
+    """
+    pid, parent = bear(program_fd, target, stdio)
+    let_go_on(parent)
+    return pid, parent
+
+
+def bear(program_fd: int, target: int, stdio: Stdio) -> tuple[int, Parent]:
+    """As ``start``, with ``target`` at descriptor 4; but the child waits until it is let go on.
+
+    The program forks, as only a child can be born into a pid namespace, and the child is made our own.
     """
     parent = Parent()
     copies: list[int] = []
@@ -98,6 +107,10 @@ def await_second(parent: Parent, first: int) -> int:
     if report.step != FORKED:
         parent.close()
         raise StepFailed(report)
+    return report.number
+
+
+def let_go_on(parent: Parent) -> None:
+    """The child's pid is known, so it may say its first word."""
     with suppress(BrokenPipeError):  # killed by now, as its exit will tell
         parent.go()
-    return report.number

@@ -24,7 +24,7 @@ from cri_py.kernel.constants import (
     PR_SET_NO_NEW_PRIVS,
 )
 
-_LAST_CAPABILITY = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
+_LAST_CAPABILITY = procfs.last_capability()
 # Python ignores two, the spawner three; 32 and 33 are left ignored by glibc's posix_spawn, which starts the spawner.
 _CHANGED_SIGNALS = tuple(
     int(number)
@@ -135,14 +135,6 @@ def become(identity: Identity, process: dict[str, Any], *, filtered: bool) -> No
     inheritable = capabilities.mask(sets.get("inheritable", ())) & permitted
     syscalls.capset(effective | loading, permitted | loading, inheritable)
     _raise_ambient(sets.get("ambient", ()), inheritable)
-
-
-def give_up_everything() -> None:
-    """No capability in any set, nor by any program that is executed, for good."""
-    syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
-    _drop_bounding(0)
-    os.setgroups([])
-    syscalls.capset(0, 0, 0)
 
 
 def load(secure: Filter) -> None:

@@ -17,15 +17,15 @@ import pytest
 
 from cri_py.cgroups import detect
 from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, NotFound
-from cri_py.kernel import syscalls
-from cri_py.kernel.constants import CLONE_NEWUSER, PR_SET_DUMPABLE
+from cri_py.kernel import procfs, syscalls
+from cri_py.kernel.constants import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWUSER, PR_SET_DUMPABLE
 from cri_py.kernel.holder import write_program
 from cri_py.kernel.steps import Report, Step, Then, in_memory
 from cri_py.kernel.steps import program as make_program
 from cri_py.kernel.syscalls import capget
-from cri_py.monitor.client import MonitorClient, SpawnerClient
+from cri_py.monitor.client import MonitorClient, SpawnerClient, StepFailed
 from cri_py.monitor.tracked import ExecProcess
-from cri_py.pods import exec_steps
+from cri_py.pods import exec_steps, holder_steps
 from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import ChildError, Parent
 from cri_py.runtime.container import Stdio
@@ -83,17 +83,20 @@ async def up(spawner: SpawnerClient, directory: Path) -> MonitorClient:
 
 async def hold(client: MonitorClient, tmp_path: Path, group: str, **changes: Any) -> int:
     write_program(str(tmp_path / "holder"))
-    request = {
-        "program": str(tmp_path / "holder"),
-        **{"net": False, "uid_map": "", "gid_map": ""},
-        "hostname": "pod",
-        "ipc": True,
-        "pid": True,
-        "sysctls": {},
-        "cgroup": group,
-        **changes,
-    }
-    return int((await client.request("hold", timeout_s=10, **request))["holder"])
+    wish = {"uid_map": "", "gid_map": "", "net": False, "pid": True, "sysctls": {}, "cgroup": group, **changes}
+    own = holder_steps.Own("pod", True, wish["pid"], False, bool(wish["uid_map"]), wish["net"], wish["sysctls"])
+    files = detect().enter_plan(wish["cgroup"])
+    program = holder_steps.steps(own, wish.get("program", str(tmp_path / "holder")), files, procfs.last_capability())
+    fd = in_memory(make_program(program))
+    fields: dict[str, Any] = {"uid_map": wish["uid_map"], "gid_map": wish["gid_map"]}
+    if own.users and own.sysctls:
+        fields |= {"sysctls": own.sysctls, "joined": own.flags() & (CLONE_NEWIPC | CLONE_NEWNET)}
+    try:
+        return int((await client.request("hold", timeout_s=10, fds=(fd,), **fields))["holder"])
+    except StepFailed as failure:
+        raise holder_steps.refusal(program[failure.step], failure.errno) from failure
+    finally:
+        os.close(fd)
 
 
 async def end(client: MonitorClient) -> None:
@@ -230,9 +233,9 @@ async def test_a_holder_dies_with_a_killed_monitor(spawner: SpawnerClient, tmp_p
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"program": "/no/holder"}, "No such file"),
-        ({"cgroup": "/cri_py-no-such-group"}, "No such file"),
-        ({"sysctls": {"kernel/no_such": "1"}}, "No such file"),
+        ({"program": "/no/holder"}, "no such file"),
+        ({"cgroup": "/cri_py-no-such-group"}, "no such file"),
+        ({"sysctls": {"kernel/no_such": "1"}}, "no such file"),
     ],
 )
 async def test_a_holder_that_cannot_be_made_is_refused_with_the_cause_and_the_monitor_goes_on(

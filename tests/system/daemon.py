@@ -202,9 +202,7 @@ class Daemon:
         return [pid for pid in _pids() if pid != own and mark in _read(f"/proc/{pid}/environ")]
 
     def _holders(self) -> list[int]:
-        return [
-            pid for pid in _pids() if _link(f"/proc/{pid}/exe").removesuffix(" (deleted)") == f"{self.state}/holder"
-        ]
+        return [pid for pid in _pids() if _link(f"/proc/{pid}/exe").removesuffix(" (deleted)") == f"{self.root}/holder"]
 
     def _members(self) -> list[int]:
         members = {pid for group in self.cgroups() for pid in _read(f"{group}/cgroup.procs").split()}

@@ -14,6 +14,8 @@ from pathlib import Path
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import cri_py
+from cri_py.kernel import syscalls
+from cri_py.kernel.constants import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
 from tests.system.daemon import Daemon
@@ -130,6 +132,27 @@ def test_each_call_is_logged_once_with_its_object(kubelet: Kubelet, daemon: Daem
     assert line["code"] == "OK"
     assert line["name"] == f"default/{pod.config.metadata.name}"
     assert line["request_id"]
+
+
+def test_nothing_is_executed_in_the_state_directory(fresh_daemon: Daemon) -> None:
+    """Debian's initramfs mounts /run noexec."""
+    kubelet, state = fresh_daemon.kubelet, str(fresh_daemon.state)
+    fresh_daemon.stop()
+    syscalls.mount("tmpfs", state, "tmpfs", MS_NOEXEC | MS_NODEV | MS_NOSUID)
+    try:
+        fresh_daemon.start()
+        for mode in (pb.POD, pb.CONTAINER):
+            options = pb.NamespaceOption(pid=mode)
+            config = kubelet.pod_config()
+            config.linux.security_context.namespace_options.CopyFrom(options)
+            pod = kubelet.run_pod(config)
+            container = kubelet.run(pod, "sleep", "1000")
+            assert kubelet.shell(container, "echo here") == "here\n"
+            kubelet.remove_pod(pod)
+        fresh_daemon.stop()
+    finally:
+        syscalls.umount2(state, MNT_DETACH)
+    fresh_daemon.start()
 
 
 def test_a_stop_ends_the_daemon_and_leaves_the_pods(fresh_daemon: Daemon) -> None:

@@ -47,7 +47,7 @@ def test_aarch64_polls_nothing_in_a_loop() -> None:
 def test_its_filter_lets_it_wait_and_nothing_else() -> None:
     bpf = pause_filter("x86_64")
     allowed = {number for number in range(500) if verdict(bpf, number) == ALLOW}
-    assert allowed == {1, 9, 11, 12, 15, 34, 219, 231, 322}
+    assert allowed == {1, 15, 34, 219, 231, 322}
     for arch, number in ((X86_64, 272), (X86_64, 0x40000022), (I386, 34)):  # unshare, x32, another ABI
         assert verdict(bpf, number, arch=arch) == ERRNO | 1
     bpf = pause_filter("aarch64")
