@@ -110,6 +110,7 @@ class Sandboxes:
             "runtimeHandler": sandbox.runtime_handler,
             "state": lifecycle.word(state),
             "reason": state.reason if isinstance(state, NotReady) else "",
+            "cniResult": self._network.result(sandbox),
         }
         return {"info": json.dumps(document)}
 
@@ -252,7 +253,7 @@ class Sandboxes:
         mappings = spec_userns.mappings(sandbox.config.namespaces)
         fds: tuple[int, ...] = ()
         if "network" in own and not mappings:
-            fds = (os.open(self._network.pin_of(sandbox.id), os.O_RDONLY | os.O_CLOEXEC),)
+            fds = (os.open(self._network.pin_of(sandbox), os.O_RDONLY | os.O_CLOEXEC),)
         try:
             answer = await monitor.request(
                 "hold",
