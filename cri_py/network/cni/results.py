@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from cri_py.errors import Internal
-from cri_py.network.cni.versions import since
+from cri_py.network.cni.versions import SUPPORTED, since
 
 Document = Mapping[str, Any]
 Address = IPv4Interface | IPv6Interface
@@ -65,6 +65,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def read(document: Document, version: str) -> Result:
     """A result that has the form of ``version``. Raises Internal for what isn't one."""
+    if version not in SUPPORTED:
+        raise Internal(f"a CNI result has the unknown version {version!r}", hint=f"known are {', '.join(SUPPORTED)}")
     try:
         if not since(version, _HAS_INTERFACES):
             return _read_oldest(document)
@@ -78,7 +80,7 @@ def write(result: Result, version: str) -> dict[str, Any]:
     """A result in the form of ``version``; what that has no word for is left out."""
     if not since(version, _HAS_INTERFACES):
         return {"cniVersion": version, **_write_oldest(result)}
-    document: dict[str, Any] = msgspec.to_builtins(result)
+    document: dict[str, Any] = {key: part for key, part in msgspec.to_builtins(result).items() if part}
     if not since(version, _IPS_WITHOUT_VERSION):
         for written in document.get("ips", ()):
             written["version"] = str(ip_interface(written["address"]).version)
