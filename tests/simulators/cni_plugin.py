@@ -60,7 +60,7 @@ class PluginSimulator:
     def leases(self) -> dict[str, str]:
         return {path.name: path.read_text() for path in (self.directory / "leases").iterdir()}
 
-    def configure(self, conf_dir: Path, name: str = "10-fake.conflist", **fields: Any) -> None:
+    def configure(self, conf_dir: Path, file: str = "10-fake.conflist", **fields: Any) -> None:
         """Write a configuration with this plugin alone, as add-ons do: at once."""
         document = {
             "cniVersion": "1.1.0",
@@ -70,7 +70,7 @@ class PluginSimulator:
         }
         conf_dir.mkdir(exist_ok=True)
         (conf_dir / "new").write_text(json.dumps(document))
-        (conf_dir / "new").rename(conf_dir / name)
+        (conf_dir / "new").rename(conf_dir / file)
 
 
 # ------------------------------------------------------------- the program

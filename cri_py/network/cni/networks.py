@@ -60,10 +60,11 @@ class Networks:
         watch = Watch(self._directory)
         try:
             while True:
+                watch.arm()
+                await self.refresh()
                 with contextlib.suppress(TimeoutError):
                     await watch.wait(_POLL_FAULTY_S if self._fault else _POLL_S)
                     await asyncio.sleep(_SETTLE_S)
-                await self.refresh()
         finally:
             watch.close()
 

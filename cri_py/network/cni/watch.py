@@ -30,11 +30,14 @@ class Watch:
             return
         asyncio.get_running_loop().add_reader(self._fd, self._hear)
 
+    def arm(self) -> None:
+        """Hear of what changes from now on, in the directory that is there now; then look at it."""
+        if self._fd >= 0:
+            with contextlib.suppress(KernelError):  # it is not there; of the same one it would be the same watch
+                inotify.watch_directory(self._fd, self._directory, sum(_EVENTS))
+
     async def wait(self, timeout_s: float) -> None:
         """Until something changed. Raises TimeoutError."""
-        if self._fd >= 0:
-            with contextlib.suppress(KernelError):  # of the same directory it is the same watch; of a new one another
-                inotify.watch_directory(self._fd, self._directory, sum(_EVENTS))
         async with asyncio.timeout(timeout_s):
             await self._changed.wait()
         self._changed.clear()
