@@ -144,6 +144,12 @@ class NetworkConfig:
     cni_bin_dirs: tuple[str, ...] = key(
         ("/opt/cni/bin", "/usr/lib/cni"), "Where CNI plugins are looked for, in this order.", each(ABSOLUTE)
     )
+    cni_conf_template: str = key(
+        "",
+        "A Go template of a CNI configuration, as containerd's conf_template, written into cni_conf_dir with the pod "
+        'CIDRs that the kubelet tells, if nothing else is there; "" is none.',
+        ABSOLUTE_OR_NONE,
+    )
     cni_cache_dir: str = key(
         "", 'What CNI plugins have answered, for DEL after a reboot; "" is ROOT/cni.', ABSOLUTE_OR_NONE
     )

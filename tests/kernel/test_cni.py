@@ -19,6 +19,7 @@ from cri_py.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
+    InvalidArgument,
     ResourceExhausted,
     Unavailable,
 )
@@ -271,6 +272,40 @@ async def test_adopted_pods_are_checked_and_what_is_damaged_is_told(
         assert plugin.commands()[-1] == "CHECK"
         await cni.detach(pod)
     assert "a pod's network is damaged" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- pod CIDRs
+
+
+@on_own_node
+async def test_the_kubelets_pod_cidr_makes_a_configuration_of_the_template(tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    template.write_text(
+        '{"cniVersion": "1.0.0", "name": "made", "plugins": [{"type": "bridge", "bridge": "t-cni0", "ipam": {'
+        f'"type": "host-local", "dataDir": "{tmp_path}/ipam", "ranges": ['
+        '{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}]}}]}'
+    )
+    async with serving(tmp_path, cni_conf_template=str(template)) as cni:
+        with pytest.raises(InvalidArgument):
+            await cni.update_pod_cidr("10.77.0.0")
+        await cni.update_pod_cidr("10.77.1.0/24,fd77::/64")
+        pod = await attach(cni, "web")
+        assert pod.ips == ("10.77.1.2", "fd77::2")
+        await cni.detach(pod)
+        await cni.update_pod_cidr("10.77.2.0/24")
+        pod = await attach(cni, "web")
+        assert pod.ips == ("10.77.2.2",)
+        await cni.detach(pod)
+
+
+@on_own_node
+async def test_an_add_ons_configuration_is_left_alone(tmp_path: Path, plugin: PluginSimulator) -> None:
+    plugin.configure(tmp_path / "net.d", plugin={"capabilities": {"ipRanges": True}})
+    async with serving(tmp_path, cni_conf_template=str(tmp_path / "nowhere")) as cni:
+        await cni.update_pod_cidr("10.77.1.0/24")
+        await cni.detach(await attach(cni, "web"))
+    assert os.listdir(tmp_path / "net.d") == ["10-fake.conflist"]
+    assert plugin.calls()[1]["config"]["runtimeConfig"] == {"ipRanges": [[{"subnet": "10.77.1.0/24"}]]}
 
 
 # ------------------------------------------------------- Debian's plugins

@@ -11,8 +11,9 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from functools import partial
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
 
 import structlog
@@ -24,9 +25,10 @@ from cri_py.network import netns
 from cri_py.network.cni import cache, chain, results
 from cri_py.network.cni.cache import Cache, Entry
 from cri_py.network.cni.calls import INTERFACE, subject
-from cri_py.network.cni.configs import Loaded
+from cri_py.network.cni.configs import Loaded, candidates
 from cri_py.network.cni.networks import Networks
 from cri_py.network.cni.plugins import Plugins
+from cri_py.network.cni.template import facts, pod_cidrs, render
 from cri_py.network.netlink import Netlink, set_up
 from cri_py.network.pins import Pins
 from cri_py.network.routes import interface_to
@@ -35,6 +37,7 @@ from cri_py.network.wires import Surroundings
 log = structlog.get_logger()
 _DEL_ATTEMPTS: Final = 3  # of one stop after the other; then the pod may go, and what is left is for tidy
 _FIRST_TIDY_S: Final = 1.0
+_OWN_CONFIGURATION: Final = "10-cri_py-net.conflist"
 
 
 class Cni:
@@ -92,8 +95,30 @@ class Cni:
         return {"cniconfig": json.dumps(network), "lastCNILoadStatus": status}
 
     async def update_pod_cidr(self, cidr: str) -> None:
-        """What the kubelet says the node's pods should have: for plugins with the capability ipRanges."""
-        self._pod_cidrs = tuple(part.strip() for part in cidr.split(",") if part.strip())
+        """What the kubelet says the node's pods should have: for plugins with the capability ipRanges, and for the
+        template, if there is one. Raises InvalidArgument, ConfigError (the template), Internal (can't be written)."""
+        networks = pod_cidrs(cidr)
+        self._pod_cidrs = tuple(map(str, networks))
+        if self._config.cni_conf_template and networks:
+            await asyncio.to_thread(self._write_configuration, networks)
+            await self._networks.refresh()
+
+    def _write_configuration(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
+        """Unless the node has another one already, which an add-on has brought."""
+        directory = self._config.cni_conf_dir
+        path = f"{directory}/{_OWN_CONFIGURATION}"
+        try:
+            os.makedirs(directory, exist_ok=True)
+            if any(name != _OWN_CONFIGURATION for name in candidates(os.listdir(directory))):
+                log.info("the CNI template is not used: the node has a configuration", directory=directory)
+                return
+            with open(self._config.cni_conf_template, encoding="utf-8") as template:
+                text = render(template.read(), facts(networks))
+            with open(f"{path}.new", "w", encoding="utf-8") as file:
+                file.write(text)
+            os.rename(f"{path}.new", path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise Internal(f"{path} can't be made of {self._config.cni_conf_template}: {error}") from error
 
     # ------------------------------------------------------------- the pods
 
