@@ -30,8 +30,10 @@ from cri_py.kernel.notify import notify
 from cri_py.model import Container, Created, Exited, Features, ImageId, Lost, Nanos, Ready, Running
 from cri_py.monitor.client import SpawnerClient
 from cri_py.network.bridge import Bridge
+from cri_py.network.cni.wires import Cni
 from cri_py.network.hostports import HostPorts
 from cri_py.network.pod_network import PodNetwork
+from cri_py.network.wires import Wires
 from cri_py.pods import apparmor
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import Containers
@@ -164,13 +166,20 @@ class App:
         self.pod_store = Store(f"{root}/pods.db", durable=False)
         self.image_store = Store(f"{root}/images.db", durable=True)
         self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
-        self.network = PodNetwork(Bridge(config.network, config.netns_dir, state), HostPorts(config.network.bridge))
+        self.network = PodNetwork(self._wires(), HostPorts(config.network.bridge))
         self.groups = Groups(cgroups, config.cgroups.parent, GroupParents(Path(self.places.group_parents)))
         self.bundles = Bundles(self.places, defaults, config.runtime)
         self.trash = Trash(self.places.trash, self.places.pods_trash)
         self.events = Events()
         self.monitors = Monitors(self._tasks)
         self.images = Images(f"{root}/images", config.images, self.image_store, self._in_use, clock)
+
+    def _wires(self) -> Wires:
+        """What the config chooses to attach pods by."""
+        config, state = self._config, self._config.server.state
+        if config.network.plugin == "cni":
+            return Cni(config.network, config.netns_dir, state, config.cni_cache_dir, self._tasks)
+        return Bridge(config.network, config.netns_dir, state)
 
     def _build_pods(self, defaults: SpecDefaults) -> None:
         self.containers = Containers(
@@ -363,7 +372,6 @@ def _make_directories(config: Config) -> None:
         (root / name).mkdir(exist_ok=True, mode=0o700)
     for name in ("pods", "trash", "seccomp"):
         (state / name).mkdir(exist_ok=True, mode=0o711)
-    os.makedirs(config.netns_dir, exist_ok=True)
     write_program(Places(config.server.root, config.server.state).holder_program)
 
 

@@ -2,6 +2,7 @@
 
     critest/run                                    all of it, against a daemon of its own
     critest/run --focus 'Image Manager'            what matches
+    critest/run --cni bridge,portmap               with pods attached by Debian's CNI plugins
     critest/run --endpoint unix:///run/x.sock      against a runtime that runs already and reaches the images
     critest/run -- --ginkgo.seed 1                what follows -- goes to critest
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     work = Path(tempfile.mkdtemp(prefix="critest-"))
     try:
         with contextlib.ExitStack() as stack:
-            endpoint = options.endpoint or stack.enter_context(_serving(options.keep))
+            endpoint = options.endpoint or stack.enter_context(_serving(options.keep, options.cni))
             left_out = {} if options.endpoint else _left_out(options.focus)
             skips = [options.skip, *map(re.escape, left_out)]
             expressions = [*_expressions("focus", [options.focus]), *_expressions("skip", skips)]
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--focus", default="", metavar="REGEX", help="only specs whose full name matches")
     parser.add_argument("--skip", default="", metavar="REGEX", help="none of these; they aren't counted")
     parser.add_argument("--endpoint", default="", metavar="unix://PATH", help="test the runtime that listens there")
+    parser.add_argument("--cni", default="", metavar="CHAIN", help="pods are attached by these of Debian's CNI plugins")
     parser.add_argument("--keep", action="store_true", help="keep critest's log and report, and the daemon's log")
     return parser
 
@@ -107,13 +109,13 @@ def _left_out(focus: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _serving(keep: bool) -> Iterator[str]:
+def _serving(keep: bool, cni: str) -> Iterator[str]:
     """A registry with all images and a daemon that takes every host's images from it; the CRI endpoint."""
     with registry.running(cache() / "registry") as address:
         print("pushing the images ...", file=sys.stderr)
         push(address, entries(), quiet=True)
         tables = [f'[images.registries."{host}"]\nmirrors = ["http://{address}"]' for host in HOSTS]
-        daemon = Daemon(f"http://{address}", "\n".join(tables))
+        daemon = Daemon(f"http://{address}", "\n".join(tables), cni=[kind for kind in cni.split(",") if kind])
         try:
             daemon.start()
             yield f"unix://{daemon.socket}"

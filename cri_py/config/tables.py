@@ -126,13 +126,41 @@ class ImagesConfig:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """The built-in network: one bridge, IPv4."""
+    """The pods' network: built in (one bridge, IPv4), or made by CNI plugins."""
 
+    plugin: str = key("builtin", "Who attaches pods: builtin, or cni.", one_of("builtin", "cni"))
     bridge: str = key("crip0", "The bridge's name, at most 15 bytes.", matching(r"[^\s/:]{1,15}", "1 to 15 characters"))
     subnet: str = key("10.85.0.0/16", "Where pods get their addresses; the bridge takes the first.", ipv4_subnet)
-    netns_dir: str = key("", 'Where network namespaces are pinned; "" is STATE/netns.', ABSOLUTE_OR_NONE)
+    netns_dir: str = key(
+        "",
+        'Where network namespaces are pinned; "" is STATE/netns, with CNI /var/run/netns, where its agents look.',
+        ABSOLUTE_OR_NONE,
+    )
     masquerade: bool = key(True, "Whether what pods send beyond the subnet leaves with the node's address (nftables).")
     mtu: int = key(1500, "Of the bridge and of the pods' interfaces.", within(68, 65535))
+    cni_conf_dir: str = key(
+        "/etc/cni/net.d", "Where the CNI configuration is: the first .conf, .conflist or .json by name.", ABSOLUTE
+    )
+    cni_bin_dirs: tuple[str, ...] = key(
+        ("/opt/cni/bin", "/usr/lib/cni"), "Where CNI plugins are looked for, in this order.", each(ABSOLUTE)
+    )
+    cni_conf_template: str = key(
+        "",
+        "A Go template of a CNI configuration, as containerd's conf_template, written into cni_conf_dir with the pod "
+        'CIDRs that the kubelet tells, if nothing else is there; "" is none.',
+        ABSOLUTE_OR_NONE,
+    )
+    cni_cache_dir: str = key(
+        "", 'What CNI plugins have answered, for DEL after a reboot; "" is ROOT/cni.', ABSOLUTE_OR_NONE
+    )
+    cni_timeout_s: float = key(60.0, "How long one call of a plugin may take; then it is killed.", POSITIVE_S)
+    cni_status_period_s: float = key(10.0, "How often plugins are asked for STATUS (CNI 1.1).", POSITIVE_S)
+    cni_gc_period_s: float = key(3600.0, "How often what crashed pods left is taken back (DEL, GC).", POSITIVE_S)
+    cni_ip_preference: str = key(
+        "cni",
+        "Which of a pod's addresses comes first: the first of CNI's, or ipv4, or ipv6.",
+        one_of("cni", "ipv4", "ipv6"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +252,12 @@ class Config:
 
     @property
     def netns_dir(self) -> str:
-        return self.network.netns_dir or f"{self.server.state}/netns"
+        own = "/var/run/netns" if self.network.plugin == "cni" else f"{self.server.state}/netns"
+        return self.network.netns_dir or own
+
+    @property
+    def cni_cache_dir(self) -> str:
+        return self.network.cni_cache_dir or f"{self.server.root}/cni"
 
 
 def kinds(cls: type) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import threading
 from collections.abc import Callable, Set
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from cri_py.config import NetworkConfig
 from cri_py.errors import AlreadyExists, ConfigError, CriError, FailedPrecondition, Internal, KernelError, Unavailable
-from cri_py.model import Attachment, Condition
+from cri_py.model import Attachment, Condition, Sandbox
 from cri_py.network import netns, nftables
 from cri_py.network.ipam import AddressPool
 from cri_py.network.netlink import (
@@ -37,6 +37,7 @@ from cri_py.network.netlink import (
     set_up,
     without_link_local,
 )
+from cri_py.network.pins import Pins
 from cri_py.network.wires import Surroundings
 
 log = structlog.get_logger()
@@ -56,7 +57,7 @@ class Bridge:
 
     def __init__(self, config: NetworkConfig, netns_dir: str, owner: str) -> None:
         self._config = config
-        self._netns_dir = netns_dir
+        self._pins = Pins(netns_dir, owner)
         self._owner = f"cri_py {owner}"
         self._pool = AddressPool(_subnet(config.subnet))
         self._attached: dict[str, IPv4Address | None] = {}  # by the pin's path, also while it is being made
@@ -114,8 +115,10 @@ class Bridge:
 
     # ------------------------------------------------------------- the pods
 
-    async def attach(self, name: str, on_netns: Callable[[], None] = lambda: None, holder: int = 0) -> Attachment:
-        """A new network namespace, pinned as ``name``, with lo, eth0 on the bridge, an address and a default route.
+    async def attach(
+        self, sandbox: Sandbox, on_netns: Callable[[], None] = lambda: None, holder: int = 0
+    ) -> Attachment:
+        """A new network namespace, pinned, with lo, eth0 on the bridge, an address and a default route.
 
         ``holder``: a process that is in the namespace already; it belongs to the user namespace that it was made in.
 
@@ -126,19 +129,15 @@ class Bridge:
         ResourceExhausted (no address), Internal (the kernel refused).
         """
         if self._fault:
-            raise FailedPrecondition(f"no network for {name}: {self._fault}")
+            raise FailedPrecondition(f"no network for {sandbox.id}: {self._fault}")
         address = self._pool.take()
         loop = asyncio.get_running_loop()
         told = partial(loop.call_soon_threadsafe, on_netns)
         try:
-            return await self._make(name, address, partial(self._attach_here, name, address, told, holder))
+            return await self._make(sandbox, address, partial(self._attach_here, sandbox, address, told, holder))
         except BaseException:
             self._pool.release(address)
             raise
-
-    async def make_netns(self, name: str) -> Attachment:
-        """A new network namespace, pinned as ``name``, in which only lo is up; no addresses."""
-        return await self._make(name, None, partial(self._loopback_here, name))
 
     async def detach(self, attachment: Attachment) -> None:
         """Let go of the namespace and of its addresses; its veth goes with its last process. Idempotent.
@@ -168,20 +167,21 @@ class Bridge:
         """Remove the pinned namespaces that are neither in ``known`` nor attached here; returns their names."""
 
         def removed() -> list[str]:
-            strange = [name for name in netns.pins(self._netns_dir) if name not in kept]
-            return [name for name in strange if netns.unpin(self.pin_of(name))]
+            return [os.path.basename(path) for path in self._pins.strange(kept, known) if netns.unpin(path)]
 
-        kept = known | {os.path.basename(path) for path in self._attached}
+        kept = frozenset(self._attached)
         try:
             return await netns.on_own_thread(removed, _keep)
         except KernelError as error:
-            raise Internal(f"{self._netns_dir} can't be cleared of what an earlier run left: {error}") from error
+            raise Internal(f"{self._pins.directory} can't be cleared of what an earlier run left: {error}") from error
 
     # ---------------------------------------------------------- on a thread
 
-    def _attach_here(self, name: str, address: IPv4Address, on_netns: Callable[[], object], holder: int) -> Attachment:
+    def _attach_here(
+        self, sandbox: Sandbox, address: IPv4Address, on_netns: Callable[[], object], holder: int
+    ) -> Attachment:
         """Runs on a thread of its own; what fails after the pin goes with it, the veth pair too."""
-        pin = self.pin_of(name)
+        pin = self.pin_of(sandbox)
         host_end = f"veth{secrets.token_hex(5)}"
         with Netlink() as node:
             if holder:
@@ -209,20 +209,8 @@ class Bridge:
                 raise
         return Attachment(pin, (str(address),), INTERFACE, host_end)
 
-    def _loopback_here(self, name: str) -> Attachment:
-        pin = self.pin_of(name)
-        os.makedirs(self._netns_dir, mode=0o755, exist_ok=True)  # it needs no bridge, so none may have been started
-        netns.enter_new(pin)
-        try:
-            with Netlink() as pod:
-                pod.request(set_up("lo"))
-        except BaseException:
-            netns.unpin(pin)
-            raise
-        return Attachment(pin, (), "lo")
-
     def _set_up_node(self) -> int:
-        os.makedirs(self._netns_dir, mode=0o755, exist_ok=True)
+        self._pins.make_directory()
         with Netlink() as node:
             link = node.find_link(self._config.bridge)
             if link is not None:
@@ -281,10 +269,10 @@ class Bridge:
 
     # ------------------------------------------------------ what both share
 
-    async def _make(self, name: str, address: IPv4Address | None, work: Callable[[], Attachment]) -> Attachment:
-        pin = self.pin_of(name)
+    async def _make(self, sandbox: Sandbox, address: IPv4Address, work: Callable[[], Attachment]) -> Attachment:
+        pin = self.pin_of(sandbox)
         if pin in self._attached:
-            raise AlreadyExists(f"{name} has a network already", hint="detach it first")
+            raise AlreadyExists(f"{sandbox.id} has a network already", hint="detach it first")
         self._attached[pin] = address
         try:
             async with self._turns:
@@ -292,7 +280,7 @@ class Bridge:
         except KernelError as error:
             del self._attached[pin]
             raise Internal(
-                f"the network of {name} can't be set up: {error}",
+                f"the network of {sandbox.id} can't be set up: {error}",
                 hint=f"if the bridge {self._config.bridge} was removed, restart the daemon",
             ) from error
         except BaseException:
@@ -314,9 +302,26 @@ class Bridge:
         """How the node reaches a pod."""
         return Surroundings(self._config.bridge, (self._pool.subnet,))
 
-    def pin_of(self, name: str) -> str:
-        """Where the namespace of ``name`` is pinned."""
-        return f"{self._netns_dir}/{name}"
+    def result(self, attachment: Attachment) -> dict[str, Any] | None:
+        """As the bridge plugin of CNI would have answered."""
+        prefix, gateway = self._pool.subnet.prefixlen, str(self._pool.gateway)
+        return {
+            "cniVersion": "1.1.0",
+            "interfaces": [
+                {"name": self._config.bridge},
+                {"name": attachment.host_interface},
+                {"name": attachment.interface, "sandbox": attachment.netns_path},
+            ],
+            "ips": [{"address": f"{ip}/{prefix}", "gateway": gateway, "interface": 2} for ip in attachment.ips],
+            "routes": [{"dst": "0.0.0.0/0", "gw": gateway}],
+        }
+
+    def verbose(self) -> dict[str, str]:
+        return {}
+
+    def pin_of(self, sandbox: Sandbox) -> str:
+        """Where the namespace of a pod is pinned."""
+        return self._pins.path_of(sandbox)
 
 
 def plan_host_end(name: str, *, has_ipv6: bool) -> list[Request]:

@@ -303,6 +303,15 @@ class Netlink:
             raise _error(requests[0].subject, error.errno or errno.EIO, "") from error
         return first
 
+    def ask(self, request: Request) -> bytes:
+        """The body of the one message that answers. Raises KernelError."""
+        self._send([request], 0)
+        kind, flags, _, payload = next(self._answers())
+        if kind == NLMSG_ERROR:
+            number, text = _refusal(payload, flags)
+            raise _error(request.subject, number, text)
+        return payload
+
     def dump(self, request: Request) -> Iterator[bytes]:
         """The bodies of the messages that answer a request for all there is."""
         self._send([request], NLM_F_DUMP)

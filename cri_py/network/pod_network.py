@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from typing import Any
 
 import structlog
 
@@ -37,9 +38,17 @@ class PodNetwork:
         """What the kubelet says the node's pods should have."""
         await self._wires.update_pod_cidr(cidr)
 
-    def pin_of(self, name: str) -> str:
-        """Where the namespace of the sandbox ``name`` is pinned."""
-        return self._wires.pin_of(name)
+    def verbose(self) -> dict[str, str]:
+        """What ``crictl info`` shows of the network."""
+        return self._wires.verbose()
+
+    def pin_of(self, sandbox: Sandbox) -> str:
+        """Where the namespace of a sandbox is pinned."""
+        return self._wires.pin_of(sandbox)
+
+    def result(self, sandbox: Sandbox) -> dict[str, Any] | None:
+        """A pod's network in the form of a CNI result; None on the host's network."""
+        return self._wires.result(sandbox.attachment) if sandbox.attachment else None
 
     async def attach(self, sandbox: Sandbox, on_netns: Callable[[], None], holder: int = 0) -> Attachment:
         """A namespace with a network for a pod that is not on the host's, and its host ports.
@@ -50,13 +59,14 @@ class PodNetwork:
         DeadlineExceeded (nft), and as the wires do.
         """
         if not _has_host_ports(sandbox.config):
-            return await self._wires.attach(sandbox.id, on_netns, holder)
+            return await self._wires.attach(sandbox, on_netns, holder)
         self._ports.claim(sandbox.id, _owner(sandbox.config), sandbox.config.port_mappings)
         attachment = None
         try:
-            attachment = await self._wires.attach(sandbox.id, on_netns, holder)
+            attachment = await self._wires.attach(sandbox, on_netns, holder)
             around = self._wires.surroundings(attachment)
-            await self._ports.open(sandbox.id, attachment.ips, around.networks, around.interface)
+            if around is not None:
+                await self._ports.open(sandbox.id, attachment.ips, around.networks, around.interface)
         except BaseException:
             await self._undo(sandbox, attachment)
             raise
@@ -82,7 +92,8 @@ class PodNetwork:
             around = self._wires.surroundings(sandbox.attachment)
             try:
                 self._ports.claim(sandbox.id, _owner(sandbox.config), sandbox.config.port_mappings)
-                self._ports.adopt(sandbox.id, sandbox.attachment.ips, around.networks, around.interface)
+                if around is not None:
+                    self._ports.adopt(sandbox.id, sandbox.attachment.ips, around.networks, around.interface)
             except CriError as error:  # made by a version with other rules: its pod is there all the same
                 log.warning("host ports of a pod are lost", sandbox=sandbox.id, cause=str(error))
         return is_there

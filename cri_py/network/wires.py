@@ -1,13 +1,13 @@
-"""The seam between a pod's network and who makes it: the built-in bridge, or plugins."""
+"""The seam between a pod's network and who makes it: the built-in bridge, or plugins of CNI."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol
+from typing import Any, Protocol
 
-from cri_py.model import Attachment, Condition
+from cri_py.model import Attachment, Condition, Sandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,13 @@ class Wires(Protocol):
 
     def condition(self) -> Condition: ...
 
+    def verbose(self) -> dict[str, str]:
+        """What ``crictl info`` shows of the network, beside the condition."""
+        ...
+
     async def update_pod_cidr(self, cidr: str) -> None: ...
 
-    async def attach(self, name: str, on_netns: Callable[[], None], holder: int) -> Attachment: ...
+    async def attach(self, sandbox: Sandbox, on_netns: Callable[[], None], holder: int) -> Attachment: ...
 
     async def detach(self, attachment: Attachment) -> None: ...
 
@@ -37,6 +41,12 @@ class Wires(Protocol):
 
     async def sweep(self, known: Set[str]) -> list[str]: ...
 
-    def pin_of(self, name: str) -> str: ...
+    def pin_of(self, sandbox: Sandbox) -> str: ...
 
-    def surroundings(self, attachment: Attachment) -> Surroundings: ...
+    def surroundings(self, attachment: Attachment) -> Surroundings | None:
+        """None: the wires lead host ports to the pod themselves."""
+        ...
+
+    def result(self, attachment: Attachment) -> dict[str, Any] | None:
+        """The attachment in the form of a CNI result, for people and agents that read it."""
+        ...

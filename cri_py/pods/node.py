@@ -45,4 +45,4 @@ class Node:
             "cgroupMounts": self._cgroups.mounts,
             "features": asdict(self._features),
         }
-        return {"config": json.dumps(asdict(self._config)), "node": json.dumps(node)}
+        return {"config": json.dumps(asdict(self._config)), "node": json.dumps(node), **self._network.verbose()}

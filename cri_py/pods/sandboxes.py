@@ -111,6 +111,7 @@ class Sandboxes:
             "runtimeHandler": sandbox.runtime_handler,
             "state": lifecycle.word(state),
             "reason": state.reason if isinstance(state, NotReady) else "",
+            "cniResult": self._network.result(sandbox),
         }
         return {"info": json.dumps(document)}
 
@@ -255,7 +256,7 @@ class Sandboxes:
         fds = [steps.in_memory(steps.program(program))]
         try:
             if own.network:
-                fds.append(os.open(self._network.pin_of(sandbox.id), os.O_RDONLY | os.O_CLOEXEC))
+                fds.append(os.open(self._network.pin_of(sandbox), os.O_RDONLY | os.O_CLOEXEC))
             users = holder_steps.users(own, sandbox.config)
             answer = await monitor.request("hold", timeout_s=self._config.monitor_timeout_s, fds=tuple(fds), **users)
         except StepFailed as failure:

@@ -24,7 +24,7 @@ from cri_py.model import (
 )
 from cri_py.network.hostports import HostPorts
 from cri_py.network.pod_network import PodNetwork
-from tests.kernel.test_network import inside, make, on_own_node
+from tests.kernel.test_network import inside, make, named, on_own_node, pinned
 
 pytestmark = pytest.mark.root
 TCP, UDP, _ = TransportProtocol
@@ -122,7 +122,7 @@ async def test_a_host_port_answers_from_the_node_from_pods_and_from_outside(tmp_
     await network.start()
     outside = make(tmp_path / "beyond", bridge="t-up", subnet="10.99.0.0/24")
     await outside.start()
-    stranger = await outside.attach("stranger")
+    stranger = await outside.attach(named("stranger"))
     web = await attach(network, "web", PortMapping(TCP, 80, 8080))
     client = await attach(network, "client")
     own, neighbour = where(web).ips[0], where(client)
@@ -207,7 +207,7 @@ async def test_a_taken_port_refuses_a_pod_by_its_owners_name_and_leaves_nothing_
     web = await attach(network, "web", PortMapping(TCP, 80, 8080))
     with pytest.raises(AlreadyExists, match=r"host port 8080/tcp is taken by pod default/web"):
         await attach(network, "late", PortMapping(TCP, 80, 8080))
-    assert [path.name for path in (tmp_path / "netns").iterdir()] == ["web"]
+    assert pinned(tmp_path / "netns") == ["web"]
     with Echo(web):
         assert ask("127.0.0.1", 8080).startswith("web ")
     await network.detach(web)

@@ -21,7 +21,7 @@ from cri_py.config import NetworkConfig
 from cri_py.errors import AlreadyExists, ConfigError, FailedPrecondition, Internal, KernelError, ResourceExhausted
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import CLONE_NEWNET
-from cri_py.model import Attachment
+from cri_py.model import Attachment, Nanos, NotReady, Sandbox, SandboxConfig, SandboxId, SandboxMetadata
 from cri_py.network import nftables, program
 from cri_py.network.bridge import Bridge
 from cri_py.network.netlink import Netlink, make_bridge, remove_link
@@ -74,7 +74,22 @@ def bridge(tmp_path: Path) -> Bridge:
 
 
 def make(tmp_path: Path, **changes: Any) -> Bridge:
-    return Bridge(replace(CONFIG, **changes), str(tmp_path / "netns"), "/run/test")
+    return Bridge(replace(CONFIG, **changes), str(tmp_path / "netns"), str(tmp_path))
+
+
+def named(name: str) -> Sandbox:
+    """A pod as far as its network looks at it."""
+    config = SandboxConfig(SandboxMetadata(name, "", "default"))
+    return Sandbox(SandboxId(name), config, "", Nanos(0), NotReady(Nanos(0), ""))
+
+
+def pinned(directory: Path) -> list[str]:
+    """Whose namespaces are pinned."""
+    return sorted(whose(name) for name in os.listdir(directory))
+
+
+def whose(pin: str) -> str:
+    return pin.split("-")[2] if "-" in pin else pin
 
 
 def ping(pin: str, address: str) -> bool:
@@ -137,7 +152,7 @@ async def settled(expected: list[str]) -> None:
 @on_own_node
 async def test_pods_reach_each_other_and_the_node(bridge: Bridge) -> None:
     await bridge.start()
-    one, other = await asyncio.gather(bridge.attach("one"), bridge.attach("other"))
+    one, other = await asyncio.gather(bridge.attach(named("one")), bridge.attach(named("other")))
     assert {one.ips, other.ips} == {("10.66.0.2",), ("10.66.0.3",)}
     assert ping(one.netns_path, other.ips[0])
     assert ping(other.netns_path, one.ips[0])
@@ -153,7 +168,7 @@ async def test_pods_reach_each_other_and_the_node(bridge: Bridge) -> None:
 @on_own_node
 async def test_a_pod_has_eth0_with_an_address_and_no_duplicate_address_wait(bridge: Bridge) -> None:
     await bridge.start()
-    pod = await bridge.attach("pod")
+    pod = await bridge.attach(named("pod"))
 
     def look() -> tuple[list[str], str, str, str]:
         with Netlink() as within:
@@ -171,26 +186,18 @@ async def test_a_pod_has_eth0_with_an_address_and_no_duplicate_address_wait(brid
 
 
 @on_own_node
-async def test_a_namespace_without_network_has_lo_up_alone(bridge: Bridge) -> None:
-    pod = await bridge.make_netns("alone")
-    assert pod.ips == ()
-    assert ping(pod.netns_path, "127.0.0.1")
-    await bridge.detach(pod)
-
-
-@on_own_node
 async def test_a_second_detach_succeeds_and_leaves_the_next_pods_address_alone(tmp_path: Path) -> None:
     bridge = make(tmp_path, subnet="10.66.0.0/29")
     await bridge.start()
-    pods = [await bridge.attach(f"pod{number}") for number in range(5)]
+    pods = [await bridge.attach(named(f"pod{number}")) for number in range(5)]
     with pytest.raises(ResourceExhausted, match=r"all 5 addresses of 10\.66\.0\.0/29"):
-        await bridge.attach("pod5")
+        await bridge.attach(named("pod5"))
     await bridge.detach(pods[0])
-    heir = await bridge.attach("pod5")
+    heir = await bridge.attach(named("pod5"))
     assert heir.ips == pods[0].ips
     await bridge.detach(pods[0])
     with pytest.raises(ResourceExhausted):
-        await bridge.attach("pod6")
+        await bridge.attach(named("pod6"))
     for pod in [*pods[1:], heir]:
         await bridge.detach(pod)
 
@@ -198,9 +205,9 @@ async def test_a_second_detach_succeeds_and_leaves_the_next_pods_address_alone(t
 @on_own_node
 async def test_a_name_is_attached_once(bridge: Bridge) -> None:
     await bridge.start()
-    pod = await bridge.attach("pod")
+    pod = await bridge.attach(named("pod"))
     with pytest.raises(AlreadyExists, match="pod has a network already"):
-        await bridge.attach("pod")
+        await bridge.attach(named("pod"))
     assert ping(pod.netns_path, "10.66.0.1")
     await bridge.detach(pod)
 
@@ -209,7 +216,7 @@ async def test_a_name_is_attached_once(bridge: Bridge) -> None:
 async def test_the_thread_that_asks_stays_in_its_namespace(bridge: Bridge) -> None:
     await bridge.start()
     before = os.readlink("/proc/thread-self/ns/net")
-    pod = await bridge.attach("pod")
+    pod = await bridge.attach(named("pod"))
     assert os.readlink("/proc/thread-self/ns/net") == before
     await bridge.detach(pod)
 
@@ -219,7 +226,7 @@ async def test_the_thread_that_asks_stays_in_its_namespace(bridge: Bridge) -> No
 
 @on_own_node
 async def test_whatever_step_fails_nothing_is_left_and_the_retry_succeeds(
-    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     await bridge.start()
     steps = 0
@@ -239,10 +246,10 @@ async def test_whatever_step_fails_nothing_is_left_and_the_retry_succeeds(
     for fail_at in range(1, 100):  # noqa: B007 read by the failpoint
         steps = 0
         try:
-            pod = await bridge.attach("pod")
+            pod = await bridge.attach(named("pod"))
         except Internal as error:
             assert "the network of pod can't be set up" in str(error)  # noqa: PT017
-            assert os.listdir(bridge._netns_dir) == []
+            assert pinned(tmp_path / "netns") == []
             assert len(os.listdir("/proc/self/fd")) == descriptors
         else:
             break
@@ -254,7 +261,9 @@ async def test_whatever_step_fails_nothing_is_left_and_the_retry_succeeds(
 
 
 @on_own_node
-async def test_a_cancelled_attach_leaves_nothing(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_attach_leaves_nothing(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     await bridge.start()
     reached, go_on = threading.Event(), threading.Event()
 
@@ -264,16 +273,16 @@ async def test_a_cancelled_attach_leaves_nothing(bridge: Bridge, monkeypatch: py
             go_on.wait(10)
 
     monkeypatch.setattr(syscalls, "failpoint", wait)
-    task = asyncio.create_task(bridge.attach("pod"))
+    task = asyncio.create_task(bridge.attach(named("pod")))
     assert await asyncio.to_thread(reached.wait, 10)
-    assert os.listdir(bridge._netns_dir) == ["pod"]
+    assert pinned(tmp_path / "netns") == ["pod"]
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()  # impatient
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert os.listdir(bridge._netns_dir) == []
+    assert pinned(tmp_path / "netns") == []
     assert bridge._pool.taken == 0
     await settled(["t-br0"])
 
@@ -284,9 +293,9 @@ async def test_a_bridge_removed_by_hand_is_an_error_that_says_what_to_do(bridge:
     with Netlink() as node:
         node.request(remove_link(node.index_of("t-br0"), "t-br0"))
     with pytest.raises(Internal, match="if the bridge t-br0 was removed, restart the daemon"):
-        await bridge.attach("pod")
+        await bridge.attach(named("pod"))
     await bridge.start()
-    await bridge.detach(await bridge.attach("pod"))
+    await bridge.detach(await bridge.attach(named("pod")))
 
 
 @on_own_node
@@ -294,27 +303,27 @@ async def test_before_the_start_the_network_is_not_ready(bridge: Bridge) -> None
     condition = bridge.condition()
     assert (condition.type, condition.status, condition.reason) == ("NetworkReady", False, "NetworkPluginNotReady")
     with pytest.raises(FailedPrecondition, match="the bridge t-br0 is not set up yet"):
-        await bridge.attach("pod")
+        await bridge.attach(named("pod"))
     await bridge.start()
     assert bridge.condition().status
     await bridge.stop()
     assert interfaces() == ["t-br0"]
     with pytest.raises(FailedPrecondition, match="the daemon is stopping"):
-        await bridge.attach("pod")
+        await bridge.attach(named("pod"))
 
 
 # ------------------------------------------------------------------ the node
 
 
 @on_own_node
-async def test_start_is_idempotent_and_makes_the_node_forward(bridge: Bridge) -> None:
+async def test_start_is_idempotent_and_makes_the_node_forward(bridge: Bridge, tmp_path: Path) -> None:
     await bridge.start()
     await bridge.start()
     with Netlink() as node:
         link = node.find_link("t-br0")
         addresses = [str(found.interface) for found in node.addresses()]
     assert link is not None
-    assert (link.kind, link.up, link.alias) == ("bridge", True, "cri_py /run/test")
+    assert (link.kind, link.up, link.alias) == ("bridge", True, f"cri_py {tmp_path}")
     assert addresses == ["10.66.0.1/24"]
     assert forwards()
     await bridge.destroy()
@@ -324,10 +333,12 @@ async def test_start_is_idempotent_and_makes_the_node_forward(bridge: Bridge) ->
 
 @on_own_node
 async def test_two_daemons_with_bridges_of_their_own_coexist(bridge: Bridge, tmp_path: Path) -> None:
-    second = Bridge(replace(CONFIG, bridge="t-br1", subnet="10.67.0.0/24"), str(tmp_path / "second"), "/run/other")
+    second = Bridge(
+        replace(CONFIG, bridge="t-br1", subnet="10.67.0.0/24"), str(tmp_path / "second/netns"), str(tmp_path / "second")
+    )
     await bridge.start()
     await second.start()
-    one, other = await bridge.attach("pod"), await second.attach("pod")
+    one, other = await bridge.attach(named("pod")), await second.attach(named("pod"))
     assert ping(one.netns_path, other.ips[0])  # the node routes between them
     await bridge.detach(one)
     await second.detach(other)
@@ -346,9 +357,9 @@ async def test_a_subnet_that_is_in_use_is_refused_by_name(bridge: Bridge, tmp_pa
 @on_own_node
 async def test_another_daemons_bridge_is_refused_while_pods_live_on_it(bridge: Bridge, tmp_path: Path) -> None:
     await bridge.start()
-    pod = await bridge.attach("pod")
-    second = Bridge(CONFIG, str(tmp_path / "second"), "/run/other")
-    with pytest.raises(FailedPrecondition, match=r"carries pods of another daemon \(cri_py /run/test\)"):
+    pod = await bridge.attach(named("pod"))
+    second = Bridge(CONFIG, str(tmp_path / "second/netns"), str(tmp_path / "second"))
+    with pytest.raises(FailedPrecondition, match=r"carries pods of another daemon \(cri_py /"):
         await second.start()
     await bridge.detach(pod)
     await settled(["t-br0"])
@@ -388,9 +399,11 @@ async def test_what_leaves_the_node_is_masqueraded(tmp_path: Path) -> None:
     await bridge.start()
     listed = await program.run(["/usr/sbin/nft", "list", "tables"], deadline_s=10)
     assert listed.output == b"table ip cri_py_t_2dbr0\n"
-    uplink = Bridge(replace(CONFIG, bridge="t-up", subnet="10.99.0.0/24"), str(tmp_path / "beyond"), "/run/beyond")
+    uplink = Bridge(
+        replace(CONFIG, bridge="t-up", subnet="10.99.0.0/24"), str(tmp_path / "beyond/netns"), str(tmp_path / "beyond")
+    )
     await uplink.start()
-    outside, pod = await uplink.attach("outside"), await bridge.attach("pod")
+    outside, pod = await uplink.attach(named("outside")), await bridge.attach(named("pod"))
     with inside(outside, lambda: socket.socket(type=socket.SOCK_DGRAM)) as listening:
         listening.settimeout(5)
         listening.bind(("", 5000))
@@ -413,7 +426,7 @@ async def test_without_nft_pods_start_all_the_same(tmp_path: Path, monkeypatch: 
     bridge = make(tmp_path, masquerade=True)
     await bridge.start()
     assert bridge.condition().status
-    await bridge.detach(await bridge.attach("pod"))
+    await bridge.detach(await bridge.attach(named("pod")))
     await bridge.destroy()
 
 
@@ -423,11 +436,11 @@ async def test_without_nft_pods_start_all_the_same(tmp_path: Path, monkeypatch: 
 @on_own_node
 async def test_after_a_restart_addresses_of_living_pods_stay_taken(bridge: Bridge, tmp_path: Path) -> None:
     await bridge.start()
-    old = await bridge.attach("old")
+    old = await bridge.attach(named("old"))
     again = make(tmp_path)
     await again.start()
     assert again.adopt(old)
-    new = await again.attach("new")
+    new = await again.attach(named("new"))
     assert new.ips != old.ips
     assert ping(new.netns_path, old.ips[0])
     await again.detach(old)
@@ -436,9 +449,9 @@ async def test_after_a_restart_addresses_of_living_pods_stay_taken(bridge: Bridg
 
 
 @on_own_node
-async def test_adopting_what_a_reboot_took_says_so(bridge: Bridge) -> None:
+async def test_adopting_what_a_reboot_took_says_so(bridge: Bridge, tmp_path: Path) -> None:
     await bridge.start()
-    gone = Attachment(f"{bridge._netns_dir}/gone", ("10.66.0.7",))
+    gone = Attachment(str(tmp_path / "netns/gone"), ("10.66.0.7",))
     assert not bridge.adopt(gone)
     await bridge.detach(gone)
     assert bridge._pool.taken == 0
@@ -448,15 +461,15 @@ async def test_adopting_what_a_reboot_took_says_so(bridge: Bridge) -> None:
 async def test_a_sweep_removes_what_nobody_knows(bridge: Bridge, tmp_path: Path) -> None:
     await bridge.start()
     for name in ("known", "crashed"):
-        await bridge.attach(name)
+        await bridge.attach(named(name))
     again = make(tmp_path)
     await again.start()
-    mine = await again.attach("mine")
+    mine = await again.attach(named("mine"))
     (tmp_path / "netns" / "halfway").touch()  # died between making the file and mounting on it
-    assert await again.sweep({"known"}) == ["crashed", "halfway"]
-    assert sorted(os.listdir(tmp_path / "netns")) == ["known", "mine"]
+    assert [whose(name) for name in await again.sweep({"known"})] == ["crashed", "halfway"]
+    assert pinned(tmp_path / "netns") == ["known", "mine"]
     assert await again.sweep({"known"}) == []
-    assert await again.sweep(set()) == ["known"]
+    assert [whose(name) for name in await again.sweep(set())] == ["known"]
     await again.detach(mine)
     await settled(["t-br0"])
 
@@ -466,4 +479,4 @@ async def test_a_foreign_bridge_with_our_address_is_adopted(bridge: Bridge) -> N
     with Netlink() as node:
         node.request(make_bridge("t-br0", bytes.fromhex("0ac100000001"), 1500))
     await bridge.start()
-    await bridge.detach(await bridge.attach("pod"))
+    await bridge.detach(await bridge.attach(named("pod")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import pytest
 
@@ -102,12 +102,12 @@ def fresh_daemon(registry: RegistrySimulator) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def make_daemon(registry: RegistrySimulator) -> Iterator[Callable[[str], Daemon]]:
-    """Daemons with settings of their own, given as TOML."""
+def make_daemon(registry: RegistrySimulator) -> Iterator[Callable[..., Daemon]]:
+    """Daemons with settings of their own, given as TOML, or with the plugins ``cni`` to attach pods."""
     made: list[Daemon] = []
 
-    def make(settings: str) -> Daemon:
-        made.append(Daemon(registry.url, settings))
+    def make(settings: str = "", *, cni: Sequence[str] = ()) -> Daemon:
+        made.append(Daemon(registry.url, settings, cni=cni))
         _serve(made[-1])
         return made[-1]
 

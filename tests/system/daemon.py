@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +31,14 @@ _IGNORING: Final = ("env", "--ignore-signal=QUIT,HUP,USR1,USR2,ALRM")
 _PYTHON: Final = (sys.executable, "-m", "cri_py", "serve")
 
 
+_CAPABILITIES: Final = {"portmap": {"portMappings": True}, "bandwidth": {"bandwidth": True}}
+
+
 class Daemon:
     """``start`` and ``destroy`` are the fixture's; between them a test may kill, stop and start it as it likes."""
 
-    def __init__(self, mirror: str, settings: str = "") -> None:
+    def __init__(self, mirror: str, settings: str = "", *, cni: Sequence[str] = ()) -> None:
+        """``cni``: of Debian's CNI plugins, those that attach pods instead of the built-in bridge."""
         mark = secrets.token_hex(3)
         self.directory = Path(tempfile.mkdtemp(prefix=f"cri-{mark}-", dir="/tmp"))
         self.root, self.state = self.directory / "root", self.directory / "state"
@@ -42,6 +48,8 @@ class Daemon:
         self.bridge = f"crt{mark}"
         self.subnet = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(256)}.0/24"
         self.config_file = self.directory / "config.toml"
+        if cni:
+            settings = f"{settings}\n{self._configure_cni(cni)}"
         self.config_file.write_text(
             f'{settings}\n[images.registries."{HOST}"]\nmirrors = ["{mirror}"]\n'
             f'[images.registries."{mirror.removeprefix("http://")}"]\ninsecure = true\n'
@@ -50,6 +58,23 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
         self._descriptors: Counter[str] = Counter()
         self._told: set[str] = set()
+
+    def _configure_cni(self, chain: Sequence[str]) -> str:
+        """The configuration that an add-on would write, and ours that names it; the same bridge, so the same traces."""
+        ranges = [[{"subnet": self.subnet}], [{"subnet": "fd00:c41::/64"}]]
+        ipam = {
+            "type": "host-local",
+            "dataDir": f"{self.directory}/ipam",
+            "ranges": ranges,
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        }
+        first = {"type": "bridge", "bridge": self.bridge, "isGateway": True, "ipMasq": True, "hairpinMode": True}
+        plugins = [{**first, "ipam": ipam}]
+        plugins += [{"type": kind, "capabilities": _CAPABILITIES.get(kind, {})} for kind in chain if kind != "bridge"]
+        (self.directory / "net.d").mkdir()
+        document = {"cniVersion": "1.0.0", "name": "debian", "plugins": plugins}
+        (self.directory / "net.d" / "10-debian.conflist").write_text(json.dumps(document))
+        return f'[network]\nplugin = "cni"\ncni_conf_dir = "{self.directory}/net.d"\nnetns_dir = "{self.state}/netns"\n'
 
     @property
     def running(self) -> bool:
