@@ -38,6 +38,7 @@ from cri_py.pods.events import Events
 from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
+from cri_py.pods.metrics import PodMetrics
 from cri_py.pods.monitors import Monitors
 from cri_py.pods.node import Node
 from cri_py.pods.places import Places
@@ -149,6 +150,9 @@ class App:
             layers=Layers(self.places, clock, self._config.runtime.stats_period_s),
             clock=clock,
             period_s=self._config.runtime.stats_period_s,
+        )
+        self.metrics = PodMetrics(
+            ledger=self.ledger, statistics=self.statistics, layers_directory=self.places.containers, clock=clock
         )
         self.node = Node(self._config, cgroups, self.network, self._features)
         self.monitors.on_exit = self.containers.on_exit
@@ -266,6 +270,7 @@ class App:
             streams=self.streams,
             updates=Updates(self.ledger, self.groups, self.bundles),
             statistics=self.statistics,
+            metrics=self.metrics,
             events=self.events,
             node=self.node,
         )
