@@ -194,11 +194,8 @@ def _by_device(text: bytes) -> dict[str, dict[str, int]]:
 
 def _version2(group: Group) -> Numbers:
     cpu, stat, events = group.read("cpu.stat"), group.read("memory.stat"), group.read("memory.events")
-    usage = group.number("memory.current")
-    quota, period = _bandwidth(group.read("cpu.max"))
-    cpu_waiting, cpu_stalled = _pressure(group, "cpu")
-    memory_waiting, memory_stalled = _pressure(group, "memory")
-    io_waiting, io_stalled = _pressure(group, "io")
+    usage, (quota, period) = group.number("memory.current"), _bandwidth(group.read("cpu.max"))
+    for_cpu, for_memory, for_io = (_pressure(group, resource) for resource in ("cpu", "memory", "io"))
     return Numbers(
         cpu_ns=_microseconds(cpu, b"usage_usec"),
         cpu_user_ns=_microseconds(cpu, b"user_usec"),
@@ -228,12 +225,12 @@ def _version2(group: Group) -> Numbers:
         swap_limit=_v2_limit(group, "memory.swap.max"),
         threads=group.processes(),
         threads_max=_v2_limit(group, "pids.max"),
-        cpu_waiting_ns=cpu_waiting,
-        cpu_stalled_ns=cpu_stalled,
-        memory_waiting_ns=memory_waiting,
-        memory_stalled_ns=memory_stalled,
-        io_waiting_ns=io_waiting,
-        io_stalled_ns=io_stalled,
+        cpu_waiting_ns=for_cpu[0],
+        cpu_stalled_ns=for_cpu[1],
+        memory_waiting_ns=for_memory[0],
+        memory_stalled_ns=for_memory[1],
+        io_waiting_ns=for_io[0],
+        io_stalled_ns=for_io[1],
     )
 
 
@@ -290,7 +287,11 @@ def _pressure(group: Group, resource: str) -> tuple[int | None, int | None]:
 
 def _field(stat: bytes, name: bytes) -> int | None:
     """None where no line has the name."""
-    return field(stat, name) if stat.startswith(name + b" ") or b"\n%b " % name in stat else None
+    start = stat.find(b"\n%b " % name) + 1
+    if not start and not stat.startswith(b"%b " % name):
+        return None
+    start += len(name) + 1
+    return int(stat[start : stat.index(b"\n", start)])
 
 
 def _huge_pages(group: Group, page_sizes: Sequence[str], usage: str, most: str) -> tuple[HugePages, ...]:

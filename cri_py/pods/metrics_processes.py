@@ -29,9 +29,9 @@ def opened(pids: Sequence[int]) -> Opened:
     if len(pids) > _MOST_PROCESSES:
         return Opened(len(pids), None, None, soft_limit)
     counts = [_count(pid) for pid in pids]
-    descriptors = sum(counts)
-    sockets = sum(_sockets(pid) for pid in pids) if descriptors <= _MOST_DESCRIPTORS else None
-    return Opened(len(pids), descriptors, sockets, soft_limit)
+    sockets = [sockets for _, sockets in counts]
+    told = None if None in sockets else sum(filter(None, sockets))
+    return Opened(len(pids), sum(descriptors for descriptors, _ in counts), told, soft_limit)
 
 
 def _soft_limit(pid: int) -> int | None:
@@ -41,24 +41,20 @@ def _soft_limit(pid: int) -> int | None:
         return None
 
 
-def _count(pid: int) -> int:
-    """How many descriptors a process has: the size of the directory (Linux 6.2), else by reading it."""
-    directory = f"/proc/{pid}/fd"
-    try:
-        return os.stat(directory).st_size or len(os.listdir(directory))
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
-def _sockets(pid: int) -> int:
+def _count(pid: int) -> tuple[int, int | None]:
+    """How many descriptors a process has, and how many of them are sockets; None if it has too many to look at."""
     try:
         directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return 0, 0
     try:
-        return sum(_is_socket(fd, directory) for fd in os.listdir(directory))
+        size = os.fstat(directory).st_size  # since Linux 6.2 their number, else 0
+        if size > _MOST_DESCRIPTORS:
+            return size, None
+        names = os.listdir(directory)
+        return len(names), sum([_is_socket(name, directory) for name in names])
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return 0, 0
     finally:
         os.close(directory)
 

@@ -60,11 +60,13 @@ def _sandbox(found: SandboxMetrics) -> bytes:
 
 def _metrics(found: Metrics, at: bytes) -> bytes:
     labels = b"".join([_string(_LABEL, value) for value in found.labels])
-    encoded = []
+    encoded: list[bytes] = []
     for each, values, number in found.points:
-        head = _head(each)
+        name, kind = _head(each)
         own = _own_labels(values) if values else b""
-        encoded.append(_framed(_METRICS, b"".join((head[0], at, head[1], labels, own, _value(each, number)))))
+        value = _value(number // _NANOS if each.nanos else number)
+        size = len(name) + len(at) + len(kind) + len(labels) + len(own) + len(value)
+        encoded += (_METRICS, _varint(size), name, at, kind, labels, own, value)
     return b"".join(encoded)
 
 
@@ -78,9 +80,9 @@ def _own_labels(values: tuple[str, ...]) -> bytes:
     return b"".join([_string(_LABEL, value) for value in values])
 
 
-def _value(each: Series, number: int) -> bytes:
-    if each.nanos:
-        number //= _NANOS
+@lru_cache(maxsize=4096)
+def _value(number: int) -> bytes:
+    """Most are limits and zeros, the same over and over."""
     if not number:
         return _NO_VALUE
     encoded = b"\x08" + _varint(number & _UINT64)  # -1 stands for no limit, in the kernel too
@@ -96,9 +98,8 @@ def _framed(tag: bytes, encoded: bytes) -> bytes:
     return b"".join((tag, _varint(len(encoded)), encoded))
 
 
+@lru_cache(maxsize=4096)
 def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return b"%c" % number
     found = bytearray()
     while number > 0x7F:
         found.append(number & 0x7F | 0x80)
