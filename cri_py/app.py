@@ -50,6 +50,7 @@ from cri_py.pods.stats_layers import Layers
 from cri_py.pods.streams import Streams
 from cri_py.pods.trash import Trash
 from cri_py.pods.updates import Updates
+from cri_py.rpc import cadvisor
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.metrics import MetricsServer
@@ -241,7 +242,7 @@ class App:
         self.groups.sweep_soon()
         telemetry.RECOVERY_SECONDS.set(time.monotonic() - begun)
         self._expose()
-        metrics = MetricsServer(self._config)
+        metrics = MetricsServer(self._config, self._container_series)
         await metrics.start()
         stack.callback(metrics.stop)
         for part in (self.sandboxes, self.containers):
@@ -275,6 +276,11 @@ class App:
             node=self.node,
         )
 
+    async def _container_series(self, accept: str) -> tuple[str, bytes]:
+        """/metrics/cadvisor. Its text is megabytes on a full node, so it is written on a thread."""
+        found = await self.metrics.sandboxes()
+        return await asyncio.get_running_loop().run_in_executor(None, cadvisor.exposition, found, accept)
+
     def _expose(self) -> None:
         """Gauges are read when somebody looks."""
         telemetry.PODS.read_by(self._count_pods)
@@ -283,6 +289,8 @@ class App:
         telemetry.PULLS.read_by(lambda: {"": float(len(self.images.progress.under_way()))})
         telemetry.PULL_PROGRESS.read_by(self.images.progress.totals)
         telemetry.EVENT_QUEUE_DEPTH.read_by(lambda: {"": float(self.events.depth())})
+        telemetry.MONITORS.read_by(lambda: {"": float(len(self.monitors.pids()))})
+        telemetry.STORE_BYTES.read_by(lambda: {each.name: each.size() for each in (self.pod_store, self.image_store)})
         telemetry.MONITOR_MEMORY.read_by(self._monitor_memory)
 
     def _monitor_memory(self) -> dict[str, float]:

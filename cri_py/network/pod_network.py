@@ -6,6 +6,7 @@ from collections.abc import Callable, Set
 
 import structlog
 
+from cri_py import telemetry
 from cri_py.errors import CriError
 from cri_py.model import Attachment, Condition, Sandbox, SandboxConfig
 from cri_py.network.hostports import HostPorts
@@ -41,6 +42,7 @@ class PodNetwork:
         """Where the namespace of the sandbox ``name`` is pinned."""
         return self._wires.pin_of(name)
 
+    @telemetry.timed(telemetry.NETWORK_SECONDS, telemetry.NETWORK_ERRORS, "attach")
     async def attach(self, sandbox: Sandbox, on_netns: Callable[[], None], holder: int = 0) -> Attachment:
         """A namespace with a network for a pod that is not on the host's, and its host ports.
 
@@ -62,6 +64,7 @@ class PodNetwork:
             raise
         return attachment
 
+    @telemetry.timed(telemetry.NETWORK_SECONDS, telemetry.NETWORK_ERRORS, "detach")
     async def detach(self, sandbox: Sandbox) -> None:
         """Close a pod's host ports and let go of its namespace and addresses. Idempotent.
 
