@@ -41,6 +41,7 @@ from cri_py.pods.events import Events
 from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
+from cri_py.pods.metrics import PodMetrics
 from cri_py.pods.monitors import Monitors
 from cri_py.pods.node import Node
 from cri_py.pods.places import Places
@@ -52,6 +53,7 @@ from cri_py.pods.stats_layers import Layers
 from cri_py.pods.streams import Streams
 from cri_py.pods.trash import Trash
 from cri_py.pods.updates import Updates
+from cri_py.rpc import cadvisor
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.metrics import MetricsServer
@@ -153,6 +155,9 @@ class App:
             clock=clock,
             period_s=self._config.runtime.stats_period_s,
         )
+        self.metrics = PodMetrics(
+            ledger=self.ledger, statistics=self.statistics, layers_directory=self.places.containers, clock=clock
+        )
         self.node = Node(self._config, cgroups, self.network, self._features)
         self.monitors.on_exit = self.containers.on_exit
         self.monitors.on_lost = self.sandboxes.lost
@@ -247,7 +252,7 @@ class App:
         self.groups.sweep_soon()
         telemetry.RECOVERY_SECONDS.set(time.monotonic() - begun)
         self._expose()
-        metrics = MetricsServer(self._config)
+        metrics = MetricsServer(self._config, self._container_series)
         await metrics.start()
         stack.callback(metrics.stop)
         for part in (self.sandboxes, self.containers):
@@ -276,9 +281,15 @@ class App:
             streams=self.streams,
             updates=Updates(self.ledger, self.groups, self.bundles),
             statistics=self.statistics,
+            metrics=self.metrics,
             events=self.events,
             node=self.node,
         )
+
+    async def _container_series(self, accept: str) -> tuple[str, bytes]:
+        """/metrics/cadvisor. Its text is megabytes on a full node, so it is written on a thread."""
+        found = await self.metrics.sandboxes()
+        return await asyncio.get_running_loop().run_in_executor(None, cadvisor.exposition, found, accept)
 
     def _expose(self) -> None:
         """Gauges are read when somebody looks."""
@@ -288,6 +299,8 @@ class App:
         telemetry.PULLS.read_by(lambda: {"": float(len(self.images.progress.under_way()))})
         telemetry.PULL_PROGRESS.read_by(self.images.progress.totals)
         telemetry.EVENT_QUEUE_DEPTH.read_by(lambda: {"": float(self.events.depth())})
+        telemetry.MONITORS.read_by(lambda: {"": float(len(self.monitors.pids()))})
+        telemetry.STORE_BYTES.read_by(lambda: {each.name: each.size() for each in (self.pod_store, self.image_store)})
         telemetry.MONITOR_MEMORY.read_by(self._monitor_memory)
 
     def _monitor_memory(self) -> dict[str, float]:

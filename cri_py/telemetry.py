@@ -7,12 +7,14 @@ a :class:`Reading` is a gauge whose owner answers when somebody looks, so nothin
 
 from __future__ import annotations
 
+import functools
 import logging
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Final, TextIO
+from typing import Any, Final, ParamSpec, TextIO, TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -63,10 +65,21 @@ class Reading(Collector):
 
 
 _RPC_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_STAGE_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 _PULL_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 
 RPC_SECONDS: Final = Histogram(
     "cri_py_rpc_seconds", "How long calls took, by method", ["method"], buckets=_RPC_BUCKETS, registry=REGISTRY
+)
+STAGE_SECONDS: Final = Histogram(
+    "cri_py_stage_seconds",
+    "How long the steps of a pod's start took that succeeded; those of a sandbox run side by side",
+    ["stage"],
+    buckets=_STAGE_BUCKETS,
+    registry=REGISTRY,
+)
+STAGE_ERRORS: Final = Counter(
+    "cri_py_stage_errors", "Steps of a pod's start that failed, by stage", ["stage"], registry=REGISTRY
 )
 RPC_ERRORS: Final = Counter(
     "cri_py_rpc_errors",
@@ -104,6 +117,34 @@ PULLS: Final = Reading("cri_py_pulls", "Pulls under way whose manifest is here")
 PULL_PROGRESS: Final = Reading(
     "cri_py_pull_progress_bytes", "Layers of the pulls under way: compressed bytes wanted, fetched, unpacked", "step"
 )
+NETWORK_SECONDS: Final = Histogram(
+    "cri_py_network_seconds",
+    "How long pods took to get and to let go of their network, by act: attach, detach",
+    ["act"],
+    buckets=_STAGE_BUCKETS,
+    registry=REGISTRY,
+)
+NETWORK_ERRORS: Final = Counter(
+    "cri_py_network_errors", "Networks that could not be attached or detached, by act", ["act"], registry=REGISTRY
+)
+STORE_SECONDS: Final = Histogram(
+    "cri_py_store_seconds",
+    "How long records took until they were written, by database: pods, images",
+    ["store"],
+    buckets=_STAGE_BUCKETS,
+    registry=REGISTRY,
+)
+STORE_ERRORS: Final = Counter(
+    "cri_py_store_errors", "Records that could not be written, by database", ["store"], registry=REGISTRY
+)
+STORE_BYTES: Final = Reading("cri_py_store_bytes", "Size of the databases with their write-ahead logs", "store")
+EXITS: Final = Counter(
+    "cri_py_container_exits",
+    "Containers that ended, by reason: Completed, Error, OOMKilled, …",
+    ["reason"],
+    registry=REGISTRY,
+)
+MONITORS: Final = Reading("cri_py_monitors", "Monitors that the daemon is connected to")
 MONITOR_MEMORY: Final = Reading("cri_py_monitor_memory_bytes", "PSS of all monitors and the spawner")
 MONITORS_LOST: Final = Counter(
     "cri_py_monitors_lost", "Monitors that died before their pod was stopped", registry=REGISTRY
@@ -122,6 +163,46 @@ RECOVERY_SECONDS: Final = Gauge(
 BUILD: Final = Gauge("cri_py_build_info", "Always 1", ["version", "python"], registry=REGISTRY)
 
 ProcessCollector(registry=REGISTRY)  # the process_* series that every dashboard knows
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+Act = Callable[_P, Coroutine[Any, Any, _T]]
+
+
+def timed(seconds: Histogram, errors: Counter, label: str) -> Callable[[Act[_P, _T]], Act[_P, _T]]:
+    """Tell, under ``label``, how long calls that succeed take, and how many don't. A caller who left is no error."""
+    observe, count = seconds.labels(label).observe, errors.labels(label).inc
+
+    def decorate(act: Act[_P, _T]) -> Act[_P, _T]:
+        @functools.wraps(act)
+        async def timed_act(*arguments: _P.args, **named: _P.kwargs) -> _T:
+            begun = time.perf_counter()
+            try:
+                answer = await act(*arguments, **named)
+            except Exception:
+                count()
+                raise
+            observe(time.perf_counter() - begun)
+            return answer
+
+        return timed_act
+
+    return decorate
+
+
+def stage(name: str) -> Callable[[Act[_P, _T]], Act[_P, _T]]:
+    """``timed`` for a step of a pod's start."""
+    return timed(STAGE_SECONDS, STAGE_ERRORS, name)
+
+
+for _kind in ("exec", "attach", "portforward"):  # what never happened is 0, and not unknown
+    STREAM_SECONDS.labels(_kind)
+    STREAM_ERRORS.labels(_kind)
+    for _to in ("container", "client"):
+        STREAM_BYTES.labels(_kind, _to)
+for _reason in ("Completed", "Error", "OOMKilled"):
+    EXITS.labels(_reason)
 
 
 def set_version(version: str) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 16384
 _MISSING = -1
+_NO_CHILDREN = 2  # links of a directory without directories: "." and its name
 _V1_UNLIMITED = 1 << 62  # the kernel rounds its largest number down to a page
 
 
@@ -103,6 +104,17 @@ class Group(ABC):
                 return _MISSING
             raise
 
+    def has(self, file: str) -> bool:
+        """Whether the kernel has the file, be it empty."""
+        if file not in self._fds:
+            self._fds[file] = self._open(file)
+        return self._fds[file] != _MISSING
+
+    def members(self) -> tuple[int, ...] | None:
+        """The processes in the group and in the groups of execs below it; None for more than are worth a look."""
+        text = self.read("cgroup.procs")
+        return tuple(map(int, text.split())) if len(text) < _READ_BYTES else None
+
     def number(self, file: str) -> int | None:
         """A file that holds one number; None where it is missing, or says that there is no limit."""
         text = self.read(file)
@@ -140,7 +152,7 @@ class V1Group(Group):
         self._mount_of = {name: part.mount for part in cgroups.hierarchies for name in part.controllers}
 
     def _place(self, file: str) -> str:
-        mount = self._mount_of.get(file.partition(".")[0])
+        mount = self._mount_of.get("memory" if file == "cgroup.procs" else file.partition(".")[0])
         return f"{mount}{self._path}/{file}" if mount else ""
 
     def cpu_ns(self) -> int | None:
@@ -187,6 +199,19 @@ class V2Group(Group):
 
     def _place(self, file: str) -> str:
         return f"{self._directory}/{file}"
+
+    def members(self) -> tuple[int, ...] | None:
+        """As Group.members. Here an exec's group is the container's child, on version 1 in another hierarchy only."""
+        found = super().members()
+        try:
+            if found is None or os.stat(self._directory).st_nlink <= _NO_CHILDREN:
+                return found
+        except FileNotFoundError:
+            return ()
+        below = [files.read_if_there(f"{child}/cgroup.procs") for child in files.below(self._directory)]
+        return (
+            None if any(len(text) >= _READ_BYTES for text in below) else (*found, *map(int, b" ".join(below).split()))
+        )
 
     def cpu_ns(self) -> int | None:
         """As Group.cpu_ns; to the microsecond."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from cri_py import telemetry
 from cri_py.errors import CriError
 from cri_py.model import Attachment, Condition, Sandbox, SandboxConfig
 from cri_py.network.hostports import HostPorts
@@ -50,6 +51,7 @@ class PodNetwork:
         """A pod's network in the form of a CNI result; None on the host's network."""
         return self._wires.result(sandbox.attachment) if sandbox.attachment else None
 
+    @telemetry.timed(telemetry.NETWORK_SECONDS, telemetry.NETWORK_ERRORS, "attach")
     async def attach(self, sandbox: Sandbox, on_netns: Callable[[], None], holder: int = 0) -> Attachment:
         """A namespace with a network for a pod that is not on the host's, and its host ports.
 
@@ -72,6 +74,7 @@ class PodNetwork:
             raise
         return attachment
 
+    @telemetry.timed(telemetry.NETWORK_SECONDS, telemetry.NETWORK_ERRORS, "detach")
     async def detach(self, sandbox: Sandbox) -> None:
         """Close a pod's host ports and let go of its namespace and addresses. Idempotent.
 

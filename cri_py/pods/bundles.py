@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from cri_py import telemetry
 from cri_py.cdi.documents import named_in
 from cri_py.cdi.edits import Edits
 from cri_py.cdi.registry import Registry
@@ -55,6 +56,7 @@ class Bundles:
         self._filters: dict[str, dict[str, Any]] = {}
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="seccomp")
 
+    @telemetry.stage("container document")
     async def plan(
         self,
         sandbox: Sandbox,

@@ -232,6 +232,7 @@ class Containers:
             raise FailedPrecondition(f"container {target}, whose processes are to be shared, is not running")
         return container.state.pid
 
+    @telemetry.stage("container init")
     async def _ask_create(
         self, container: Container, image: Image, bundle: Bundle, user: dict[str, Any]
     ) -> dict[str, Any]:
@@ -291,6 +292,7 @@ class Containers:
         task.add_done_callback(self._starting.discard)
         await asyncio.shield(task)  # a program that runs can't be taken back: a caller who leaves leaves it recorded
 
+    @telemetry.stage("container start")
     async def _start(self, container_id: ContainerId) -> None:
         async with self._ledger.lock(container_id):
             container = self._ledger.container(container_id)
@@ -338,6 +340,8 @@ class Containers:
             trace("exit: told")
             container = await self._advance(container, ended(event, container))
         trace("exit: recorded")
+        if isinstance(container.state, Exited):
+            telemetry.EXITS.labels(container.state.reason).inc()
         self._stops.ended(container.id)
         self._publish(container, EventKind.STOPPED)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 
+from cri_py import telemetry
 from cri_py.cgroups import Cgroups, Write, changes
 from cri_py.errors import FailedPrecondition, Internal, InvalidArgument, KernelError
 from cri_py.images.flights import on_thread
@@ -60,6 +61,7 @@ class Groups:
             self.cgroups.create(holder, {})
         return made
 
+    @telemetry.stage("container cgroup")
     async def make(self, group: str, resources: Mapping[str, Any]) -> None:
         await self._run(self.cgroups.create, group, resources)
 

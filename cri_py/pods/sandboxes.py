@@ -209,6 +209,7 @@ class Sandboxes:
         self._write_files(replace(sandbox, attachment=attachment))
         return monitor, holder, attachment
 
+    @telemetry.stage("sandbox cgroup")
     async def _make_group(self, sandbox: Sandbox, undo: AsyncExitStack) -> None:
         undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, sandbox.id, ())
         made = await self._groups.make_pod(sandbox.cgroup, sandbox.id)
@@ -225,6 +226,7 @@ class Sandboxes:
                 os.unlink(f"{self._places.pod(sandbox.id)}/{SOCKET_NAME}")  # of a monitor that died as it came up
             return await self._ask_for_monitor(sandbox, undo)
 
+    @telemetry.stage("monitor")
     async def _ask_for_monitor(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
         trace("run: before the monitor")
         monitor = self._spawner.spawn(self._places.pod(sandbox.id))
@@ -249,6 +251,7 @@ class Sandboxes:
         trace("run: network attached")
         return attachment
 
+    @telemetry.stage("holder")
     async def _hold(self, sandbox: Sandbox, monitor: MonitorClient) -> int:
         own = holder_steps.own(sandbox.config, files.sandbox_hostname(sandbox, ""))
         files_of_group = self._groups.cgroups.enter_plan(self._groups.of_holder(sandbox.cgroup, sandbox.id))

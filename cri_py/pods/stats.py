@@ -135,24 +135,25 @@ class Statistics:
     async def container(self, container_id: str) -> ContainerUsage:
         """Raises NotFound."""
         found = await self._with_layers([self._ledger.container(container_id)])
-        return (await self._run(self._read_containers, found))[0]
+        return (await self.run(self._read_containers, found))[0]
 
     async def containers(self, wanted: ContainerFilter) -> Sequence[ContainerUsage]:
         """Of every state: a created one has its waiting init, an ended one what it used in all."""
         found = await self._with_layers(self._ledger.select_containers(wanted))
-        return await self._run(self._read_containers, found)
+        return await self.run(self._read_containers, found)
 
     async def sandbox(self, sandbox_id: str) -> SandboxUsage:
         """Of a stopped one only what its containers wrote is left. Raises NotFound."""
-        found = await self._with_members([self._ledger.sandbox(sandbox_id)])
-        return (await self._run(self._read_sandboxes, found))[0]
+        found = await self.with_members([self._ledger.sandbox(sandbox_id)])
+        return (await self.run(self._read_sandboxes, found))[0]
 
     async def sandboxes(self, wanted: SandboxFilter) -> Sequence[SandboxUsage]:
         """Of those that are ready: no other has anything to read."""
         found = [each for each in self._ledger.select_sandboxes(wanted) if isinstance(each.state, Ready)]
-        return await self._run(self._read_sandboxes, await self._with_members(found))
+        return await self.run(self._read_sandboxes, await self.with_members(found))
 
-    async def _with_members(self, sandboxes: Iterable[Sandbox]) -> list[tuple[Sandbox, list[Member]]]:
+    async def with_members(self, sandboxes: Iterable[Sandbox]) -> list[tuple[Sandbox, list[Member]]]:
+        """Each with its containers, and what is known of their layers."""
         members = [(sandbox, self._ledger.members(sandbox.id)) for sandbox in sandboxes]
         await self._layers.first(container for _, containers in members for container in containers)
         return [(sandbox, [(each, self._layers.of(each)) for each in containers]) for sandbox, containers in members]
@@ -161,8 +162,11 @@ class Statistics:
         await self._layers.first(containers)
         return [(container, self._layers.of(container)) for container in containers]
 
-    async def _run(self, call: Callable[..., _T], *arguments: object) -> _T:
-        """Calls run in the order in which they are made here, so none meets what was forgotten before it."""
+    async def run(self, call: Callable[..., _T], *arguments: object) -> _T:
+        """Have ``call`` look at groups, on the thread that they belong to.
+
+        Calls run in the order in which they are made here, so none meets what was forgotten before it.
+        """
         return await on_thread(self._thread, call, *arguments)
 
     # ------------------------------------------------------------ background
@@ -179,7 +183,7 @@ class Statistics:
             containers = self._ledger.containers()
             known: set[str] = {*(each.id for each in sandboxes), *(each.id for each in containers)}
             living = [each for each in containers if isinstance(each.state, Created | Running)]
-            await self._run(self._note, [*sandboxes, *living], known)
+            await self.run(self._note, [*sandboxes, *living], known)
             await asyncio.sleep(self._period_s)
 
     async def _follow_events(self) -> None:
@@ -197,12 +201,12 @@ class Statistics:
             self._layers.want_later(about.id)
         elif about is None and sandbox is not None and sandbox.id == event.container_id:
             if event.kind is EventKind.CREATED:
-                await self._run(self._note, [sandbox])
+                await self.run(self._note, [sandbox])
             elif event.kind in (EventKind.STOPPED, EventKind.DELETED):
-                await self._run(self._forget, sandbox.id)
+                await self.run(self._forget, sandbox.id)
         elif event.kind is EventKind.DELETED:
             self._layers.forget(ContainerId(event.container_id))
-            await self._run(self._forget, event.container_id)
+            await self.run(self._forget, event.container_id)
 
     async def stop(self) -> None:
         """End the background and let go of all files."""
@@ -211,7 +215,7 @@ class Statistics:
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
-        await self._run(self._forget_all)
+        await self.run(self._forget_all)
         self._thread.shutdown(wait=True)
 
     # --------------------------------------------------------- on its thread
@@ -230,7 +234,7 @@ class Statistics:
             SandboxUsage(
                 sandbox,
                 self._read_group(sandbox) if isinstance(sandbox.state, Ready) else None,
-                self._interfaces(sandbox),
+                self.interfaces(sandbox),
                 tuple(self._read_container(member, free) for member in members),
                 free,
             )
@@ -246,13 +250,18 @@ class Statistics:
             return None
         return None if read.usage == Usage() else read
 
-    def _interfaces(self, sandbox: Sandbox) -> tuple[Interface, ...] | None:
+    def interfaces(self, sandbox: Sandbox) -> tuple[Interface, ...] | None:
+        """None on the host's network. To be called in ``run`` alone."""
         if sandbox.attachment is None or not isinstance(sandbox.state, Ready):
             return None
         network = self._networks.get(sandbox.id)
         if network is None:
             network = self._networks[sandbox.id] = HolderNetwork(sandbox.state.holder_pid)
         return network.interfaces()
+
+    def group(self, owner: Sandbox | Container) -> Group:
+        """The open files of what is not removed yet; they stay the statistics'. To be called in ``run`` alone."""
+        return self._watch(owner).group
 
     def _note(self, owners: Sequence[Sandbox | Container], known: Set[str] | None = None) -> None:
         for owner in owners:

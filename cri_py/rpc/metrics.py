@@ -1,4 +1,4 @@
-"""/metrics over HTTP, on a unix socket or loopback TCP.
+"""/metrics and /metrics/cadvisor over HTTP, on a unix socket or loopback TCP.
 
 As much of HTTP/1.1 as a scrape needs: one request for each connection, no body. It runs on the daemon's loop, so that
 gauges are read without locks; prometheus_client's own server is a thread and knows no unix sockets.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import http
 import ipaddress
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -36,10 +37,23 @@ class BadRequest(Exception):
         self.reason = reason
 
 
-class MetricsServer:
-    """Serves GET and HEAD of /metrics on ``config.metrics_listen``; does nothing where that is "off"."""
+Page = Callable[[str], Awaitable[tuple[str, bytes]]]
+"""From the Accept header to content type and body."""
 
-    def __init__(self, config: Config) -> None:
+
+async def own_series(accept: str) -> tuple[str, bytes]:
+    """What the daemon tells about itself."""
+    return telemetry.exposition(accept)
+
+
+class MetricsServer:
+    """Serves GET and HEAD of the pages on ``config.metrics_listen``; does nothing where that is "off".
+
+    ``containers`` is the page /metrics/cadvisor.
+    """
+
+    def __init__(self, config: Config, containers: Page) -> None:
+        self._pages: Mapping[str, Page] = {"/metrics": own_series, "/metrics/cadvisor": containers}
         self._address = None if config.metrics_listen == OFF else _loopback(config.metrics_listen)
         self._group = config.server.socket_group
         self._server: asyncio.Server | None = None
@@ -56,11 +70,11 @@ class MetricsServer:
         try:
             if isinstance(self._address, UnixAddress):
                 make_way(self._address)
-                self._server = await asyncio.start_unix_server(_serve, self._address.path, limit=MAX_HEAD_BYTES)
+                self._server = await asyncio.start_unix_server(self._serve, self._address.path, limit=MAX_HEAD_BYTES)
                 restrict(self._address, self._group)
             else:
                 self._server = await asyncio.start_server(
-                    _serve, self._address.host, self._address.port, limit=MAX_HEAD_BYTES
+                    self._serve, self._address.host, self._address.port, limit=MAX_HEAD_BYTES
                 )
                 self._address = TcpAddress(self._address.host, self._server.sockets[0].getsockname()[1])
         except OSError as error:
@@ -73,6 +87,39 @@ class MetricsServer:
         self._server.close()
         if isinstance(self._address, UnixAddress):
             Path(self._address.path).unlink(missing_ok=True)  # asyncio does that from Python 3.13 on
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(HEAD_TIMEOUT_S + ANSWER_TIMEOUT_S):
+                writer.write(await self._answer(reader))
+                await writer.drain()
+        except (ConnectionError, TimeoutError) as error:
+            log.debug("metrics client left", error=repr(error))
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            method, page, headers = await self._request(reader)
+        except BadRequest as bad:
+            return _response(bad.status, "text/plain; charset=utf-8", f"{bad.reason}\n".encode())
+        try:
+            content_type, body = await page(headers.get("accept", ""))
+        except Exception:
+            log.exception("a series could not be read")
+            reason = b"a series could not be read; the log tells which\n"
+            return _response(http.HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", reason)
+        return _response(http.HTTPStatus.OK, content_type, body, without_body=method == "HEAD")
+
+    async def _request(self, reader: asyncio.StreamReader) -> tuple[str, Page, dict[str, str]]:
+        """Method, page and headers. Raises BadRequest for what is none of our pages."""
+        method, target, headers = await _head(reader)
+        page = self._pages.get(target.partition("?")[0])
+        if page is None:
+            raise BadRequest(http.HTTPStatus.NOT_FOUND, f"only {' and '.join(self._pages)} are here")
+        if method not in {"GET", "HEAD"}:
+            raise BadRequest(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not possible here")
+        return method, page, headers
 
 
 def _loopback(listen: str) -> UnixAddress | TcpAddress:
@@ -93,33 +140,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        async with asyncio.timeout(HEAD_TIMEOUT_S + ANSWER_TIMEOUT_S):
-            writer.write(await _answer(reader))
-            await writer.drain()
-    except (ConnectionError, TimeoutError) as error:
-        log.debug("metrics client left", error=repr(error))
-    finally:
-        writer.close()
-
-
-async def _answer(reader: asyncio.StreamReader) -> bytes:
-    try:
-        method, headers = await _request(reader)
-    except BadRequest as bad:
-        return _response(bad.status, "text/plain; charset=utf-8", f"{bad.reason}\n".encode())
-    try:
-        content_type, body = telemetry.exposition(headers.get("accept", ""))
-    except Exception:
-        log.exception("a series could not be read")
-        reason = b"a series could not be read; the log tells which\n"
-        return _response(http.HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", reason)
-    return _response(http.HTTPStatus.OK, content_type, body, without_body=method == "HEAD")
-
-
-async def _request(reader: asyncio.StreamReader) -> tuple[str, dict[str, str]]:
-    """Read the head of a request for /metrics. Raises BadRequest for anything else."""
+async def _head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:
+    """Method, target and headers of a request. Raises BadRequest for what is no HTTP/1."""
     try:
         async with asyncio.timeout(HEAD_TIMEOUT_S):
             head = await reader.readuntil(b"\r\n\r\n")
@@ -135,11 +157,7 @@ async def _request(reader: asyncio.StreamReader) -> tuple[str, dict[str, str]]:
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
         raise BadRequest(http.HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request")
     method, target, _ = words
-    if target.partition("?")[0] != "/metrics":
-        raise BadRequest(http.HTTPStatus.NOT_FOUND, "only /metrics is here")
-    if method not in {"GET", "HEAD"}:
-        raise BadRequest(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not possible here")
-    return method, _headers(fields)
+    return method, target, _headers(fields)
 
 
 def _headers(fields: list[str]) -> dict[str, str]:

@@ -9,8 +9,9 @@ from typing import Final, Protocol
 
 from cri_py import model
 from cri_py.errors import InvalidArgument
+from cri_py.pods.metrics import SandboxMetrics
 from cri_py.pods.stats import ContainerUsage, SandboxUsage
-from cri_py.rpc import answers, convert, listing
+from cri_py.rpc import answers, convert, listing, pod_metrics
 from cri_py.rpc.convert import object_id
 from cri_py.rpc.gen import api_pb2 as pb
 from cri_py.rpc.stats import StatsEncoding
@@ -66,6 +67,10 @@ class Statistics(Protocol):
     async def sandboxes(self, wanted: model.SandboxFilter, /) -> Sequence[SandboxUsage]: ...
 
 
+class PodMetrics(Protocol):
+    async def sandboxes(self) -> Sequence[SandboxMetrics]: ...
+
+
 class Events(Protocol):
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[model.Event]]: ...
 
@@ -90,6 +95,7 @@ class RuntimeService:
         streams: Streams,
         updates: Updates,
         statistics: Statistics,
+        metrics: PodMetrics,
         events: Events,
         node: Node,
     ) -> None:
@@ -98,6 +104,7 @@ class RuntimeService:
         self._streams = streams
         self._updates = updates
         self._statistics = statistics
+        self._metrics = metrics
         self._events = events
         self._node = node
         self._sandbox_listing = listing.sandboxes()
@@ -265,6 +272,16 @@ class RuntimeService:
     async def StreamPodSandboxStats(self, request: pb.StreamPodSandboxStatsRequest) -> AsyncIterator[bytes]:
         found = await self._statistics.sandboxes(convert.sandbox_stats_filter(request.filter))
         for part in self._stats.sandbox_parts(found):
+            yield part
+
+    async def ListMetricDescriptors(self, _: pb.ListMetricDescriptorsRequest) -> pb.ListMetricDescriptorsResponse:
+        return pod_metrics.descriptors()
+
+    async def ListPodSandboxMetrics(self, _: pb.ListPodSandboxMetricsRequest) -> bytes:
+        return pod_metrics.whole(await self._metrics.sandboxes())
+
+    async def StreamPodSandboxMetrics(self, _: pb.StreamPodSandboxMetricsRequest) -> AsyncIterator[bytes]:
+        for part in pod_metrics.parts(await self._metrics.sandboxes()):
             yield part
 
     # -------------------------------------------------------------- events

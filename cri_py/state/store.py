@@ -7,13 +7,16 @@ Changes that arrive while the writer is busy are committed together in one trans
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from cri_py import telemetry
 from cri_py.errors import Internal
 from cri_py.state.migrations import migrate
 
@@ -58,6 +61,9 @@ class Store:
 
     def __init__(self, path: str, *, durable: bool) -> None:
         self._path = path
+        self.name = os.path.basename(path).removesuffix(".db")
+        self._seconds = telemetry.STORE_SECONDS.labels(self.name)
+        self._errors = telemetry.STORE_ERRORS.labels(self.name)
         self._connection = _connect(path, durable=durable)
         self._queue: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_loop, name="store", daemon=True)
@@ -78,8 +84,21 @@ class Store:
                 f"the database {self._path} can't be read: {error}", hint="move it away to start empty"
             ) from error
 
+    def size(self) -> float:
+        """Bytes of the file and its write-ahead log."""
+        return float(sum(os.path.getsize(file) for file in (self._path, f"{self._path}-wal") if os.path.exists(file)))
+
     async def commit(self, *changes: Change) -> None:
         """Make all changes or none; returns once they are recorded. Raises Internal if the disk refuses."""
+        begun = time.perf_counter()
+        try:
+            await self._commit(changes)
+        except Internal:
+            self._errors.inc()
+            raise
+        self._seconds.observe(time.perf_counter() - begun)
+
+    async def _commit(self, changes: tuple[Change, ...]) -> None:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -11,7 +12,7 @@ import pytest
 import structlog
 
 from cri_py import telemetry
-from cri_py.errors import ConfigError
+from cri_py.errors import ConfigError, CriError
 from cri_py.model import RegistryAuth
 
 
@@ -129,3 +130,34 @@ def test_the_version_is_told() -> None:
     _, body = telemetry.exposition("")
     assert b'cri_py_build_info{python="' in body
     assert b'version="1.2.3"' in body
+
+
+def _value(name: str, **labels: str) -> float:
+    return telemetry.REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def test_a_timed_step_counts_what_succeeds_and_what_fails_apart() -> None:
+    @telemetry.stage("unit test")
+    async def step(fails: bool) -> str:
+        if fails:
+            raise CriError("no")
+        return "yes"
+
+    assert await step(False) == "yes"
+    with pytest.raises(CriError):
+        await step(True)
+    assert _value("cri_py_stage_seconds_count", stage="unit test") == 1
+    assert _value("cri_py_stage_errors_total", stage="unit test") == 1
+
+
+async def test_a_caller_who_leaves_is_no_failure_of_the_step() -> None:
+    @telemetry.stage("abandoned")
+    async def step() -> None:
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(step())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert _value("cri_py_stage_errors_total", stage="abandoned") == 0

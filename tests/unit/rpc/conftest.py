@@ -15,6 +15,7 @@ from cri_py import model
 from cri_py.config import Config, ServerConfig
 from cri_py.errors import NotFound
 from cri_py.images.progress import LayerProgress
+from cri_py.pods.metrics import SandboxMetrics
 from cri_py.pods.stats import ContainerUsage, SandboxUsage
 from cri_py.rpc.gen import api_pb2_grpc
 from cri_py.rpc.image_service import ImageService
@@ -201,6 +202,14 @@ class SimulatedUpdates:
         self.asked.append(asked)
 
 
+class SimulatedMetrics:
+    def __init__(self) -> None:
+        self.found: list[SandboxMetrics] = []
+
+    async def sandboxes(self) -> list[SandboxMetrics]:
+        return self.found
+
+
 class SimulatedEvents:
     def __init__(self) -> None:
         self.queue: asyncio.Queue[model.Event] = asyncio.Queue()
@@ -309,6 +318,7 @@ class World:
     node: SimulatedNode
     images: SimulatedImages
     statistics: SimulatedStatistics
+    metrics: SimulatedMetrics
     updates: SimulatedUpdates
 
     @property
@@ -334,7 +344,7 @@ async def world(config: Config) -> AsyncIterator[World]:
         SimulatedNode(),
         SimulatedImages(),
     )
-    statistics, updates = SimulatedStatistics(), SimulatedUpdates()
+    statistics, metrics, updates = SimulatedStatistics(), SimulatedMetrics(), SimulatedUpdates()
     services = {
         RUNTIME: RuntimeService(
             sandboxes=sandboxes,
@@ -342,6 +352,7 @@ async def world(config: Config) -> AsyncIterator[World]:
             streams=SimulatedStreams(),
             updates=updates,
             statistics=statistics,
+            metrics=metrics,
             events=events,
             node=node,
         ),
@@ -354,7 +365,7 @@ async def world(config: Config) -> AsyncIterator[World]:
     options = [("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size)]
     async with grpc.aio.insecure_channel(config.listen.replace("unix://", "unix:"), options=options) as channel:
         socket = Path(config.listen.removeprefix("unix://"))
-        yield World(server, socket, channel, sandboxes, containers, events, node, images, statistics, updates)
+        yield World(server, socket, channel, sandboxes, containers, events, node, images, statistics, metrics, updates)
     await server.stop()
 
 

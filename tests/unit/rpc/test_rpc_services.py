@@ -27,9 +27,6 @@ LATER = [
     "CheckpointContainer",
     "CheckpointPod",
     "RestorePod",
-    "ListMetricDescriptors",
-    "ListPodSandboxMetrics",
-    "StreamPodSandboxMetrics",
 ]
 
 

@@ -1,0 +1,170 @@
+"""A real Prometheus (Debian's) scrapes a real daemon: rules are sound, and every query that we ship has an answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+
+from cri_py.cgroups import detect
+from cri_py.rpc.gen import api_pb2 as pb
+from tests.simulators.busybox import CUSTOM, HOST
+from tests.simulators.kubelet import Kubelet, wait_for
+from tests.system.daemon import Daemon
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus/rules.yml"
+DASHBOARDS = ("runtime", "node")
+WINDOW = "20s"  # instead of Grafana's $__rate_interval
+LIMITS = pb.LinuxContainerResources(cpu_period=100_000, cpu_quota=20_000, memory_limit_in_bytes=64 << 20)
+BUSY = "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo x > /file; done"
+_COMPARISON = re.compile(r"\s*(==|!=|>|<|>=|<=)\s*[\d.]+\s*$")
+_ROUNDS = 5
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def dashboard_queries() -> list[str]:
+    found = []
+    for name in DASHBOARDS:
+        board = json.loads((DEPLOY / f"grafana/{name}.json").read_text())
+        found += [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+    return [re.sub(r"\$(instance|namespace|pod)\b", ".*", text).replace("$__rate_interval", WINDOW) for text in found]
+
+
+def rule_queries() -> list[str]:
+    """What the alerts look at, without the threshold: that is not to be passed here."""
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [_COMPARISON.sub("", rule["expr"]) for group in groups for rule in group["rules"]]
+
+
+def promtool(*arguments: str | Path) -> None:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_takes_the_scrape_config_and_the_rules() -> None:
+    promtool("check", "config", DEPLOY / "prometheus/prometheus.yml")
+
+
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    promtool("test", "rules", DEPLOY / "prometheus/rules_test.yml")
+
+
+class Prometheus:
+    """One on loopback, with our own config but for the address and a scrape every second."""
+
+    def __init__(self, directory: Path, target: str) -> None:
+        config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(RULES)]
+        for job in config["scrape_configs"]:
+            job["static_configs"] = [{"targets": [target]}]
+        file, self._log = directory / "prometheus.yml", (directory / "log").open("w+")
+        file.write_text(yaml.safe_dump(config))
+        self._url = f"http://127.0.0.1:{free_port()}"
+        self._process = subprocess.Popen(
+            [
+                *("prometheus", f"--config.file={file}", f"--storage.tsdb.path={directory}/data"),
+                *(f"--web.listen-address={self._url.removeprefix('http://')}", "--log.level=warn"),
+            ],
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    def get(self, path: str, **parameters: str) -> Any:
+        question = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{question}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def numbers(self, query: str) -> list[float]:
+        found = [float(each["value"][1]) for each in self.get("query", query=query)["result"]]
+        return [number for number in found if not math.isnan(number)]
+
+    def targets_are_up(self) -> bool:
+        assert self._process.poll() is None, self.log()
+        try:
+            targets = self.get("targets", state="active")["activeTargets"]
+        except OSError:
+            return False
+        assert not [each["lastError"] for each in targets if each["lastError"]]
+        return all(each["health"] == "up" for each in targets)
+
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        self._log.close()
+
+
+@pytest.fixture
+def daemon_on_tcp(make_daemon: Callable[[str], Daemon]) -> tuple[Daemon, str]:
+    address = f"127.0.0.1:{free_port()}"
+    return make_daemon(f'[metrics]\nlisten = "{address}"'), address
+
+
+@pytest.fixture
+def prometheus(daemon_on_tcp: tuple[Daemon, str], tmp_path: Path) -> Iterator[Prometheus]:
+    running = Prometheus(tmp_path, daemon_on_tcp[1])
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def work(kubelet: Kubelet) -> None:
+    """Something of everything that is counted: starts, pulls, errors of both, sessions of none."""
+    kubelet.RemoveImage(image=pb.ImageSpec(image=CUSTOM))
+    kubelet.pull(CUSTOM)
+    with contextlib.suppress(grpc.RpcError):
+        kubelet.pull(f"{HOST}/none:1")
+    with contextlib.suppress(grpc.RpcError):
+        kubelet.ExecSync(container_id="c" * 64)
+    pod = kubelet.run_pod()
+    kubelet.wait(kubelet.run(pod, "true"))
+    kubelet.remove_pod(pod)
+
+
+def test_every_query_of_dashboards_and_rules_has_an_answer(
+    daemon_on_tcp: tuple[Daemon, str], prometheus: Prometheus
+) -> None:
+    kubelet = daemon_on_tcp[0].kubelet
+    pod = kubelet.run_pod()
+    busy = kubelet.run(pod, "sh", "-c", BUSY, linux=pb.LinuxContainerConfig(resources=LIMITS))
+    wait_for(prometheus.targets_are_up, bool, timeout_s=30)
+    for _ in range(_ROUNDS):  # a rate needs samples from before and after
+        work(kubelet)
+        kubelet.exec(busy, "ping", "-c", "1", "-W", "1", "10.255.255.1")
+        time.sleep(0.5)
+    queries = [*dashboard_queries(), *rule_queries()]
+    if not detect().leaves_only:  # version 1 has no pressure
+        queries = [query for query in queries if "container_pressure" not in query]
+    assert len(queries) > 60
+
+    def unanswered() -> list[str]:
+        return [query for query in queries if not prometheus.numbers(query)]
+
+    wait_for(unanswered, lambda left: not left, timeout_s=15)
+    assert prometheus.numbers('sum(rate(container_cpu_usage_seconds_total{container="main"}[20s]))')[0] > 0.02
+    assert prometheus.get("rules")["groups"][0]["rules"][0]["health"] == "ok"
+    assert not re.search(r"level=(warn|error)", prometheus.log()), prometheus.log()
