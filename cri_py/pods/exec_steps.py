@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from cri_py.cgroups import ExecScope
 from cri_py.errors import CriError, FailedPrecondition, InvalidArgument, StartError
-from cri_py.kernel import capabilities, userns
+from cri_py.kernel import capabilities, labels, userns
 from cri_py.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -236,6 +236,8 @@ def _labelled(process: Mapping[str, Any]) -> Iterator[Step]:
         yield from _written("/proc/self/oom_score_adj", b"%d" % score, Then.MAY)
     if profile := process.get("apparmorProfile"):  # holds from execve on; a container's /proc may be anything
         yield from _written(LABEL_FILE, f"exec {profile}".encode())
+    if label := process.get("selinuxLabel"):
+        yield from _written(labels.EXEC_FILE, label.encode())
 
 
 def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[Step]:
