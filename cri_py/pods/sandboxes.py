@@ -38,7 +38,7 @@ from cri_py.model import (
 from cri_py.monitor.client import SOCKET_NAME, MonitorClient, SpawnerClient
 from cri_py.network.pod_network import PodNetwork
 from cri_py.pods import files, selinux, spec, spec_limits, spec_selinux, spec_userns
-from cri_py.pods.containers import Containers
+from cri_py.pods.containers import Containers, log_notes
 from cri_py.pods.events import Events
 from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
@@ -317,7 +317,7 @@ class Sandboxes:
     async def _end_monitor(self, monitor: MonitorClient) -> None:
         monitor.on_lost = lambda: None
         try:
-            await monitor.request("end", timeout_s=self._config.monitor_timeout_s)
+            log_notes(await monitor.request("end", timeout_s=self._config.monitor_timeout_s))
         except Unavailable:
             pass  # it is gone already, which is what was wanted
         except DeadlineExceeded:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from cri_py.cgroups import Cgroups
 from cri_py.errors import CriError, FailedPrecondition, KernelError, StartError
-from cri_py.kernel import procfs, syscalls, userns
+from cri_py.kernel import procfs, resctrl, syscalls, userns
 from cri_py.kernel.constants import (
     AT_FDCWD,
     CLONE_INTO_CGROUP,
@@ -169,6 +169,8 @@ def _init(world: World, body: bytes) -> None:
     document = json.loads(procfs.read(f"{request['bundle']}/config.json"))
     process = document["process"]
     secure = security.read_filter(request["seccomp"])
+    if "intelRdt" in document["linux"]:
+        resctrl.enter(document["linux"]["intelRdt"], os.path.basename(request["bundle"]))
     if not birth.crosses:
         _join(birth, holder_fd)
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
@@ -191,6 +193,7 @@ def _init(world: World, body: bytes) -> None:
         os._exit(0)
     if launch is None:
         raise refusal
+    hooks.run(document, request["bundle"], ("startContainer",), "created", os.getpid())
     execute(launch)
 
 
@@ -346,7 +349,7 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], site: Site, *
     if site.root_fd < 0:
         mounts.make_devices(linux.get("devices", []), root)
     terminal = _open_terminal(root) if tty else -1
-    hooks.run(document, request["bundle"])
+    hooks.run(document, request["bundle"], hooks.BEFORE_PIVOT, "creating")
     security.set_label(document["process"])  # after the hooks, which are not the container's; /proc is the node's yet
     paths.make_readonly(linux.get("readonlyPaths", []), root)
     paths.mask(linux.get("maskedPaths", []), root, linux.get("mountLabel", ""))
