@@ -34,7 +34,7 @@ from cri_py.network.cni.wires import Cni
 from cri_py.network.hostports import HostPorts
 from cri_py.network.pod_network import PodNetwork
 from cri_py.network.wires import Wires
-from cri_py.pods import apparmor
+from cri_py.pods import apparmor, selinux
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
@@ -349,7 +349,7 @@ def spec_defaults(config: Config, cgroups: str, features: Features) -> SpecDefau
         cgroup_version=2 if cgroups == "V2" else 1,
         apparmor=apparmor.enabled(),
         apparmor_profile=apparmor.load_default(config.runtime.apparmor_profile, config.server.state),
-        selinux=os.path.exists("/sys/fs/selinux/enforce"),
+        selinux=selinux.read_policy() if config.runtime.selinux else None,
         node_hostname=platform.node(),
         features=features,
     )

@@ -198,6 +198,9 @@ class RuntimeConfig:
         'What containers get that name no AppArmor profile, loaded at the start where the kernel has it; "" is none.',
         matching(r"[A-Za-z0-9_.-]*", "letters, digits, '_', '.' and '-'"),
     )
+    selinux: bool = key(
+        True, "Whether containers get SELinux labels, where the kernel has it and container-selinux is there."
+    )
     cdi_spec_dirs: tuple[str, ...] = key(
         ("/etc/cdi", "/var/run/cdi"),
         "Directories with CDI files (*.json, *.yaml), read when a container asks for such a device; later ones win.",

@@ -232,6 +232,7 @@ def _write_sandbox(sandbox: Sandbox) -> Put:
         "cgroup": sandbox.cgroup,
         "overhead": _write_resources(sandbox.overhead),
         "resources": _write_resources(sandbox.resources),
+        "selinux_level": sandbox.selinux_level,
     }
     return Put(_SANDBOX, sandbox.id, json.dumps(body).encode(), sandbox.config.raw)
 
@@ -275,6 +276,7 @@ def _read_sandbox(row: Put, decode: Callable[[bytes], SandboxConfig]) -> Sandbox
         cgroup=body["cgroup"],
         overhead=_read_resources(body.get("overhead")),
         resources=_read_resources(body.get("resources")),
+        selinux_level=body.get("selinux_level", ""),
     )
 
 
