@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from cri_py.errors import Internal, InvalidArgument, NotFound
+from cri_py.errors import DataLoss, Internal, InvalidArgument, NotFound
 from cri_py.model import (
     Attachment,
     Container,
@@ -45,6 +46,7 @@ from cri_py.state.store import Change, Delete, Put, Store
 
 log = structlog.get_logger()
 _Object = TypeVar("_Object")
+DATABASE: Final = "pods.db"  # below the root
 _SANDBOX: Final = "sandbox"
 _CONTAINER: Final = "container"
 _INT64: Final = range(-(2**63), 2**63)  # what CRI's messages take
@@ -348,6 +350,30 @@ def _read_container(row: Put, decode: Callable[[bytes], ContainerConfig]) -> Con
         resources=body.resources or config.resources,
         volume_images=body.volume_images,
     )
+
+
+def recorded_images(root: str) -> set[ImageId]:
+    """The images that containers need according to the records below ``root``, whose daemon does not run.
+
+    Containers outlive their daemon. Raises DataLoss for a record that can't be read: its container may run, too.
+    """
+    path = f"{root}/{DATABASE}"
+    if not os.path.exists(path):
+        return set()
+    store = Store(path, durable=False)
+    try:
+        rows = store.load(_CONTAINER)
+    finally:
+        store.close()
+    found = set[ImageId]()
+    for row in rows:
+        try:
+            body = _read_body(row, _ContainerBody)
+        except (ValueError, TypeError, RecursionError) as error:
+            said = f"the record of the container {row.key} in {path} is damaged, so nobody knows what it uses: {error}"
+            raise DataLoss(said, hint="start the daemon, which sets it aside") from error
+        found |= {body.image_id, *body.volume_images.values()}
+    return found
 
 
 def read_user(body: dict[str, Any] | None) -> User | None:
