@@ -217,7 +217,9 @@ class StreamingConfig:
     host: str = key("127.0.0.1", "The address to listen on.", matching(r"[0-9A-Fa-f:.]+", "an IP address"))
     port: int = key(0, "The port; 0 is any that is free.", within(0, 65535))
     head_timeout_s: float = key(10.0, "How long a client may take for its request's head.", POSITIVE_S)
-    max_waiting_connections: int = key(256, "Connections whose session has not begun, at most.", within(1, 1 << 16))
+    max_waiting_connections: int = key(
+        256, "Connections that have made no right request yet, at most.", within(1, 1 << 16)
+    )
     idle_timeout_s: float = key(
         14400.0, "A session without a byte for so long is ended (the kubelet has 4 h).", POSITIVE_S
     )
