@@ -268,6 +268,16 @@ def test_an_attached_client_that_never_reads_is_cut_off_and_stalls_nobody(kubele
         assert b"read too slowly" in sleeper.until_end().received["error"]
 
 
+@BOTH
+def test_a_burst_reaches_an_attached_client_that_reads(kubelet: Kubelet, pod: Pod, client: AnyClient) -> None:
+    """More than lies between the container and the client, as fast as the container can say it."""
+    script = "read x; head -c 20000000 /dev/zero; echo all; sleep 1000"
+    container = kubelet.run(pod, "sh", "-c", script, stdin=True)
+    with client(str(kubelet.Attach(container_id=container, stdin=True, stdout=True).url)) as session:
+        session.open("error", "stdin", "stdout").send("stdin", b"\n").until("stdout", b"all\n")
+        assert len(session.received["stdout"]) == 20_000_000 + len(b"all\n")
+
+
 def test_clients_that_were_attached_leave_nothing_in_the_monitor(daemon: Daemon, kubelet: Kubelet) -> None:
     """Nor do those of a container that says nothing, whose pipes to them are never written to."""
     before = set(daemon.monitors())
