@@ -78,9 +78,10 @@ class ImagesConfig:
         3, "Blobs that are fetched at the same time from one registry, over all pulls.", within(1, 64)
     )
     max_parallel_unpacks: int = key(
-        2,
-        "Layers that are unpacked at the same time, over all pulls; one that waits for a slow registry does not count.",
-        within(1, 64),
+        0,
+        "Layers that are unpacked at the same time, over all pulls, those that wait for a slow registry not counted; "
+        "0: one for each core, at most 8.",
+        within(0, 64),
     )
     discard_unpacked_layers: bool = key(
         False,
