@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 import socket
 import ssl
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ import pytest
 
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.kubelet import Kubelet, Pod, namespaces, refused
+from tests.simulators.registry import File, tar_layer
 from tests.simulators.stream_client import ChannelClient, StreamClient, TunnelClient
 from tests.system.daemon import Daemon, wait_for
 
@@ -89,6 +92,24 @@ def test_what_goes_in_comes_out_byte_for_byte(kubelet: Kubelet, container: str, 
     with executing(kubelet, container, "sha256sum", client=client, stdin=True) as session:
         assert session.send("stdin", content, last=True).exit_code() == 0
         assert session.received["stdout"].split()[0].decode() == hashlib.sha256(content).hexdigest()
+
+
+@BOTH
+def test_a_tree_is_copied_in_and_out_by_tar(kubelet: Kubelet, container: str, client: AnyClient) -> None:
+    """As kubectl cp does it."""
+    tree = {"tree/big": os.urandom(5_000_001), "tree/d/empty": b"", "tree/d/small": b"text\n"}
+    archive = tar_layer(*(File(name, content) for name, content in tree.items()), form=tarfile.GNU_FORMAT)
+    into = ("tar", "-xmf", "-", "-C", "/")
+    with executing(kubelet, container, *into, client=client, stdin=True, stderr=True) as session:
+        assert session.send("stdin", archive, last=True).exit_code() == 0
+    with executing(kubelet, container, "tar", "cf", "-", "-C", "/", "tree", client=client, stderr=True) as session:
+        assert session.exit_code() == 0
+        with tarfile.open(fileobj=io.BytesIO(session.received["stdout"])) as copied:
+            files = {each.name: copied.extractfile(each) for each in copied if each.isfile()}
+            assert {name: file.read() for name, file in files.items() if file is not None} == tree
+    with executing(kubelet, container, "tar", "cf", "-", "/nothing", client=client, stderr=True) as session:
+        assert session.exit_code() == 1
+        assert b"nothing" in session.received["stderr"]
 
 
 @BOTH
