@@ -412,6 +412,19 @@ def test_what_the_pod_ends_ends_the_error_stream_too(kubelet: Kubelet, pod: Pod)
         assert client.received["data", "r"] == b"bye\n"
 
 
+@pytest.mark.parametrize("size", [10, 10_000_000])
+def test_a_pod_that_hangs_up_on_what_it_has_not_read_ends_that_connection_alone(
+    kubelet: Kubelet, pod: Pod, size: int
+) -> None:
+    """Clients leave the whole session where the error stream of one connection says anything."""
+    listening(kubelet, pod, 9003, "nc", "-ll", "-p", "9003", "-e", "echo", "hello")
+    with forwarded(kubelet, pod) as client:
+        for name in ("one", "two"):
+            client.forward(9003, name).send(("data", name), bytes(size)).until_end(("data", name))
+            assert client.received["data", name] in (b"hello\n", b""), "a reset may outrun what was said"
+            assert client.received["error", name] == b""
+
+
 def test_ports_of_a_pod_in_the_node_s_network_are_forwarded(kubelet: Kubelet) -> None:
     security = pb.LinuxSandboxSecurityContext(namespace_options=namespaces(network=pb.NODE))
     pod = kubelet.run_pod(linux=pb.LinuxPodSandboxConfig(security_context=security))
