@@ -16,7 +16,7 @@ from cri_py.wire.events import Dropped, Event, Forward, Gone, HalfClosed, Opened
 
 _PLACES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 _PODS_AT_ONCE = 8
-_HANG_UPS = (errno.ECONNRESET, errno.EPIPE)
+_HANG_UPS = (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)  # the last by shutdown(2), after a reset
 _KIND = (socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 

@@ -539,6 +539,16 @@ def test_over_tls_with_a_certificate_of_its_own_sessions_go_as_well(make_daemon:
             assert client.received["stdout"] == b"2000000\n" + bytes(3_000_000)
 
 
+def test_a_session_in_which_nobody_says_anything_ends(make_daemon: Callable[[str], Daemon]) -> None:
+    kubelet = make_daemon("[streaming]\nidle_timeout_s = 0.5\n").kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    with forwarded(kubelet, pod) as forward, executing(kubelet, container, "tail", "-f", "/dev/null") as session:
+        assert b"nothing was said for" in session.until_end().received["error"]
+        forward.until_end()
+    wait_for(lambda: looked_up("cmdline", b"tail\0-f\0/dev/null\0"), lambda left: not left, 10)
+
+
 # ------------------------------------------------------------------ refusals
 
 
