@@ -40,7 +40,7 @@ from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
 from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import Groups
-from cri_py.pods.ledger import Ledger
+from cri_py.pods.ledger import DATABASE, Ledger
 from cri_py.pods.metrics import PodMetrics
 from cri_py.pods.monitors import Monitors
 from cri_py.pods.node import Node
@@ -167,7 +167,7 @@ class App:
         config = self._config
         root, state = config.server.root, config.server.state
         self.places = Places(root, state)
-        self.pod_store = Store(f"{root}/pods.db", durable=False)
+        self.pod_store = Store(f"{root}/{DATABASE}", durable=False)
         self.image_store = Store(f"{root}/images.db", durable=True)
         self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
         self.network = PodNetwork(self._wires(), HostPorts(config.network.bridge))

@@ -78,9 +78,10 @@ class ImagesConfig:
         3, "Blobs that are fetched at the same time from one registry, over all pulls.", within(1, 64)
     )
     max_parallel_unpacks: int = key(
-        2,
-        "Layers that are unpacked at the same time, over all pulls; one that waits for a slow registry does not count.",
-        within(1, 64),
+        0,
+        "Layers that are unpacked at the same time, over all pulls, those that wait for a slow registry not counted; "
+        "0: one for each core, at most 8.",
+        within(0, 64),
     )
     discard_unpacked_layers: bool = key(
         False,
@@ -220,7 +221,9 @@ class StreamingConfig:
     host: str = key("127.0.0.1", "The address to listen on.", matching(r"[0-9A-Fa-f:.]+", "an IP address"))
     port: int = key(0, "The port; 0 is any that is free.", within(0, 65535))
     head_timeout_s: float = key(10.0, "How long a client may take for its request's head.", POSITIVE_S)
-    max_waiting_connections: int = key(256, "Connections whose session has not begun, at most.", within(1, 1 << 16))
+    max_waiting_connections: int = key(
+        256, "Connections that have made no right request yet, at most.", within(1, 1 << 16)
+    )
     idle_timeout_s: float = key(
         14400.0, "A session without a byte for so long is ended (the kubelet has 4 h).", POSITIVE_S
     )
