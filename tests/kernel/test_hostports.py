@@ -30,11 +30,11 @@ pytestmark = pytest.mark.root
 TCP, UDP, _ = TransportProtocol
 
 
-def network_of(tmp_path: Path) -> PodNetwork:
+def network_of(tmp_path: Path, **changes: str) -> PodNetwork:
     """The node has the addresses 192.0.2.1 and, once it is started, 10.66.0.1."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["ip", "address", "replace", "192.0.2.1/32", "dev", "lo"], check=True)
-    return PodNetwork(make(tmp_path, masquerade=True), HostPorts("t-br0"))
+    return PodNetwork(make(tmp_path, masquerade=True, **changes), HostPorts("t-br0"))
 
 
 def sandbox(name: str, *mappings: PortMapping, attachment: Attachment | None = None) -> Sandbox:
@@ -55,8 +55,14 @@ def where(pod: Sandbox) -> Attachment:
 class Echo:
     """In a pod: tells each client, once, what name it has and where it saw the client come from."""
 
-    def __init__(self, pod: Sandbox, kind: socket.SocketKind = socket.SOCK_STREAM, port: int = 80) -> None:
-        self._socket = inside(where(pod), lambda: socket.socket(socket.AF_INET, kind))
+    def __init__(
+        self,
+        pod: Sandbox,
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+        port: int = 80,
+        family: socket.AddressFamily = socket.AF_INET,
+    ) -> None:
+        self._socket = inside(where(pod), lambda: socket.socket(family, kind))
         self._socket.settimeout(20)
         self._socket.bind(("", port))
         self._name = pod.id
@@ -68,7 +74,7 @@ class Echo:
     def _serve_stream(self) -> None:
         while True:
             try:
-                client, (address, _) = self._socket.accept()
+                client, (address, *_) = self._socket.accept()
             except OSError:
                 return
             with client:
@@ -231,3 +237,18 @@ async def test_a_restart_keeps_ports_open_and_removes_those_of_pods_that_are_gon
             ask("127.0.0.1", 8081)
     await again.detach(stays)
     assert "ports" not in tables()
+
+
+@on_own_node
+async def test_a_host_port_answers_over_ipv6_from_the_node_and_from_pods(tmp_path: Path) -> None:
+    network = network_of(tmp_path, subnet6="fd66::/64")
+    await network.start()
+    web = await attach(network, "web", PortMapping(TCP, 80, 8080), PortMapping(TCP, 80, 8081, "fd66::1"))
+    client = await attach(network, "client")
+    with Echo(web, family=socket.AF_INET6):
+        for port in (8080, 8081):
+            assert ask("fd66::1", port) == "web fd66::1"
+            assert inside(where(client), lambda port=port: ask("fd66::1", port)) == "web fd66::1"
+            assert inside(where(web), lambda port=port: ask("fd66::1", port)) == "web fd66::1"
+    await network.detach(web)
+    await network.detach(client)
