@@ -96,8 +96,7 @@ class Bridge:
             self._fault = str(error)
             raise
         self._fault = ""
-        if self._config.masquerade:
-            await self._masquerade()
+        await self.restore_rules()
 
     async def stop(self) -> None:
         """Take no more pods. The bridge stays for those that live on."""
@@ -107,7 +106,7 @@ class Bridge:
         """Remove the bridge and its rules; pods that live on lose their network. Idempotent."""
         self._fault = f"the bridge {self._config.bridge} was removed"
         await netns.on_own_thread(self._remove_bridge, _keep)
-        if self._config.masquerade:
+        if self._has_rules:
             with contextlib.suppress(Unavailable):  # no nft, hence no rules
                 await nftables.apply(nftables.removal_text(self._config.bridge))
 
@@ -139,6 +138,15 @@ class Bridge:
             self._fault = ""
             raise
         log.info("pods get addresses of the kubelet's pod CIDR", pod_cidr=cidr)
+
+    @property
+    def tables(self) -> frozenset[str]:
+        return frozenset({nftables.table_name(self._config.bridge)}) if self._has_rules else frozenset()
+
+    async def restore_rules(self) -> None:
+        """Write the rules anew, whatever is there. A failure is logged: pods reach each other all the same."""
+        if self._has_rules:
+            await self._write_rules()
 
     # ------------------------------------------------------------- the pods
 
@@ -314,7 +322,11 @@ class Bridge:
             del self._attached[pin]
             raise
 
-    async def _masquerade(self) -> None:
+    @property
+    def _has_rules(self) -> bool:
+        return self._config.masquerade
+
+    async def _write_rules(self) -> None:
         try:
             await nftables.apply(nftables.masquerade_text(self._config.bridge, self._ranges.all))
         except CriError as error:

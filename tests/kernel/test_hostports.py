@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from cri_py.model import (
     SandboxMetadata,
     TransportProtocol,
 )
+from cri_py.network import program
 from cri_py.network.hostports import HostPorts
 from cri_py.network.pod_network import PodNetwork
 from tests.kernel.test_network import inside, make, named, on_own_node, pinned
@@ -236,6 +238,7 @@ async def test_a_restart_keeps_ports_open_and_removes_those_of_pods_that_are_gon
         with pytest.raises(ConnectionRefusedError):
             ask("127.0.0.1", 8081)
     await again.detach(stays)
+    await again.stop()
     assert "ports" not in tables()
 
 
@@ -252,3 +255,28 @@ async def test_a_host_port_answers_over_ipv6_from_the_node_and_from_pods(tmp_pat
             assert inside(where(web), lambda port=port: ask("fd66::1", port)) == "web fd66::1"
     await network.detach(web)
     await network.detach(client)
+
+
+@on_own_node
+async def test_rules_that_somebody_flushes_are_written_anew(tmp_path: Path) -> None:
+    network = network_of(tmp_path)
+    await network.start()
+    await network.sweep(set())
+    web = await attach(network, "web", PortMapping(TCP, 80, 8080))
+    whole = rules()
+    assert "8080" in whole
+    for flush in ("flush ruleset", "delete table ip cri_py_t_2dbr0", "flush chain inet cri_py_t_2dbr0_ports output"):
+        await program.run(["/usr/sbin/nft", flush], deadline_s=10)
+        assert rules() != whole
+        async with asyncio.timeout(10):
+            while rules() != whole:  # noqa: ASYNC110 it is nft's act
+                await asyncio.sleep(0.02)
+    await network.detach(web)
+    await network.stop()
+    assert "ports" not in tables()
+
+
+def rules() -> str:
+    """All rules; the counter of a table's number grows, and the order of new tables is their age's."""
+    listed = subprocess.run(["nft", "--stateless", "list", "ruleset"], check=True, capture_output=True, text=True)
+    return "".join(sorted(f"table {table}" for table in listed.stdout.split("table ")))

@@ -60,6 +60,13 @@ class Cni:
 
     # ------------------------------------------------------------- the node
 
+    @property
+    def tables(self) -> frozenset[str]:
+        return frozenset()
+
+    async def restore_rules(self) -> None:
+        """The rules of plugins are theirs."""
+
     async def start(self) -> None:
         """Read the configuration, and follow it from now on. A node without one starts, too: NetworkReady tells.
 
