@@ -141,6 +141,9 @@ class NetworkConfig:
         ABSOLUTE_OR_NONE,
     )
     masquerade: bool = key(True, "Whether what pods send beyond the subnet leaves with the node's address (nftables).")
+    isolate_pods: bool = key(
+        False, "Whether pods are kept from each other: they then reach the node, what is beyond it, and host ports."
+    )
     mtu: int = key(1500, "Of the bridge and of the pods' interfaces.", within(68, 65535))
     cni_conf_dir: str = key(
         "/etc/cni/net.d", "Where the CNI configuration is: the first .conf, .conflist or .json by name.", ABSOLUTE

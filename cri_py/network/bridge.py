@@ -31,6 +31,7 @@ from cri_py.errors import (
 )
 from cri_py.model import Attachment, Condition, Sandbox
 from cri_py.network import netns, nftables, pod_cidrs
+from cri_py.network.bandwidth import bandwidth
 from cri_py.network.ipam import Address, Interface, Network, Ranges, overlap
 from cri_py.network.netlink import (
     InterfaceAddress,
@@ -48,6 +49,7 @@ from cri_py.network.netlink import (
     without_link_local,
 )
 from cri_py.network.pins import Pins
+from cri_py.network.shaping import limit
 from cri_py.network.wires import Surroundings
 
 log = structlog.get_logger()
@@ -160,11 +162,12 @@ class Bridge:
         ``on_netns`` is called on the event loop as soon as the namespace is pinned: who only has to be in it need not
         wait for the wires.
 
-        On failure and on cancellation nothing is left. Raises FailedPrecondition (network not ready), AlreadyExists,
-        ResourceExhausted (no address), Internal (the kernel refused).
+        On failure and on cancellation nothing is left. Raises FailedPrecondition (network not ready), InvalidArgument
+        (bandwidth annotations), AlreadyExists, ResourceExhausted (no address), Internal (the kernel refused).
         """
         if self._fault:
             raise FailedPrecondition(f"no network for {sandbox.id}: {self._fault}")
+        bandwidth(sandbox.config.annotations)  # a wrong one is the pod's fault, and told before anything is made
         own = self._ranges.take()
         loop = asyncio.get_running_loop()
         told = partial(loop.call_soon_threadsafe, on_netns)
@@ -214,6 +217,7 @@ class Bridge:
         """Runs on a thread of its own; what fails after the pin goes with it, the veth pair too."""
         pin = self.pin_of(sandbox)
         host_end = f"veth{secrets.token_hex(5)}"
+        isolated, limits = self._config.isolate_pods, bandwidth(sandbox.config.annotations)
         with Netlink() as node:
             if holder:
                 netns.enter_that_of(holder, pin)
@@ -232,10 +236,15 @@ class Bridge:
                     mac=mac_of(own[0].ip),
                     mtu=self._config.mtu,
                 )
-                node.request(veth, *plan_host_end(host_end, has_ipv6=self._has_ipv6))
+                node.request(veth, *plan_host_end(host_end, has_ipv6=self._has_ipv6, isolated=isolated))
                 with Netlink() as pod:
                     ways = [(address, self._ranges.gateway_of(address)) for address in own]
-                    pod.request(*plan_pod_end(pod.index_of(INTERFACE), ways, has_ipv6=self._has_ipv6))
+                    index = pod.index_of(INTERFACE)
+                    pod.request(*plan_pod_end(index, ways, has_ipv6=self._has_ipv6))
+                    if limits.egress:
+                        pod.request(limit(index, INTERFACE, limits.egress))
+                if limits.ingress:  # what the node's end sends
+                    node.request(limit(node.index_of(host_end), host_end, limits.ingress))
             except BaseException:
                 netns.unpin(pin)
                 raise
@@ -324,18 +333,22 @@ class Bridge:
 
     @property
     def _has_rules(self) -> bool:
-        return self._config.masquerade
+        return self._config.masquerade or self._config.isolate_pods
 
     async def _write_rules(self) -> None:
         try:
-            await nftables.apply(nftables.masquerade_text(self._config.bridge, self._ranges.all))
+            await nftables.apply(self._rules())
         except CriError as error:
             log.warning(
-                "no masquerading: pods reach each other and the node, but nothing beyond it",
+                "no masquerading and no isolation: pods reach each other and the node, but nothing beyond it",
                 bridge=self._config.bridge,
                 error=error.message,
                 remedy=error.hint,
             )
+
+    def _rules(self) -> str:
+        masquerade = nftables.masquerade_text(self._config.bridge, self._ranges.all) if self._config.masquerade else ""
+        return masquerade + (nftables.isolation_text(self._config.bridge) if self._config.isolate_pods else "")
 
     def surroundings(self, attachment: Attachment) -> Surroundings:
         """How the node reaches a pod."""
@@ -367,9 +380,9 @@ class Bridge:
         return self._pins.path_of(sandbox)
 
 
-def plan_host_end(name: str, *, has_ipv6: bool) -> list[Request]:
+def plan_host_end(name: str, *, has_ipv6: bool, isolated: bool = False) -> list[Request]:
     """What a new veth's end on the node needs."""
-    return [*([without_link_local(name)] if has_ipv6 else []), set_port_up(name)]
+    return [*([without_link_local(name)] if has_ipv6 else []), set_port_up(name, isolated=isolated)]
 
 
 def plan_pod_end(index: int, ways: Sequence[tuple[Interface, Address]], *, has_ipv6: bool) -> list[Request]:

@@ -32,6 +32,7 @@ NLM_F_REQUEST: Final = 0x1
 NLM_F_ACK: Final = 0x4
 NLM_F_ACK_TLVS: Final = 0x200
 NLM_F_DUMP: Final = 0x300
+NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
 NLMSGERR_ATTR_MSG: Final = 1
@@ -59,6 +60,7 @@ IFLA_INFO_DATA: Final = 2
 IFLA_INFO_SLAVE_KIND: Final = 4
 IFLA_INFO_SLAVE_DATA: Final = 5
 IFLA_BRPORT_MODE: Final = 4
+IFLA_BRPORT_ISOLATED: Final = 33
 VETH_INFO_PEER: Final = 1
 
 IFA_ADDRESS: Final = 1
@@ -158,13 +160,16 @@ def set_up(name: str) -> Request:
     return Request(RTM_NEWLINK, 0, body, f"set {name} up")
 
 
-def set_port_up(name: str) -> Request:
+def set_port_up(name: str, *, isolated: bool = False) -> Request:
     """Set a bridge's port up, and let the bridge send back by it what came from it.
+
+    Between two ports that are ``isolated`` the bridge forwards nothing.
 
     A pod that connects to its own host port, or to its own service, gets the packet back: where the rules are applied
     to what passes a bridge, too (br_netfilter), it is translated before the bridge has given it to the node to route.
     """
-    hairpin = attribute(IFLA_INFO_SLAVE_DATA | NESTED, attribute(IFLA_BRPORT_MODE, b"\1"))
+    settings = attribute(IFLA_BRPORT_MODE, b"\1") + (attribute(IFLA_BRPORT_ISOLATED, b"\1") if isolated else b"")
+    hairpin = attribute(IFLA_INFO_SLAVE_DATA | NESTED, settings)
     port = attribute(IFLA_LINKINFO | NESTED, _text(IFLA_INFO_SLAVE_KIND, "bridge") + hairpin)
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + port
     return Request(RTM_NEWLINK, 0, body, f"set {name} up")

@@ -53,9 +53,24 @@ delete {table}
     return "".join(parts)
 
 
+def isolation_text(bridge: str) -> str:
+    """What pods send to each other by way of the node is dropped, unless a host port led it. Replaces the table."""
+    table = f"table inet {table_name(bridge)}"
+    return f"""\
+{table}
+delete {table}
+{table} {{
+    chain forward {{
+        type filter hook forward priority 0; policy accept;
+        iifname "{bridge}" oifname "{bridge}" ct status ! dnat drop
+    }}
+}}
+"""
+
+
 def removal_text(bridge: str) -> str:
     """Removes the tables; also if there are none, hence the first line of each."""
-    tables = [f"table {family} {table_name(bridge)}" for family, _, _ in _FAMILIES]
+    tables = [f"table {family} {table_name(bridge)}" for family in ("ip", "ip6", "inet")]
     return "".join(f"{table}\ndelete {table}\n" for table in tables)
 
 

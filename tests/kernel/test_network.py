@@ -8,6 +8,7 @@ import functools
 import os
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -573,3 +574,72 @@ async def test_a_pod_cidr_that_the_node_uses_is_refused_and_changes_nothing(tmp_
     pod = await bridge.attach(named("pod"))
     assert pod.ips == ("10.66.0.2",)
     await bridge.detach(pod)
+
+
+# ------------------------------------------------------ bandwidth, isolation
+
+
+def throughput(one: Attachment, other: Attachment, size: int) -> float:
+    """Bits per second that one pod sends to the other."""
+    with inside(other, lambda: socket.create_server((other.ips[0], 5001))) as listening:
+        sending = threading.Thread(target=inside, args=(one, lambda: send_to((other.ips[0], 5001), size)))
+        sending.start()
+        with listening.accept()[0] as connection:
+            begun, left = time.monotonic(), size
+            while left:
+                left -= len(connection.recv(min(left, 1 << 20)))
+            took = time.monotonic() - begun
+        sending.join()
+    return size * 8 / took
+
+
+def send_to(address: tuple[str, int], size: int) -> None:
+    with socket.create_connection(address) as connection:
+        connection.sendall(bytes(size))
+
+
+@pytest.mark.parametrize("annotation", ["ingress", "egress"])
+def test_a_pods_bandwidth_is_what_its_annotation_says(tmp_path: Path, annotation: str) -> None:
+    @on_own_node
+    async def body() -> None:
+        bridge = make(tmp_path)
+        await bridge.start()
+        slow = named("slow")
+        config = replace(slow.config, annotations={f"kubernetes.io/{annotation}-bandwidth": "40M"})
+        limited, free = await bridge.attach(replace(slow, config=config)), await bridge.attach(named("free"))
+        pods = (free, limited) if annotation == "ingress" else (limited, free)
+        assert 15e6 < throughput(*pods, size=1_500_000) < 90e6  # 0.3 s, some of it in the bucket
+        assert throughput(*reversed(pods), size=1_500_000) > 90e6
+        for pod in pods:
+            await bridge.detach(pod)
+
+    body()
+
+
+@on_own_node
+async def test_a_wrong_bandwidth_is_refused_before_anything_is_made(bridge: Bridge) -> None:
+    await bridge.start()
+    fast = named("fast")
+    config = replace(fast.config, annotations={"kubernetes.io/egress-bandwidth": "fast"})
+    with pytest.raises(InvalidArgument, match=r"kubernetes\.io/egress-bandwidth is 'fast'"):
+        await bridge.attach(replace(fast, config=config))
+    assert bridge._ranges.taken == 0
+
+
+@on_own_node
+async def test_isolated_pods_reach_the_node_and_not_each_other(tmp_path: Path) -> None:
+    bridge = make(tmp_path, isolate_pods=True)
+    await bridge.start()
+    one, other = await bridge.attach(named("one")), await bridge.attach(named("other"))
+    assert ping(one.netns_path, "10.66.0.1")
+    assert not ping(one.netns_path, other.ips[0])
+    inside(one, lambda: route_by_node(other.ips[0]))
+    assert not ping(one.netns_path, other.ips[0])
+    await bridge.detach(one)
+    await bridge.detach(other)
+    await bridge.destroy()
+
+
+def route_by_node(address: str) -> None:
+    """What a pod with NET_ADMIN may do."""
+    subprocess.run(["ip", "route", "add", f"{address}/32", "via", "10.66.0.1"], check=True)

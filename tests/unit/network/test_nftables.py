@@ -44,6 +44,7 @@ def test_the_removal_works_whether_or_not_there_is_a_table() -> None:
     assert nftables.removal_text("br-0") == (
         "table ip cri_py_br_2d0\ndelete table ip cri_py_br_2d0\n"
         "table ip6 cri_py_br_2d0\ndelete table ip6 cri_py_br_2d0\n"
+        "table inet cri_py_br_2d0\ndelete table inet cri_py_br_2d0\n"
     )
 
 
