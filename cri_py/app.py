@@ -183,7 +183,7 @@ class App:
         config, state = self._config, self._config.server.state
         if config.network.plugin == "cni":
             return Cni(config.network, config.netns_dir, state, config.cni_cache_dir, self._tasks)
-        return Bridge(config.network, config.netns_dir, state)
+        return Bridge(config.network, config.netns_dir, state, f"{config.server.root}/pod-cidrs.json")
 
     def _build_pods(self, defaults: SpecDefaults) -> None:
         self.containers = Containers(

@@ -17,6 +17,7 @@ from cri_py.config.rules import (
     Path,
     each,
     ipv4_subnet,
+    ipv6_subnet,
     key,
     matching,
     one_of,
@@ -127,17 +128,23 @@ class ImagesConfig:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """The pods' network: built in (one bridge, IPv4), or made by CNI plugins."""
+    """The pods' network: built in (one bridge), or made by CNI plugins."""
 
     plugin: str = key("builtin", "Who attaches pods: builtin, or cni.", one_of("builtin", "cni"))
     bridge: str = key("crip0", "The bridge's name, at most 15 bytes.", matching(r"[^\s/:]{1,15}", "1 to 15 characters"))
     subnet: str = key("10.85.0.0/16", "Where pods get their addresses; the bridge takes the first.", ipv4_subnet)
+    subnet6: str = key(
+        "", 'The same of IPv6, side by side; "" is none. The kubelet\'s pod CIDR overrides both.', ipv6_subnet
+    )
     netns_dir: str = key(
         "",
         'Where network namespaces are pinned; "" is STATE/netns, with CNI /var/run/netns, where its agents look.',
         ABSOLUTE_OR_NONE,
     )
     masquerade: bool = key(True, "Whether what pods send beyond the subnet leaves with the node's address (nftables).")
+    isolate_pods: bool = key(
+        False, "Whether pods are kept from each other: they then reach the node, what is beyond it, and host ports."
+    )
     mtu: int = key(1500, "Of the bridge and of the pods' interfaces.", within(68, 65535))
     cni_conf_dir: str = key(
         "/etc/cni/net.d", "Where the CNI configuration is: the first .conf, .conflist or .json by name.", ABSOLUTE
