@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 
 from cri_py import telemetry
-from cri_py.cgroups import Cgroups, Write, changes
+from cri_py.cgroups import Cgroups, Write, changes, limits
 from cri_py.errors import FailedPrecondition, Internal, InvalidArgument, KernelError
 from cri_py.images.flights import on_thread
 from cri_py.pods.group_parents import GroupParents
@@ -46,6 +46,11 @@ class Groups:
         The leaf is the sandbox's: all attempts of a pod share the group that the kubelet names.
         """
         return f"{pod}/holder-{sandbox_id}" if self.cgroups.leaves_only else pod
+
+    def told(self, group: str) -> dict[str, object]:
+        """For the verbose ``info`` of a status: the group's directories, and what its files say of limits and use."""
+        directories = self.cgroups.directories(group)
+        return {"cgroupPaths": directories, "cgroupValues": limits.values(directories)}
 
     async def make_pod(self, pod: str, sandbox_id: str) -> tuple[str, ...]:
         """Make the pod's group where the kubelet has not; returns those of its directories that are ours to remove."""
