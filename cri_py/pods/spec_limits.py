@@ -162,6 +162,11 @@ def _check_place(field: str, path: str) -> None:
 
 
 def _check_cgroup_parent(parent: str) -> None:
+    if parent.endswith(".slice") and "/" not in parent:
+        raise InvalidArgument(
+            f"cgroup_parent {parent!r} is a slice of the systemd driver, and this runtime has the driver cgroupfs",
+            hint="set cgroupDriver: cgroupfs in the kubelet's config, or let it ask the runtime (RuntimeConfig)",
+        )
     _check_place("cgroup_parent", parent)
     if parent and not parent.strip("/"):
         raise InvalidArgument("cgroup_parent is the root of the hierarchy", hint="name a group below it, or none")

@@ -187,3 +187,7 @@ def test_a_name_that_smuggles_another_is_refused(name: str) -> None:
 def test_a_value_is_one_line() -> None:
     with pytest.raises(InvalidArgument, match="line break"):
         sysctls({"net.ipv4.ip_forward": "1\n2"})
+
+
+def test_a_slice_is_refused_by_its_driver() -> None:
+    refuses_sandbox("driver cgroupfs", cgroup_parent="kubepods-burstable-pod1.slice")
