@@ -53,7 +53,7 @@ from cri_py.pods.stats_layers import Layers
 from cri_py.pods.streams import Streams
 from cri_py.pods.trash import Trash
 from cri_py.pods.updates import Updates
-from cri_py.rpc import cadvisor
+from cri_py.rpc import cadvisor, tracing
 from cri_py.rpc.convert import decode_container_config, decode_sandbox_config
 from cri_py.rpc.image_service import ImageService
 from cri_py.rpc.metrics import MetricsServer
@@ -108,6 +108,8 @@ async def _serve(config: Config, spawner: SpawnerClient, features: Features) -> 
     loop.set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="blocking"))
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
         stack.callback(spawner.close)
+        if (spans := tracing.start(os.environ)) is not None:
+            stack.push_async_callback(spans.stop)
         _claim_directories(config, stack)
         await App(config, spawner, features, tasks).start(stack)
         gc.collect()

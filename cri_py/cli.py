@@ -26,6 +26,7 @@ cri_py is a container runtime for Kubernetes nodes: it serves CRI v1 on a unix s
   cri-py check                     what this machine lacks, and the remedy
   cri-py serve                     run the daemon, as /etc/cri_py/config.toml says
   cri-py explain CONTAINER         what isolates a container and what limits it
+  cri-py top                       what pods and containers use right now
   crictl -r unix:///run/cri_py/cri.sock info
 """
 
@@ -67,6 +68,16 @@ of each which field of which config it came from, and where it is not what was a
 examples:
   cri-py explain 4f2c1a
   cri-py explain 4f2c1a --json | jq '.sections.namespaces.facts[] | {name, value}'
+"""
+
+_TOP_COMMAND: Final = """\
+CPU is in percent of one core, memory the working set and its share of the limit, PIDS counts threads, PSI is the share
+of the last 10 s in which some process waited (cgroup v2 alone). Where the output is no terminal one table is printed.
+
+examples:
+  cri-py top
+  cri-py top --sort memory --interval 5
+  cri-py top --plain --count 3 > usage.txt
 """
 
 _IMAGE: Final = """\
@@ -249,11 +260,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("container", metavar="CONTAINER", help="its id or the beginning of it")
     explain.add_argument("--json", action="store_true", help="for programs: docs/explain.md has the shape")
+    _add_top(commands)
     _add_image_commands(commands)
     _add_config_commands(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(command=_version)
     return parser
+
+
+def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    top = _add(commands, "top", _asking("top", "cli_top"), "what pods and containers use right now", _TOP_COMMAND)
+    orders = "name, cpu, memory, limit, read, write, rx, tx, pids, psi-cpu, psi-mem or psi-io"
+    top.add_argument("--sort", metavar="BY", default="cpu", choices=orders.replace(" or", ",").split(", "), help=orders)
+    top.add_argument("--interval", metavar="S", type=float, default=2.0, help="seconds between two looks (default: 2)")
+    top.add_argument(
+        "--count", metavar="N", type=int, default=0, help="end after N tables (default: on a terminal none)"
+    )
+    top.add_argument("--plain", action="store_true", help="print tables, on a terminal too")
 
 
 def _add_image_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

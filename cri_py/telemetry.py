@@ -13,8 +13,9 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Final, ParamSpec, TextIO, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TextIO, TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -165,6 +166,30 @@ BUILD: Final = Gauge("cri_py_build_info", "Always 1", ["version", "python"], reg
 ProcessCollector(registry=REGISTRY)  # the process_* series that every dashboard knows
 
 
+class Spans(Protocol):
+    """What makes spans of a trace; see cri_py.rpc.tracing."""
+
+    def call(self, name: str, metadata: Iterable[tuple[str, str | bytes]], /) -> AbstractContextManager[object]: ...
+    def stage(self, name: str, /) -> AbstractContextManager[object]: ...
+
+
+class Tracing:
+    """Spans where traces are asked for, and nothing else."""
+
+    spans: Spans | None = None
+
+    def call(self, name: str, metadata: Iterable[tuple[str, str | bytes]]) -> AbstractContextManager[object]:
+        """For as long as a call takes; ``metadata`` is what came with it, the caller's trace among it."""
+        return _NO_SPAN if self.spans is None else self.spans.call(name, metadata)
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        """For as long as a stage takes."""
+        return _NO_SPAN if self.spans is None else self.spans.stage(name)
+
+
+_NO_SPAN: Final = nullcontext()
+TRACING: Final = Tracing()
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 Act = Callable[_P, Coroutine[Any, Any, _T]]
@@ -179,7 +204,8 @@ def timed(seconds: Histogram, errors: Counter, label: str) -> Callable[[Act[_P, 
         async def timed_act(*arguments: _P.args, **named: _P.kwargs) -> _T:
             begun = time.perf_counter()
             try:
-                answer = await act(*arguments, **named)
+                with TRACING.stage(label):
+                    answer = await act(*arguments, **named)
             except Exception:
                 count()
                 raise

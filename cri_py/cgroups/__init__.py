@@ -5,6 +5,7 @@
 
 from cri_py.cgroups.detection import detect
 from cri_py.cgroups.hierarchy import Cgroups, ExecScope, Made, oom_count, read_oom
-from cri_py.cgroups.plans import Write, cpu_weight
+from cri_py.cgroups.plans import cpu_weight
+from cri_py.cgroups.writes import Write
 
 __all__ = ["Cgroups", "ExecScope", "Made", "Write", "cpu_weight", "detect", "oom_count", "read_oom"]

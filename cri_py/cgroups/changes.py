@@ -11,7 +11,7 @@ from errno import EBUSY, ENODEV
 from typing import TYPE_CHECKING
 
 from cri_py.cgroups import files
-from cri_py.cgroups.plans import Write
+from cri_py.cgroups.writes import Write
 from cri_py.errors import KernelError
 
 if TYPE_CHECKING:

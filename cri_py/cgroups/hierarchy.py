@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
-    from cri_py.cgroups.plans import Write
+    from cri_py.cgroups.writes import Write
 
 _WATCHED = 64  # processes waited for at once: a fork bomb must not use up our descriptors
 _ROUND_S = 0.05  # after which a kill looks again whether all are gone

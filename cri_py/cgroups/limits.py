@@ -47,6 +47,7 @@ _BINDS_BELOW = frozenset(
         *("pids.max", "cpu.max", "memory.max", "memory.swap.max"),
     )
 )
+_TOLD = frozenset(file for known in (_V1, _V2) for pairs in known.values() for pair in pairs for file in pair if file)
 _NONE = ("max", "-1", "")
 _V1_UNLIMITED = 1 << 62  # the kernel rounds its largest number down to a page
 
@@ -92,6 +93,18 @@ def readings(
                     found += _read_more(directory, unified, {reading.file for reading in found})
                 break  # mounted twice it is still one
     return tuple(found)
+
+
+def values(directories: Iterable[str]) -> dict[str, str]:
+    """What the files of a group say of its limits and what is used of them, by file; empty for a group that is gone."""
+    found = {}
+    for directory in directories:
+        try:
+            there = os.listdir(directory)
+        except FileNotFoundError:
+            continue
+        found.update({file: _text(f"{directory}/{file}") for file in sorted(_TOLD.intersection(there))})
+    return found
 
 
 def _mounts_of(membership: Membership, mounts: Sequence[MountPoint]) -> Iterator[MountPoint]:

@@ -7,29 +7,25 @@ In the spec 0 and a missing key mean "not asked for", except in ``pids.limit``, 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from cri_py.cgroups import devices
+from cri_py.cgroups import devices, io_plans
+from cri_py.cgroups.writes import Write
 from cri_py.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
 _PERIOD_US = 100_000  # the kernel's default period of a cpu quota
+_WHOLE = ("devices", "unified", "hugepageLimits", "rdma")
 _APPLIED = {
     "memory": {"limit", "swap", "reservation"},
-    "cpu": {"shares", "quota", "period", "cpus", "mems"},
+    "cpu": {"shares", "quota", "period", "burst", "idle", "cpus", "mems"},
     "pids": {"limit"},
+    "blockIO": io_plans.APPLIED,
+    "network": {"classID", "priorities"},
 }
-
-
-class Write(NamedTuple):
-    """One write(2) of ``text``. ``optional``: where the file is missing it is left out with a note, as peers do."""
-
-    file: str
-    text: str
-    optional: bool = False
 
 
 def cpu_weight(shares: int) -> int:
@@ -46,12 +42,12 @@ def cpu_weight(shares: int) -> int:
 
 
 def ignored(resources: Mapping[str, Any]) -> tuple[str, ...]:
-    """The resources that are asked for and not applied, as ``blockIO`` or ``cpu.burst``, in order."""
+    """The resources that are asked for and not applied, as ``intelRdt`` or ``memory.swappiness``, in order."""
     names = []
     for section, value in resources.items():
         if section in _APPLIED:
             names += [f"{section}.{key}" for key in value if key not in _APPLIED[section]]
-        elif section not in ("devices", "unified") and value:
+        elif section not in _WHOLE and value:
             names.append(section)
     return tuple(sorted(names))
 
@@ -79,6 +75,10 @@ def v1_writes(resources: Mapping[str, Any]) -> tuple[Write, ...]:
         *_v1_cpu(resources.get("cpu") or {}),
         *_v1_memory(resources.get("memory") or {}),
         *_pids(resources.get("pids") or {}),
+        *_huge_pages(resources.get("hugepageLimits") or (), "limit_in_bytes"),
+        *io_plans.v1_io(resources.get("blockIO") or {}),
+        *_rdma(resources.get("rdma") or {}),
+        *_v1_network(resources.get("network") or {}),
         *(Write(f"devices.{file}", line) for file, line in devices.v1_lines(resources.get("devices") or ())),
     )
 
@@ -90,6 +90,10 @@ def _v1_cpu(cpu: Mapping[str, Any]) -> Iterator[Write]:
         yield Write("cpu.cfs_period_us", str(period))
     if quota := cpu.get("quota"):
         yield Write("cpu.cfs_quota_us", str(max(quota, -1)))
+    if burst := cpu.get("burst"):  # at most the quota, which therefore comes first
+        yield Write("cpu.cfs_burst_us", str(burst))
+    if idle := cpu.get("idle"):
+        yield Write("cpu.idle", str(idle))
     yield from _cpuset(cpu)
 
 
@@ -115,15 +119,48 @@ def _pids(pids: Mapping[str, Any]) -> Iterator[Write]:
         yield Write("pids.max", "max" if limit < 0 else str(limit))
 
 
+def _huge_pages(limits: Sequence[Mapping[str, Any]], ending: str) -> Iterator[Write]:
+    """By size. To forbid what the node has not is fine; to grant it is an error that names the file.
+
+    Reservations (rsvd, Linux 5.7) are limited too: what is only reserved by mmap(2) else takes others' pages.
+    """
+    for each in limits:
+        size, limit = each["pageSize"], each["limit"]
+        yield Write(f"hugetlb.{size}.{ending}", str(limit), optional=not limit)
+        yield Write(f"hugetlb.{size}.rsvd.{ending}", str(limit), optional=True)
+
+
+def _rdma(rdma: Mapping[str, Mapping[str, int]]) -> Iterator[Write]:
+    for device, limits in rdma.items():
+        words = {"hca_handle": limits.get("hcaHandles"), "hca_object": limits.get("hcaObjects")}
+        asked = [f"{word}={number}" for word, number in words.items() if number is not None]
+        if asked:
+            yield Write("rdma.max", " ".join((device, *asked)))
+
+
+def _v1_network(network: Mapping[str, Any]) -> Iterator[Write]:
+    if class_id := network.get("classID"):
+        yield Write("net_cls.classid", str(class_id))
+    for each in network.get("priorities") or ():
+        yield Write("net_prio.ifpriomap", f"{each['name']} {each['priority']}")
+
+
 # --------------------------------------------------------------- version 2
 
 
 def v2_writes(resources: Mapping[str, Any]) -> tuple[Write, ...]:
     """The writes into a group; ``unified`` comes last and so has the last word."""
+    if network := resources.get("network"):
+        raise InvalidArgument(
+            f"network.{min(network)} is asked for, which only cgroup v1 has", hint="this node runs cgroup v2"
+        )
     return (
         *_v2_cpu(resources.get("cpu") or {}),
         *_v2_memory(resources.get("memory") or {}),
         *_pids(resources.get("pids") or {}),
+        *_huge_pages(resources.get("hugepageLimits") or (), "max"),
+        *io_plans.v2_io(resources.get("blockIO") or {}),
+        *_rdma(resources.get("rdma") or {}),
         *_unified(resources.get("unified") or {}),
     )
 
@@ -134,6 +171,10 @@ def _v2_cpu(cpu: Mapping[str, Any]) -> Iterator[Write]:
     quota, period = cpu.get("quota") or 0, cpu.get("period") or 0
     if quota or period:
         yield Write("cpu.max", f"{quota if quota > 0 else 'max'} {period or _PERIOD_US}")
+    if burst := cpu.get("burst"):
+        yield Write("cpu.max.burst", str(burst))
+    if idle := cpu.get("idle"):
+        yield Write("cpu.idle", str(idle))
     yield from _cpuset(cpu)
 
 

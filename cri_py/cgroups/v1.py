@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from cri_py.cgroups.plans import Write
+    from cri_py.cgroups.writes import Write
 
 _FREEZE_PAUSE_S = 0.0005
 _FREEZE_FOR_KILL_S = 0.2
@@ -44,6 +44,9 @@ class V1(Cgroups):
         for write in plans.v1_writes(resources):
             controller = write.file.partition(".")[0]
             if controller not in self._mount_of:
+                if write.optional:  # a file that is nowhere, of which a note is made
+                    planned.append(write._replace(file=f"{self.mounts[0]}{below}/{write.file}"))
+                    continue
                 raise KernelError(ENOENT, f"no controller {controller} on this node", "write", " ".join(write[:2]))
             planned.append(write._replace(file=f"{self._mount_of[controller]}{below}/{write.file}"))
         return tuple(planned)

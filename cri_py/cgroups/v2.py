@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from cri_py.cgroups.plans import Write
+    from cri_py.cgroups.writes import Write
 
 # For limits and for statistics; perf_event, dmem and the like stay as they are.
 _WANTED = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma")

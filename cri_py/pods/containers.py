@@ -114,6 +114,7 @@ class Containers:
             "sandboxID": container.sandbox_id,
             "pid": state.pid if isinstance(state, Running) else 0,
             "cgroup": container.cgroup,
+            **self._groups.told(container.cgroup),
             "bundle": self._places.bundle(container.sandbox_id, container.id),
             "writableLayer": f"{self._places.writable(container.id)}/upper",
             "imageID": container.image_id,

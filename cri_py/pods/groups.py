@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 
 from cri_py import telemetry
-from cri_py.cgroups import Cgroups, Write, changes
+from cri_py.cgroups import Cgroups, Write, changes, limits, presence
 from cri_py.errors import FailedPrecondition, Internal, InvalidArgument, KernelError
 from cri_py.images.flights import on_thread
 from cri_py.pods.group_parents import GroupParents
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 _KILL_S: Final = 10.0
 _EMPTY_S: Final = 2.0
 _LINGER_S: Final = 2.0  # after a pod's removal, until its group's empty parents go
-_REFUSED: Final = frozenset((errno.EINVAL, errno.ERANGE, errno.EDOM, errno.EOVERFLOW, errno.ENODEV))
+_REFUSED: Final = frozenset((errno.ENOENT, errno.EINVAL, errno.ERANGE, errno.EDOM, errno.EOVERFLOW, errno.ENODEV))
 
 
 class Groups:
@@ -47,6 +47,11 @@ class Groups:
         """
         return f"{pod}/holder-{sandbox_id}" if self.cgroups.leaves_only else pod
 
+    def told(self, group: str) -> dict[str, object]:
+        """For the verbose ``info`` of a status: the group's directories, and what its files say of limits and use."""
+        directories = self.cgroups.directories(group)
+        return {"cgroupPaths": directories, "cgroupValues": limits.values(directories)}
+
     async def make_pod(self, pod: str, sandbox_id: str) -> tuple[str, ...]:
         """Make the pod's group where the kubelet has not; returns those of its directories that are ours to remove."""
         made: tuple[str, ...] = await self._run(self._make_pod, pod, self.of_holder(pod, sandbox_id))
@@ -63,7 +68,11 @@ class Groups:
 
     @telemetry.stage("container cgroup")
     async def make(self, group: str, resources: Mapping[str, Any]) -> None:
-        await self._run(self.cgroups.create, group, resources)
+        await self._run(self._make, group, resources)
+
+    def _make(self, group: str, resources: Mapping[str, Any]) -> None:
+        presence.check(resources)
+        self.cgroups.create(group, resources)
 
     async def change(self, group: str, resources: Mapping[str, Any]) -> tuple[Write, ...]:
         """New limits for a group in use; returns what takes them back. Raises as ``make``, and FailedPrecondition."""
@@ -79,6 +88,7 @@ class Groups:
         return undo
 
     def _change(self, group: str, resources: Mapping[str, Any]) -> tuple[Write, ...]:
+        presence.check(resources)
         return changes.change(self.cgroups, group, resources)
 
     async def take_back(self, undo: tuple[Write, ...]) -> None:

@@ -49,7 +49,7 @@ class Devices:
         at = os.stat(path).st_dev
         number = f"{os.major(at)}:{os.minor(at)}"
         if name := self.name(number):
-            return name, _disk(number)
+            return name, disk_of(number)
         return _source(path), ""  # over no single device: btrfs, overlay, virtiofs
 
 
@@ -61,7 +61,7 @@ def _named(number: str) -> str:
         return ""
 
 
-def _disk(number: str) -> str:
+def disk_of(number: str) -> str:
     """The disk that a partition is on; any other device is one itself."""
     directory = os.path.realpath(f"{_SYSFS}/{number}")
     if not os.path.exists(f"{directory}/partition"):

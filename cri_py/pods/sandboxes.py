@@ -107,6 +107,7 @@ class Sandboxes:
             "monitorPid": state.monitor_pid if isinstance(state, Ready) else 0,
             "netns": sandbox.attachment.netns_path if sandbox.attachment else "",
             "cgroup": sandbox.cgroup,
+            **self._groups.told(sandbox.cgroup),
             "directory": self._places.pod(sandbox.id),
             "runtimeHandler": sandbox.runtime_handler,
             "state": lifecycle.word(state),

@@ -23,9 +23,11 @@ _ARGUMENT_BYTES: Final = 131071  # MAX_ARG_STRLEN without its NUL: execve(2) ref
 _NAME_MAX: Final = 255
 _PATH_MAX: Final = 4096
 _CPU_PERIOD_US: Final = (1000, 1_000_000)
+_CPU_SHARES_MAX: Final = 262144
 _CPU_QUOTA_US: Final = 1000
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _CPUSET = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_PAGE_SIZE = re.compile(r"[1-9]\d*[KMG]B")
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_.:-]+")
 # namespaced ones, by the namespace that holds them (sysctl(8); the kernel's ipc/ipc_sysctl.c and mq_sysctl.c)
 _IPC_SYSCTLS = re.compile(r"kernel/(shm[a-z_]+|msg[a-z_]+|sem|sem_next_id)|fs/mqueue/[a-z_]+")
@@ -160,6 +162,11 @@ def _check_place(field: str, path: str) -> None:
 
 
 def _check_cgroup_parent(parent: str) -> None:
+    if parent.endswith(".slice") and "/" not in parent:
+        raise InvalidArgument(
+            f"cgroup_parent {parent!r} is a slice of the systemd driver, and this runtime has the driver cgroupfs",
+            hint="set cgroupDriver: cgroupfs in the kubelet's config, or let it ask the runtime (RuntimeConfig)",
+        )
     _check_place("cgroup_parent", parent)
     if parent and not parent.strip("/"):
         raise InvalidArgument("cgroup_parent is the root of the hierarchy", hint="name a group below it, or none")
@@ -176,12 +183,13 @@ def validate_resources(resources: LinuxResources | None) -> None:
     faults = {
         "cpu_period": resources.cpu_period != 0 and not low <= resources.cpu_period <= high,
         "cpu_quota": resources.cpu_quota not in {0, -1} and resources.cpu_quota < _CPU_QUOTA_US,
-        "cpu_shares": resources.cpu_shares < 0,
+        "cpu_shares": resources.cpu_shares != 0 and not 2 <= resources.cpu_shares <= _CPU_SHARES_MAX,
         "memory_limit_in_bytes": limit < -1,
         "memory_swap_limit_in_bytes": swap < -1 or (0 < swap < limit),
         "oom_score_adj": not -1000 <= resources.oom_score_adj <= 1000,
         "cpuset_cpus": bool(resources.cpuset_cpus) and not _CPUSET.fullmatch(resources.cpuset_cpus),
         "cpuset_mems": bool(resources.cpuset_mems) and not _CPUSET.fullmatch(resources.cpuset_mems),
+        "hugepage_limits": not all(_PAGE_SIZE.fullmatch(each.page_size) for each in resources.hugepage_limits),
         "unified": any("/" in key or key.startswith(".") or "." not in key for key in resources.unified),
     }
     for field, faulty in faults.items():
@@ -198,6 +206,7 @@ _RESOURCE_HINTS: Final = {
     "oom_score_adj": "-1000 to 1000",
     "cpuset_cpus": "a list such as 0-3,7",
     "cpuset_mems": "a list such as 0,1",
+    "hugepage_limits": "sizes of pages are written as 64KB, 2MB, 1GB",
     "unified": "keys are files of cgroup v2 such as memory.high",
 }
 

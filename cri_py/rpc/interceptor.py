@@ -108,8 +108,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         telemetry.request_id.set(call_id := secrets.token_hex(4))
         structlog.contextvars.bind_contextvars(request_id=call_id, **subjects(request))
         try:
-            _set_deadline(name, context)
-            yield
+            with telemetry.TRACING.call(name, context.invocation_metadata() or ()):
+                _set_deadline(name, context)
+                yield
         except asyncio.CancelledError:
             code = "DEADLINE_EXCEEDED" if _remaining(context) == 0 else "CANCELLED"
             raise

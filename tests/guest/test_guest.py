@@ -32,7 +32,7 @@ NOT_IN_GUESTS: Final = (
     *("system/test_faults_sweep.py", "system/test_faults.py", "system/test_stops.py"),
     *("system/test_pulls.py", "system/test_registries.py", "system/test_image_exchange.py"),
     *("system/test_host_ports.py", "kernel/test_hostports.py"),
-    "system/test_prometheus.py",  # has no Prometheus
+    *("system/test_prometheus.py", "system/test_tracing.py"),  # no Prometheus, no OpenTelemetry
 )
 UML_PANIC: Final = "fork_handler"  # on its console when it has died of that
 BOOTS: Final = 3

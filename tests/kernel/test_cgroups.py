@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import mmap
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ from cri_py.cgroups.v2 import V2
 from cri_py.errors import InvalidArgument, KernelError
 from cri_py.kernel import bpf, procfs, syscalls
 from cri_py.kernel.constants import CLONE_INTO_CGROUP
+from cri_py.pods.metrics_devices import disk_of
 
 pytestmark = pytest.mark.root
 
@@ -425,6 +427,42 @@ def test_a_fork_beyond_the_pids_limit_fails(groups: Cgroups, top: str, member: M
 
 
 @pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
+def test_a_disk_is_written_no_faster_than_allowed(
+    groups: Cgroups, top: str, member: MakeMember, tmp_path: Path
+) -> None:
+    at = os.stat(tmp_path).st_dev
+    number = f"{os.major(at)}:{os.minor(at)}"
+    if not os.path.exists(f"/sys/dev/block/{number}"):
+        return  # on no disk, as in a guest: nothing can be limited
+    disk = disk_of(number)
+    major, minor = map(int, disk.split(":"))
+    rate = {"blockIO": {"throttleWriteBpsDevice": [{"major": major, "minor": minor, "rate": 1 << 20}]}}
+    groups.create(f"{top}/ctr", rate)
+
+    def write() -> None:
+        fd = os.open(tmp_path / "written", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+        with mmap.mmap(-1, 1 << 18) as block:  # O_DIRECT wants aligned memory
+            for _ in range(6):
+                os.write(fd, block)
+        os._exit(0)
+
+    begun = time.monotonic()
+    pid = member(lambda: groups.enter(f"{top}/ctr"), write)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert 1.0 < time.monotonic() - begun < 5.0  # 1.5 MB; the first slice is free
+
+
+@pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
+def test_a_burst_is_set_after_the_quota_that_it_may_not_exceed(groups: Cgroups, top: str) -> None:
+    resources = {"cpu": {"quota": 50000, "period": 100000, "burst": 20000}}
+    groups.create(f"{top}/ctr", resources)
+    file = groups.plan(f"{top}/ctr", resources)[-1].file
+    assert Path(file).read_text().strip() == "20000"
+    with pytest.raises(KernelError, match="burst"):
+        groups.create(f"{top}/more", {"cpu": {"quota": 50000, "period": 100000, "burst": 60000}})
+
+
+@pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
 def test_a_kill_ends_a_fork_bomb_that_fills_its_group(groups: Cgroups, top: str, member: MakeMember) -> None:
     groups.create(f"{top}/ctr", {"pids": {"limit": 60}})
 
@@ -487,9 +525,9 @@ def test_the_verifier_says_why_it_refuses_a_program() -> None:
 
 
 def test_a_note_tells_what_was_left_out(groups: Cgroups, top: str) -> None:
-    made = groups.create(f"{top}/ctr", {"blockIO": {"weight": 10}})
+    made = groups.create(f"{top}/ctr", {"intelRdt": {"closID": "a"}})
     assert isinstance(made, Made)
-    assert made.notes == ("blockIO is not applied",)
+    assert made.notes == ("intelRdt is not applied",)
 
 
 def test_an_absent_hierarchy_is_an_error_only_where_it_is_asked_for() -> None:

@@ -179,3 +179,18 @@ def test_a_stop_of_the_daemon_ends_event_streams_with_a_status(fresh_daemon: Dae
         for _ in stream:
             pass
     assert fresh_daemon.stop() == 0
+
+
+def test_a_verbose_status_has_the_cgroups_paths_and_what_they_say(kubelet: Kubelet, pod: Pod) -> None:
+    limits = pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20)
+    container = kubelet.run(pod, "sleep", "1000", linux=pb.LinuxContainerConfig(resources=limits))
+    told = json.loads(kubelet.ContainerStatus(container_id=container, verbose=True).info["info"])
+    assert all(path.endswith(told["cgroup"]) and os.path.isdir(path) for path in told["cgroupPaths"])
+    values = told["cgroupValues"]
+    assert str(64 << 20) in {values.get("memory.max"), values.get("memory.limit_in_bytes")}
+    assert int(values["pids.current"]) == 1
+    of_pod = json.loads(kubelet.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"])
+    assert int(of_pod["cgroupValues"]["pids.current"]) >= 2
+    kubelet.StopPodSandbox(pod_sandbox_id=pod.id)
+    kubelet.remove(container)
+    assert kubelet.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"]

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
-import socket
 import subprocess
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -24,21 +19,12 @@ from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.busybox import CUSTOM, HOST
 from tests.simulators.kubelet import Kubelet, wait_for
 from tests.system.daemon import Daemon
+from tests.system.prometheus import DASHBOARDS, DEPLOY, RULES, Prometheus, free_port, substituted
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-RULES = DEPLOY / "prometheus/rules.yml"
-DASHBOARDS = ("runtime", "node")
-WINDOW = "20s"  # instead of Grafana's $__rate_interval
 LIMITS = pb.LinuxContainerResources(cpu_period=100_000, cpu_quota=20_000, memory_limit_in_bytes=64 << 20)
 BUSY = "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo x > /file; done"
 _COMPARISON = re.compile(r"\s*(==|!=|>|<|>=|<=)\s*[\d.]+\s*$")
 _ROUNDS = 5
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def dashboard_queries() -> list[str]:
@@ -46,7 +32,7 @@ def dashboard_queries() -> list[str]:
     for name in DASHBOARDS:
         board = json.loads((DEPLOY / f"grafana/{name}.json").read_text())
         found += [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
-    return [re.sub(r"\$(instance|namespace|pod)\b", ".*", text).replace("$__rate_interval", WINDOW) for text in found]
+    return [substituted(text) for text in found]
 
 
 def rule_queries() -> list[str]:
@@ -66,55 +52,6 @@ def test_prometheus_takes_the_scrape_config_and_the_rules() -> None:
 
 def test_alerts_fire_when_they_should_and_only_then() -> None:
     promtool("test", "rules", DEPLOY / "prometheus/rules_test.yml")
-
-
-class Prometheus:
-    """One on loopback, with our own config but for the address and a scrape every second."""
-
-    def __init__(self, directory: Path, target: str) -> None:
-        config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        config["rule_files"] = [str(RULES)]
-        for job in config["scrape_configs"]:
-            job["static_configs"] = [{"targets": [target]}]
-        file, self._log = directory / "prometheus.yml", (directory / "log").open("w+")
-        file.write_text(yaml.safe_dump(config))
-        self._url = f"http://127.0.0.1:{free_port()}"
-        self._process = subprocess.Popen(
-            [
-                *("prometheus", f"--config.file={file}", f"--storage.tsdb.path={directory}/data"),
-                *(f"--web.listen-address={self._url.removeprefix('http://')}", "--log.level=warn"),
-            ],
-            stdout=self._log,
-            stderr=self._log,
-        )
-
-    def get(self, path: str, **parameters: str) -> Any:
-        question = urllib.parse.urlencode(parameters)
-        with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{question}", timeout=10) as answer:
-            return json.load(answer)["data"]
-
-    def numbers(self, query: str) -> list[float]:
-        found = [float(each["value"][1]) for each in self.get("query", query=query)["result"]]
-        return [number for number in found if not math.isnan(number)]
-
-    def targets_are_up(self) -> bool:
-        assert self._process.poll() is None, self.log()
-        try:
-            targets = self.get("targets", state="active")["activeTargets"]
-        except OSError:
-            return False
-        assert not [each["lastError"] for each in targets if each["lastError"]]
-        return all(each["health"] == "up" for each in targets)
-
-    def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=20)
-        self._log.close()
 
 
 @pytest.fixture

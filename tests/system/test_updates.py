@@ -70,7 +70,7 @@ def test_of_an_ended_container_the_record_changes(kubelet: Kubelet, pod: Pod) ->
 def test_a_refused_update_changes_nothing(kubelet: Kubelet, pod: Pod) -> None:
     container = kubelet.run(pod, "sleep", "1000", linux=limits(**SMALL))
     before = kernel(pod, container)
-    with refused("INVALID_ARGUMENT", "cgroup"):
+    with refused("INVALID_ARGUMENT", "cpuset_cpus is '4711'", "this node has"):
         update(kubelet, container, **LARGE, cpuset_cpus="4711")
     with refused("INVALID_ARGUMENT", "cpu_quota"):
         update(kubelet, container, cpu_quota=5)
@@ -104,3 +104,53 @@ def test_new_resources_survive_a_restart(fresh_daemon: Daemon) -> None:
 def test_a_missing_sandbox_cannot_be_resized(kubelet: Kubelet) -> None:
     with refused("NOT_FOUND", "missing"):
         kubelet.UpdatePodSandboxResources(pod_sandbox_id="missing")
+
+
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"cpu_quota": 999}, "cpu_quota is 999"),
+    ({"cpu_period": 999}, "cpu_period is 999"),
+    ({"cpu_shares": 1}, "cpu_shares is 1"),
+    ({"cpu_shares": 262145}, "cpu_shares is 262145"),
+    ({"cpu_quota": 2**62}, str(2**62)),
+    ({"memory_limit_in_bytes": 64 * MIB, "memory_swap_limit_in_bytes": 32 * MIB}, "memory_swap_limit_in_bytes"),
+    ({"cpuset_cpus": "0-4711"}, "cpuset_cpus is '0-4711'"),
+    ({"cpuset_mems": "4711"}, "cpuset_mems is '4711'"),
+    ({"hugepage_limits": [pb.HugepageLimit(page_size="3MB", limit=3 * MIB)]}, "hugetlb"),
+    ({"unified": {"memory.none": "1"}}, "memory.none"),
+    ({"unified": {"cgroup.procs": "0"}}, "cgroup.procs"),
+]
+
+
+@pytest.mark.parametrize(("fields", "named"), CONTRADICTIONS, ids=[named for _, named in CONTRADICTIONS])
+def test_resources_that_contradict_are_refused_by_name_and_leave_nothing(
+    kubelet: Kubelet, pod: Pod, fields: dict[str, Any], named: str
+) -> None:
+    with refused("INVALID_ARGUMENT", named):
+        kubelet.create(pod, "true", linux=limits(**fields))
+    container = kubelet.run(pod, "sleep", "1000", linux=limits(**SMALL))
+    before = kernel(pod, container)
+    with refused("INVALID_ARGUMENT", named):
+        update(kubelet, container, **fields)
+    assert kernel(pod, container) == before
+    assert reported(kubelet, container) == pb.LinuxContainerResources(**SMALL)
+
+
+def test_to_forbid_huge_pages_is_fine_with_any_kernel(kubelet: Kubelet, pod: Pod) -> None:
+    none = [pb.HugepageLimit(page_size="2MB", limit=0), pb.HugepageLimit(page_size="1GB", limit=0)]
+    container = kubelet.run(pod, "sleep", "1000", linux=limits(**SMALL, hugepage_limits=none))
+    assert list(reported(kubelet, container).hugepage_limits) == none
+    update(kubelet, container, **LARGE)
+
+
+def test_unified_keys_are_files_of_the_group_and_version_1_says_that_it_has_none(kubelet: Kubelet, pod: Pod) -> None:
+    asked = {"memory.high": str(32 * MIB), "memory.oom.group": "1"}
+    if not detect().leaves_only:
+        with refused("INVALID_ARGUMENT", "unified.memory.high", "only cgroup v2"):
+            kubelet.create(pod, "true", linux=limits(unified=asked))
+        return
+    container = kubelet.run(pod, "sleep", "1000", linux=limits(**SMALL, unified=asked))
+    group = detect().directories(f"{pod.config.linux.cgroup_parent}/{container}")[0]
+    assert {name: procfs.read(f"{group}/{name}").decode().strip() for name in asked} == asked
+    update(kubelet, container, unified={"memory.high": str(16 * MIB)})
+    assert procfs.read(f"{group}/memory.high").decode().strip() == str(16 * MIB)
+    assert reported(kubelet, container).unified == {**asked, "memory.high": str(16 * MIB)}

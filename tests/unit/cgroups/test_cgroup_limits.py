@@ -75,3 +75,10 @@ def test_where_a_part_is_seen_paths_are_below_that_part(tmp_path: Path, path: st
 )
 def test_no_limit_has_many_words(value: str, unlimited: bool) -> None:
     assert limits.is_unlimited(value) is unlimited
+
+
+def test_what_a_groups_files_say_is_told_by_file(tmp_path: Path) -> None:
+    group(tmp_path / "cpu/c", cpu__shares="102", cpu__stat="nr_periods 0")
+    group(tmp_path / "pids/c", pids__max="max", pids__current="3")
+    told = limits.values([f"{tmp_path}/cpu/c", f"{tmp_path}/pids/c", f"{tmp_path}/gone/c"])
+    assert told == {"cpu.shares": "102", "pids.current": "3", "pids.max": "max"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cri_py.cgroups.changes import change, in_order, take_back
-from cri_py.cgroups.plans import Write
 from cri_py.cgroups.v1 import V1, Hierarchy
 from cri_py.cgroups.v2 import V2
+from cri_py.cgroups.writes import Write
 from cri_py.errors import KernelError
 
 UNLIMITED = "9223372036854771712"

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from cri_py.cgroups.plans import Write, cpu_weight, ignored, v1_writes, v2_writes
+from cri_py.cgroups.io_plans import io_weight
+from cri_py.cgroups.plans import cpu_weight, ignored, v1_writes, v2_writes
 from cri_py.cgroups.v1 import V1, Hierarchy
 from cri_py.cgroups.v2 import V2
+from cri_py.cgroups.writes import Write
 from cri_py.errors import InvalidArgument, KernelError
 
 FULL: dict[str, Any] = {
@@ -111,10 +113,88 @@ def test_unified_keys_stay_files_of_controllers(file: str) -> None:
 
 
 def test_resources_that_are_not_applied_are_named() -> None:
-    assert ignored({"cpu": {"shares": 2, "burst": 3}, "blockIO": {"weight": 10}, "devices": [], "rdma": {}}) == (
-        "blockIO",
-        "cpu.burst",
+    asked = {"cpu": {"shares": 2, "realtimePeriod": 3}, "blockIO": {"weight": 10, "leafWeight": 5}, "devices": []}
+    assert ignored({**asked, "rdma": {}, "intelRdt": {"closID": "a"}}) == (
+        "blockIO.leafWeight",
+        "cpu.realtimePeriod",
+        "intelRdt",
     )
+
+
+IO = {
+    "weight": 500,
+    "weightDevice": [{"major": 8, "minor": 16, "weight": 10}],
+    "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1048576}],
+    "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 0}],
+}
+
+
+def test_io_has_these_golden_plans() -> None:
+    assert v1_writes({"blockIO": IO}) == (
+        Write("blkio.bfq.weight", "500", optional=True),
+        Write("blkio.bfq.weight_device", "8:16 10", optional=True),
+        Write("blkio.throttle.read_bps_device", "8:0 1048576"),
+        Write("blkio.throttle.write_iops_device", "8:0 0"),
+    )
+    assert v2_writes({"blockIO": IO}) == (
+        Write("io.bfq.weight", "default 500", optional=True),
+        Write("io.weight", "default 4950", optional=True),
+        Write("io.bfq.weight", "8:16 10", optional=True),
+        Write("io.weight", "8:16 1", optional=True),
+        Write("io.max", "8:0 rbps=1048576"),
+        Write("io.max", "8:0 wiops=max"),
+    )
+    assert io_weight(1000) == 10000
+
+
+@pytest.mark.parametrize("weight", [1, 9, 1001, -5])
+def test_a_weight_out_of_range_is_refused_by_name(weight: int) -> None:
+    for writes in (v1_writes, v2_writes):
+        with pytest.raises(InvalidArgument, match=f"blockIO.weight is {weight}"):
+            writes({"blockIO": {"weight": weight}})
+
+
+def test_huge_pages_are_limited_by_size_and_their_reservations_too() -> None:
+    asked = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}, {"pageSize": "1GB", "limit": 0}]}
+    assert v1_writes(asked) == (
+        Write("hugetlb.2MB.limit_in_bytes", "4194304"),
+        Write("hugetlb.2MB.rsvd.limit_in_bytes", "4194304", optional=True),
+        Write("hugetlb.1GB.limit_in_bytes", "0", optional=True),
+        Write("hugetlb.1GB.rsvd.limit_in_bytes", "0", optional=True),
+    )
+    assert [write.file for write in v2_writes(asked)][:2] == ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"]
+
+
+def test_rdma_is_the_same_in_both_versions() -> None:
+    asked = {"rdma": {"mlx5_0": {"hcaHandles": 2, "hcaObjects": 2000}, "mlx5_1": {"hcaObjects": 0}, "none": {}}}
+    assert v1_writes(asked) == v2_writes(asked)
+    assert [write.text for write in v1_writes(asked)] == ["mlx5_0 hca_handle=2 hca_object=2000", "mlx5_1 hca_object=0"]
+
+
+def test_classes_and_priorities_of_packets_are_version_1s_alone() -> None:
+    asked = {"network": {"classID": 1048577, "priorities": [{"name": "eth0", "priority": 5}]}}
+    assert v1_writes(asked) == (Write("net_cls.classid", "1048577"), Write("net_prio.ifpriomap", "eth0 5"))
+    with pytest.raises(InvalidArgument, match=r"network\.classID .* only cgroup v1"):
+        v2_writes(asked)
+
+
+def test_a_burst_follows_the_quota_that_bounds_it() -> None:
+    asked = {"cpu": {"quota": 20000, "period": 100000, "burst": 10000, "idle": 1}}
+    assert [write.file for write in v1_writes(asked)] == [
+        "cpu.cfs_period_us",
+        "cpu.cfs_quota_us",
+        "cpu.cfs_burst_us",
+        "cpu.idle",
+    ]
+    assert [write.file for write in v2_writes(asked)] == ["cpu.max", "cpu.max.burst", "cpu.idle"]
+
+
+def test_what_may_be_missing_needs_no_controller_either() -> None:
+    v1 = V1([Hierarchy("/cg/cpu", ("cpu",))])
+    forbidden = {"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}
+    assert all(write.optional for write in v1.plan("/pods/a", forbidden))
+    with pytest.raises(KernelError, match="no controller hugetlb on this node"):
+        v1.plan("/pods/a", {"hugepageLimits": [{"pageSize": "2MB", "limit": 2 << 20}]})
 
 
 def test_plans_name_full_paths_and_the_right_hierarchy() -> None:

@@ -113,6 +113,11 @@ def test_strings_that_execve_would_refuse_are_refused_first() -> None:
     [
         *(("cpu_period", 999), ("cpu_period", 1_000_001), ("cpu_quota", 999), ("cpu_quota", -2), ("cpu_shares", -1)),
         *(("memory_limit_in_bytes", -2), ("memory_swap_limit_in_bytes", -2), ("oom_score_adj", 1001)),
+        *(("cpu_shares", 1), ("cpu_shares", 262145), ("cpu_shares", -5)),
+        *(
+            ("hugepage_limits", (model.HugepageLimit("2mb", 0),)),
+            ("hugepage_limits", (model.HugepageLimit("../2MB", 0),)),
+        ),
         *(("cpuset_cpus", "0-"), ("cpuset_mems", "a"), ("unified", {"../x.y": "1"}), ("unified", {"cgroup": "1"})),
     ],
 )
@@ -182,3 +187,7 @@ def test_a_name_that_smuggles_another_is_refused(name: str) -> None:
 def test_a_value_is_one_line() -> None:
     with pytest.raises(InvalidArgument, match="line break"):
         sysctls({"net.ipv4.ip_forward": "1\n2"})
+
+
+def test_a_slice_is_refused_by_its_driver() -> None:
+    refuses_sandbox("driver cgroupfs", cgroup_parent="kubepods-burstable-pod1.slice")

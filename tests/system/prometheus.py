@@ -1,0 +1,80 @@
+"""Debian's Prometheus with the config, rules and dashboards of deploy/, on loopback."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+import subprocess
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+DEPLOY: Final = Path(__file__).parents[2] / "deploy"
+RULES: Final = DEPLOY / "prometheus/rules.yml"
+DASHBOARDS: Final = ("runtime", "node")
+_WINDOW: Final = "20s"  # instead of Grafana's $__rate_interval
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def substituted(query: str) -> str:
+    """A dashboard's query as Grafana would ask it for everything."""
+    return re.sub(r"\$(instance|namespace|pod)\b", ".*", query).replace("$__rate_interval", _WINDOW)
+
+
+class Prometheus:
+    """One on loopback, with our own config but for the address and a scrape every second."""
+
+    def __init__(self, directory: Path, target: str) -> None:
+        config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(RULES)]
+        for job in config["scrape_configs"]:
+            job["static_configs"] = [{"targets": [target]}]
+        file, self._log = directory / "prometheus.yml", (directory / "log").open("w+")
+        file.write_text(yaml.safe_dump(config))
+        self._url = f"http://127.0.0.1:{free_port()}"
+        self._process = subprocess.Popen(
+            [
+                *("prometheus", f"--config.file={file}", f"--storage.tsdb.path={directory}/data"),
+                *(f"--web.listen-address={self._url.removeprefix('http://')}", "--log.level=warn"),
+            ],
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    def get(self, path: str, **parameters: str) -> Any:
+        question = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{question}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def numbers(self, query: str) -> list[float]:
+        found = [float(each["value"][1]) for each in self.get("query", query=query)["result"]]
+        return [number for number in found if not math.isnan(number)]
+
+    def targets_are_up(self) -> bool:
+        assert self._process.poll() is None, self.log()
+        try:
+            targets = self.get("targets", state="active")["activeTargets"]
+        except OSError:
+            return False
+        assert not [each["lastError"] for each in targets if each["lastError"]]
+        return all(each["health"] == "up" for each in targets)
+
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        self._log.close()
