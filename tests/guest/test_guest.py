@@ -18,34 +18,43 @@ from tests.guest import machine
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
-_STARTS: Final = "starts of the daemon or of commands, seconds each in a guest"
+_STARTS: Final = "many starts, of the daemon, of commands or of containers: seconds each in a guest"
 _KILLS: Final = "kills what forks all the time, which user-mode Linux answers with a panic (mmput in copy_process)"
 _BYTES: Final = "moves many bytes or calls, which have one way on every node"
 _LAYERS: Final = "images and their layers are files, on whatever node"
 # Below tests/, for the guest in qemu: what user-mode Linux, which runs all else, can't do, and what is best seen there.
 IN_QEMU: Final = {
     "kernel/test_cgroups.py": f"wants cpuset and the like, and {_KILLS}",
+    "kernel/test_hostports.py": "wants nft nat",
     "kernel/test_network.py": "wants nft nat",
     "system/test_attacks.py::test_a_fork_bomb_that_fills_its_pod_is_stopped": _KILLS,
+    "system/test_host_ports.py::test_a_host_port_survives_a_crash_and_goes_with_its_pod": "wants nft nat",
+    "system/test_host_ports.py::test_on_the_hosts_network_a_port_needs_no_rule": "wants nft",
     "system/test_isolation.py::test_limits_are_the_kernels": "wants cpuset",
     "system/test_life.py": "the daemon at work on a kernel as nodes have it",
 }
 # Left to the host, below tests/: no matter of cgroups, systemd or AppArmor, and slow or impossible in a guest.
 NOT_IN_GUESTS: Final = {
     "kernel/test_full_disk.py": _LAYERS,
-    "kernel/test_hostports.py": "wants nft nat",
     "kernel/test_layer_forms.py": _LAYERS,
     "kernel/test_layerize_overlay.py": _LAYERS,
     "kernel/test_layers.py": _LAYERS,
     "system/test_attacks.py::test_an_exec_shows_nothing_of_the_node_to_who_watches_it_come": _KILLS,
     "system/test_attacks.py::test_nobody_who_shares_pids_finds_the_node_behind_a_container_that_is_being_made": _KILLS,
+    "system/test_devices.py::test_a_cdi_device_brings_nodes_environment_mounts_and_groups": _STARTS,
+    "system/test_devices.py::test_a_hook_that_fails_is_told_and_leaves_nothing": _STARTS,
     "system/test_exec.py::test_output_is_cut_at_16_mib": _BYTES,
+    "system/test_explain.py::test_of_a_container_that_has_ended_the_record_is_told": _STARTS,
+    "system/test_explain.py::test_one_that_waits_to_be_started_is_told_of_by_its_record": _STARTS,
+    "system/test_explain.py::test_what_a_container_puts_into_its_dev_leads_nowhere": _STARTS,
+    "system/test_explain.py::test_what_is_wrong_is_told_in_one_line_with_the_way_out": _STARTS,
     "system/test_faults.py": _STARTS,
     "system/test_faults_sweep.py": _STARTS,
-    "system/test_host_ports.py": "wants nft nat",
+    "system/test_host_ports.py": f"{_STARTS}, and nft nat",
     "system/test_image_commands.py": _STARTS,
     "system/test_image_exchange.py": "wants skopeo and umoci",
     "system/test_images.py": _LAYERS,
+    "system/test_mount_attacks.py::test_a_place_that_turns_into_a_link_meanwhile_leads_no_volume_out": _STARTS,
     "system/test_node.py::test_a_config_over_the_limits_is_refused_however_long_it_is": _BYTES,
     "system/test_node.py::test_a_stop_of_the_daemon_ends_event_streams_with_a_status": _STARTS,
     "system/test_node.py::test_requests_and_answers_may_be_longer_than_16_mib": _BYTES,
