@@ -35,12 +35,14 @@ IN_QEMU: Final = {
 }
 # Left to the host, below tests/: no matter of cgroups, systemd or AppArmor, and slow or impossible in a guest.
 NOT_IN_GUESTS: Final = {
+    "kernel/test_cni.py": "plugins get seconds, and less, for what takes longer in an emulated machine; wants nft nat",
     "kernel/test_full_disk.py": _LAYERS,
     "kernel/test_layer_forms.py": _LAYERS,
     "kernel/test_layerize_overlay.py": _LAYERS,
     "kernel/test_layers.py": _LAYERS,
     "system/test_attacks.py::test_an_exec_shows_nothing_of_the_node_to_who_watches_it_come": _KILLS,
     "system/test_attacks.py::test_nobody_who_shares_pids_finds_the_node_behind_a_container_that_is_being_made": _KILLS,
+    "system/test_cni.py": f"{_STARTS}, and nft nat",
     "system/test_devices.py::test_a_cdi_device_brings_nodes_environment_mounts_and_groups": _STARTS,
     "system/test_devices.py::test_a_hook_that_fails_is_told_and_leaves_nothing": _STARTS,
     "system/test_exec.py::test_output_is_cut_at_16_mib": _BYTES,
