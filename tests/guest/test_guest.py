@@ -68,6 +68,7 @@ NOT_IN_GUESTS: Final = {
     "system/test_streaming.py::test_a_hundred_sessions_at_once_all_end": _BYTES,
     "system/test_streaming.py::test_every_kind_of_session_transfers_while_the_daemon_is_killed_and_restarted": _STARTS,
     "system/test_streaming.py::test_over_tls_with_a_certificate_of_its_own_sessions_go_as_well": _STARTS,
+    "system/test_tracing.py": "wants OpenTelemetry",
     "system/test_volumes.py::test_a_missing_host_path_is_an_error_unless_it_is_to_be_made": _STARTS,
     "system/test_volumes.py::test_volumes_survive_the_daemon": _STARTS,
 }

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
 
 from cri_py.cgroups import detect
 from cri_py.pods import metrics_series as series
@@ -38,10 +42,19 @@ def of_container(kubelet: Kubelet, pod: Pod) -> Told:
     return told(container.metrics)
 
 
-def test_a_limited_container_has_every_series_that_this_kernel_can_fill(kubelet: Kubelet, pod: Pod) -> None:
-    # Version 2 tells of a device only to who has used it.
-    busy = f"{BURN}; dd if=/dev/zero of=/file bs=64k count=1 conv=fsync; exec sleep 1000"
-    kubelet.run(pod, "sh", "-c", busy, linux=pb.LinuxContainerConfig(resources=LIMITS))
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        yield Path(directory)
+
+
+def test_a_limited_container_has_every_series_that_this_kernel_can_fill(
+    kubelet: Kubelet, pod: Pod, on_disk: Path
+) -> None:
+    # Version 2 tells of a device only to who has used it, and /tmp, where layers are here, may be none.
+    busy = f"{BURN}; dd if=/dev/zero of=/disk/file bs=64k count=1 conv=fsync; exec sleep 1000"
+    volume = pb.Mount(container_path="/disk", host_path=str(on_disk))
+    kubelet.run(pod, "sh", "-c", busy, mounts=[volume], linux=pb.LinuxContainerConfig(resources=LIMITS))
 
     def missing() -> set[str]:
         found = metrics_of(kubelet, pod)
