@@ -47,6 +47,7 @@ log = structlog.get_logger()
 _T = TypeVar("_T")
 _MEMINFO: Final = "/proc/meminfo"
 _YOUNG_NS: Final = 5_000_000_000
+_KEPT_S: Final = 300.0  # longer than anybody who asks again and again waits between two calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ class Statistics:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stats")
         self._watched: dict[str, _Watched] = {}  # by id; this and the next belong to the thread
         self._networks: dict[str, HolderNetwork] = {}
+        self._lent_at = 0.0  # when files were last opened for others, by time.monotonic(); 0: none are open
         self._background: list[asyncio.Task[None]] = []
 
     # ---------------------------------------------------------------- asking
@@ -260,7 +262,12 @@ class Statistics:
         return network.interfaces()
 
     def group(self, owner: Sandbox | Container) -> Group:
-        """The open files of what is not removed yet; they stay the statistics'. To be called in ``run`` alone."""
+        """The open files of what is not removed yet; they stay the statistics'. To be called in ``run`` alone.
+
+        What is opened beyond the statistics' own files is closed when nobody has asked for some minutes: each open
+        file of a group costs the kernel a page.
+        """
+        self._lent_at = time.monotonic()
         return self._watch(owner).group
 
     def _note(self, owners: Sequence[Sandbox | Container], known: Set[str] | None = None) -> None:
@@ -270,6 +277,10 @@ class Statistics:
             except KernelError as error:
                 log.warning("a group's CPU time can't be noted", id=owner.id, cgroup=owner.cgroup, cause=str(error))
         if known is not None:
+            if self._lent_at and time.monotonic() - self._lent_at > _KEPT_S:
+                self._lent_at = 0.0
+                for watched in self._watched.values():
+                    watched.group.close()
             for object_id in (self._watched.keys() | self._networks.keys()) - known:
                 self._forget(object_id)
 

@@ -16,6 +16,7 @@ from cri_py import model
 from cri_py.cgroups.v1 import V1, Hierarchy
 from cri_py.errors import NotFound
 from cri_py.model import ContainerFilter, Created, Event, EventKind, Exited, Nanos, NotReady, Running, SandboxFilter
+from cri_py.pods import stats
 from cri_py.pods.events import Events
 from cri_py.pods.places import Places
 from cri_py.pods.stats import Statistics
@@ -222,3 +223,18 @@ async def test_at_the_end_no_file_is_open(tmp_path: Path) -> None:
         await world.statistics.containers(ContainerFilter())
         assert world.opened()
     assert world.opened() == set()
+
+
+async def test_files_opened_for_others_are_closed_when_nobody_asks_any_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failcnt_is_open() -> bool:
+        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)]
+        return f"{world.root}/memory/pod/c1/memory.failcnt" in links
+
+    (world.root / "memory/pod/c1/memory.failcnt").write_text("3\n")
+    assert await world.statistics.run(lambda: world.statistics.group(RUNNING).number("memory.failcnt")) == 3
+    assert failcnt_is_open()
+    monkeypatch.setattr(stats, "_KEPT_S", 0.0)
+    await until(failcnt_is_open, False)
+    assert (await world.statistics.container(RUNNING.id)).group is not None
