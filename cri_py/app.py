@@ -144,7 +144,6 @@ class App:
             self.ledger,
             self.monitors,
             self.containers.execs,
-            self.bundles.read,
             self._config.streaming.idle_timeout_s,
         )
         self.front = Front(self._config.streaming, Sessions(time.monotonic), self.streams.hand_over)

@@ -29,6 +29,7 @@ from cri_py.pods.spec_mounts import ImageVolumes
 
 log = structlog.get_logger()
 _PROFILE_BYTES = 1 << 20
+_PROFILE = ".json"  # beside the filter that was made from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,10 @@ class Bundle:
     """The OCI document in two parts, and the second part compiled.
 
     The profile is nine tenths of a document and of no use to our own runtime, which loads ``filter``, {"path",
-    "flags"}; so it lies in a file of its own, and init need not parse it.
+    "flags"}; so it lies in a file of its own, shared by all containers that have the same, and init need not parse it.
     """
 
     document: dict[str, Any]  # without linux.seccomp
-    seccomp: Mapping[str, Any] | None
     filter: dict[str, Any] | None
     groups: tuple[int, ...] = ()  # supplementary ones that its devices ask for
 
@@ -54,6 +54,7 @@ class Bundles:
         self._cdi = Registry(config.cdi_spec_dirs)
         self._owned_devices = config.device_ownership_from_security_context
         self._filters: dict[str, dict[str, Any]] = {}
+        self._last_key: tuple[Mapping[str, Any], str] = ({}, "")
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="seccomp")
 
     @telemetry.stage("container document")
@@ -88,7 +89,7 @@ class Bundles:
         spec_cdi.apply(document, edits)
         await self._check_label(document["process"].get("apparmorProfile", ""))
         profile = document["linux"].pop("seccomp", None)
-        return Bundle(document, profile, await self._filter(profile) if profile else None, edits.groups)
+        return Bundle(document, await self._filter(profile) if profile else None, edits.groups)
 
     async def _check_label(self, name: str) -> None:
         """A profile that isn't loaded would be noticed at the start only, and in the kernel's words."""
@@ -137,17 +138,26 @@ class Bundles:
             log.warning("the default seccomp profile can't be compiled", cause=str(error))  # who needs it is refused
 
     async def _filter(self, profile: Mapping[str, Any]) -> dict[str, Any]:
-        """Compile a profile once (10 ms); its filter lies in the state directory under its hash."""
-        key = seccomp.profile_key(profile)
+        """Compile a profile once (10 ms); it lies in the state directory under its hash, its filter beside it."""
+        key = self._key_of(profile)
         if key not in self._filters:
             loop = asyncio.get_running_loop()
             path = await loop.run_in_executor(self._compiler, self._compile, profile, key)
             self._filters[key] = {"path": path, "flags": seccomp.filter_flags(profile)}
         return self._filters[key]
 
+    def _key_of(self, profile: Mapping[str, Any]) -> str:
+        """Its hash; of the profile that came last it is known."""
+        last, key = self._last_key
+        if profile is not last:
+            key = seccomp.profile_key(profile)
+            self._last_key = profile, key
+        return key
+
     def _compile(self, profile: Mapping[str, Any], key: str) -> str:
         path = f"{self._places.seccomp}/{key}"
         if not os.path.exists(path):
+            _write(f"{path}{_PROFILE}", profile)
             with open(f"{path}.new", "wb") as file:
                 file.write(seccomp.compile_profile(profile))
             os.rename(f"{path}.new", path)
@@ -165,8 +175,8 @@ class Bundles:
             if container.log_path:
                 _make_log_directory(container.log_path)
             _write(f"{directory}/config.json", bundle.document)
-            if bundle.seccomp is not None:
-                _write(f"{directory}/seccomp.json", bundle.seccomp)
+            if bundle.filter is not None:
+                os.symlink(f"{bundle.filter['path']}{_PROFILE}", f"{directory}/seccomp.json")
         except OSError as error:
             raise Internal(f"the bundle of container {container.id} can't be written: {error}") from error
 
@@ -195,13 +205,18 @@ class Bundles:
             raise Internal(f"the document {path} can't be written: {error}") from error
         return before
 
-    def filter_of(self, document: dict[str, Any]) -> dict[str, Any] | None:
-        """The filter that the document's container runs under, for another process in it."""
-        profile = document["linux"].get("seccomp")
-        if not profile:
-            return None
-        path = f"{self._places.seccomp}/{seccomp.profile_key(profile)}"
-        return {"path": path, "flags": seccomp.filter_flags(profile)}
+    def executing(self, container: Container) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What another process in the container inherits: the document without its seccomp profile, and the filter."""
+        directory = self._places.bundle(container.sandbox_id, container.id)
+        try:
+            profile = os.readlink(f"{directory}/seccomp.json")
+        except FileNotFoundError:
+            return read_document(f"{directory}/config.json"), None
+        path = profile.removesuffix(_PROFILE)
+        key = os.path.basename(path)
+        if key not in self._filters:  # compiled by an earlier daemon
+            self._filters[key] = {"path": path, "flags": seccomp.filter_flags(read_document(profile))}
+        return read_document(f"{directory}/config.json"), self._filters[key]
 
     def mounting(self, container: Container) -> str:
         """The host path that init is at, while it mounts volumes; "" before and after."""

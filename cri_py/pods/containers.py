@@ -89,7 +89,7 @@ class Containers:
         self._trash = trash
         self._events = events
         self._clock = clock
-        self.execs = Execs(config, groups.cgroups, bundles.filter_of)
+        self.execs = Execs(config, groups.cgroups, bundles.executing)
         self._stops = Stops(self._signal)
         self._flights: Flights[tuple[Any, ...], ContainerId] = Flights()
         self._starting: set[asyncio.Task[None]] = set()
@@ -445,7 +445,7 @@ class Containers:
         container = self._ledger.container(container_id)
         _check_running(container)
         spec_limits.validate_exec(command)
-        prepared = self.execs.prepare(container, self._bundles.read, command)
+        prepared = self.execs.prepare(container, command)
         return await self.execs.run(self._monitors.of(container.sandbox_id), prepared, timeout_s)
 
     def _publish(self, container: Container, kind: EventKind) -> None:

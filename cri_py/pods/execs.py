@@ -43,11 +43,15 @@ class Execs:
     """Knows of each container what a further process in it inherits."""
 
     def __init__(
-        self, config: RuntimeConfig, cgroups: Cgroups, filter_of: Callable[[dict[str, Any]], dict[str, Any] | None]
+        self,
+        config: RuntimeConfig,
+        cgroups: Cgroups,
+        read: Callable[[Container], tuple[dict[str, Any], dict[str, Any] | None]],
     ) -> None:
+        """``read``: the OCI document of a container, and its seccomp filter, {path, flags}."""
         self._config = config
         self._cgroups = cgroups
-        self._filter_of = filter_of
+        self._read = read
         self._rights = _rights()
         os.close(open_null(os.O_RDONLY))  # once, so that the first exec takes no longer than others
         self._templates: dict[ContainerId, exec_steps.Template] = {}
@@ -59,39 +63,31 @@ class Execs:
     def forget(self, container_id: ContainerId) -> None:
         self._templates.pop(container_id, None)
 
-    def prepare(
-        self,
-        container: Container,
-        read: Callable[[Container], dict[str, Any]],
-        command: Sequence[str],
-        *,
-        terminal: bool = False,
-    ) -> Exec:
+    def prepare(self, container: Container, command: Sequence[str], *, terminal: bool = False) -> Exec:
         """The container's own process with another command, as the user it runs as. Raises InvalidArgument."""
         if container.id not in self._templates:
-            self._templates[container.id] = self._template(container, read(container))
+            self._templates[container.id] = self._template(container, *self._read(container))
         self._count += 1
         name = f"exec-{self._mark}-{self._count}"
         scope = self._cgroups.exec_scope(container.cgroup, name)
         common = self._templates[container.id]
         return Exec(container.id, name, exec_steps.steps(common, command, scope, terminal=terminal), common.owner)
 
-    def _template(self, container: Container, document: dict[str, Any]) -> exec_steps.Template:
+    def _template(
+        self, container: Container, document: dict[str, Any], secure: dict[str, Any] | None
+    ) -> exec_steps.Template:
         user = container.user
         assert user is not None  # a container whose user is unknown never runs
         identity = exec_steps.Identity(user.uid, user.gid, user.supplemental_groups, user.home)
         return exec_steps.template(
             document["process"],
             identity,
-            self._filter(document),
+            self._filter(secure) if secure else None,
             self._rights,
             document.get("linux", {}),
         )
 
-    def _filter(self, document: dict[str, Any]) -> Filter | None:
-        found = self._filter_of(document)
-        if found is None:
-            return None
+    def _filter(self, found: dict[str, Any]) -> Filter:
         path = found["path"]
         if path not in self._compiled:
             with open(path, "rb") as file:

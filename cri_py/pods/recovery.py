@@ -211,10 +211,9 @@ class Recovery:
             log.debug("it has no monitor", sandbox=name, cause=str(error))
         note = Path(pod) / "cgroup"
         if note.exists():
-            group = note.read_text()
-            made = Path(pod) / "cgroup-made"
+            group, *made = note.read_text().split("\n")
             try:
-                await self._groups.end_pod(group, name, made.read_text().split("\n") if made.exists() else ())
+                await self._groups.end_pod(group, name, made)
             except CriError as error:
                 log.warning("its cgroup could not be removed", sandbox=name, cgroup=group, cause=str(error))
         unmount(f"{pod}/shm")

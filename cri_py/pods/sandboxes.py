@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -214,9 +213,9 @@ class Sandboxes:
     async def _make_group(self, sandbox: Sandbox, undo: AsyncExitStack) -> None:
         undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, sandbox.id, ())
         made = await self._groups.make_pod(sandbox.cgroup, sandbox.id)
-        note = Path(self._places.pod(sandbox.id)) / "cgroup-made"
-        with _told_as_ours(str(note)):
-            note.write_text("\n".join(made))
+        note = f"{self._places.pod(sandbox.id)}/cgroup"
+        with _told_as_ours(note):
+            _put(note, "\n".join((sandbox.cgroup, *made)))
 
     async def _spawn(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
         """Its monitor, asked for once more if a spawner died over the request: nothing of the first is left then."""
@@ -271,11 +270,13 @@ class Sandboxes:
         return int(answer["holder"])
 
     def _make_directory(self, sandbox: Sandbox) -> None:
-        """The pod's directory; ``cgroup`` tells a recovery, which may find no record, what else to clean up."""
-        pod = Path(self._places.pod(sandbox.id))
+        """The pod's directory; ``cgroup`` tells a recovery, which may find no record, what else to clean up: the group
+        and, once it is there, which directories are ours."""
+        pod = self._places.pod(sandbox.id)
         with _told_as_ours(f"the directory {pod}"):
-            (pod / "containers").mkdir(parents=True, mode=0o711)
-            (pod / "cgroup").write_text(sandbox.cgroup)
+            os.mkdir(pod)
+            os.mkdir(f"{pod}/containers", 0o711)
+            _put(f"{pod}/cgroup", sandbox.cgroup)
 
     def _write_files(self, sandbox: Sandbox) -> None:
         places = self._places.files(sandbox.id)
@@ -286,9 +287,9 @@ class Sandboxes:
         resolv_conf = files.resolv_conf_text(sandbox.config.dns, _read("/etc/resolv.conf"))
         root = spec_userns.root_of(sandbox.config.namespaces)
         with _told_as_ours(f"the files of pod sandbox {sandbox.id}"):
-            Path(places.hosts).write_text(files.hosts_text(hostname, ips, node_hosts))
-            Path(places.hostname).write_text(files.hostname_text(hostname))
-            Path(places.resolv_conf).write_text(resolv_conf)
+            _put(places.hosts, files.hosts_text(hostname, ips, node_hosts))
+            _put(places.hostname, files.hostname_text(hostname))
+            _put(places.resolv_conf, resolv_conf)
             if root != (0, 0):
                 for path in (places.hosts, places.hostname, places.resolv_conf):
                     os.chown(path, *root)
@@ -375,8 +376,8 @@ class Sandboxes:
         await self._remove_group(sandbox)
 
     async def _remove_group(self, sandbox: Sandbox) -> None:
-        made = _read(f"{self._places.pod(sandbox.id)}/cgroup-made").split("\n")
-        if await self._groups.remove_pod(sandbox.cgroup, sandbox.id, filter(None, made)):
+        _, *made = _read(f"{self._places.pod(sandbox.id)}/cgroup").split("\n")
+        if await self._groups.remove_pod(sandbox.cgroup, sandbox.id, made):
             self._groups_gone.add(sandbox.id)
 
     async def _become_not_ready(self, sandbox: Sandbox, reason: str) -> None:
@@ -480,9 +481,15 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(errors="surrogateescape")
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
     except FileNotFoundError:
         return ""
+
+
+def _put(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
 
 
 def unmount(path: str) -> None:

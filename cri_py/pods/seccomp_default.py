@@ -7,6 +7,7 @@ may run; the x32 ABI, and the 32-bit ``socketcall`` whose arguments a filter can
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 from cri_py.errors import Unimplemented
@@ -97,8 +98,9 @@ _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 _CLONE_NAMESPACES: Final = 0x7E020000
 
 
+@functools.lru_cache(maxsize=64)
 def default_profile(capabilities: frozenset[str], arch: str) -> dict[str, Any]:
-    """The ``linux.seccomp`` object (OCI runtime-spec, config-linux.md) of a container.
+    """The ``linux.seccomp`` object (OCI runtime-spec, config-linux.md) of a container; the same one for equal wishes.
 
     ``capabilities`` are full names, its bounding set; ``arch`` is the machine as uname(2) says it. Raises Unimplemented
     for other machines: argument order differs between them (clone on s390x), so no list is safer than a guessed one.

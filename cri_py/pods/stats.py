@@ -36,6 +36,7 @@ from cri_py.model import (
     Running,
     Sandbox,
     SandboxFilter,
+    SandboxId,
 )
 from cri_py.pods.events import Events
 from cri_py.pods.ledger import Ledger
@@ -46,6 +47,7 @@ from cri_py.pods.stats_rates import Rate, Sample
 log = structlog.get_logger()
 _T = TypeVar("_T")
 _MEMINFO: Final = "/proc/meminfo"
+_SOON_S: Final = 1.0
 _YOUNG_NS: Final = 5_000_000_000
 _KEPT_S: Final = 300.0  # longer than anybody who asks again and again waits between two calls
 
@@ -131,6 +133,8 @@ class Statistics:
         self._networks: dict[str, HolderNetwork] = {}
         self._lent_at = 0.0  # when files were last opened for others, by time.monotonic(); 0: none are open
         self._background: list[asyncio.Task[None]] = []
+        self._young: dict[SandboxId, Sandbox] = {}
+        self._stopping = False
 
     # ---------------------------------------------------------------- asking
 
@@ -203,15 +207,33 @@ class Statistics:
             self._layers.want_later(about.id)
         elif about is None and sandbox is not None and sandbox.id == event.container_id:
             if event.kind is EventKind.CREATED:
-                await self.run(self._note, [sandbox])
+                self._expect(sandbox)
             elif event.kind in (EventKind.STOPPED, EventKind.DELETED):
-                await self.run(self._forget, sandbox.id)
+                await self._let_go(sandbox.id)
         elif event.kind is EventKind.DELETED:
             self._layers.forget(ContainerId(event.container_id))
-            await self.run(self._forget, event.container_id)
+            await self._let_go(event.container_id)
+
+    def _expect(self, sandbox: Sandbox) -> None:
+        """Note a new one's CPU time within a second, together with others that come meanwhile."""
+        self._young[sandbox.id] = sandbox
+        if len(self._young) == 1:
+            asyncio.get_running_loop().call_later(_SOON_S, self._note_young)
+
+    def _note_young(self) -> None:
+        young = [*self._young.values()]
+        self._young.clear()
+        if young and not self._stopping:
+            self._thread.submit(self._note, young)
+
+    async def _let_go(self, object_id: str) -> None:
+        self._young.pop(SandboxId(object_id), None)
+        if object_id in self._watched or object_id in self._networks:
+            await self.run(self._forget, object_id)
 
     async def stop(self) -> None:
         """End the background and let go of all files."""
+        self._stopping = True
         self._layers.close()
         for task in self._background:
             task.cancel()

@@ -30,13 +30,11 @@ class Streams:
         ledger: Ledger,
         monitors: Monitors,
         execs: Execs,
-        read: Callable[[Container], dict[str, Any]],
         idle_s: float,
     ) -> None:
         self._ledger = ledger
         self._monitors = monitors
         self._execs = execs
-        self._read = read
         self._idle_s = idle_s
 
     # ------------------------------------------------------------------ asked
@@ -117,4 +115,4 @@ class Streams:
 
     def _command(self, request: StreamRequest) -> Exec:
         container = self._ledger.container(request.container_id or ContainerId(""))
-        return self._execs.prepare(container, self._read, request.command, terminal=request.stdio.tty)
+        return self._execs.prepare(container, request.command, terminal=request.stdio.tty)

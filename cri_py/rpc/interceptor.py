@@ -7,9 +7,10 @@ with it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
@@ -42,12 +43,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(self) -> None:
         self._endless: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._handlers: dict[str, Any] = {}  # by method: they don't change
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
-        handler = await continuation(details)
-        if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
-            return None
-        name = details.method.rsplit("/", 1)[-1]
+        handler = self._handlers.get(details.method)
+        if handler is None:
+            handler = await continuation(details)
+            if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
+                return None
+            handler = self._handlers[details.method] = self._intercepted(details.method.rsplit("/", 1)[-1], handler)
+        return handler
+
+    def _intercepted(self, name: str, handler: Any) -> Any:
         decoder, encoder = handler.request_deserializer, handler.response_serializer
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream(name, handler.unary_stream), decoder, encoder)
@@ -131,18 +138,25 @@ async def _pass_on(parts: Any, context: Context) -> None:
 
 def subjects(request: Any) -> dict[str, str]:
     """What a request is about, for the log: ids as they are, the name of a pod or container to be, an image."""
+    told = _telling(type(request))
     found: dict[str, str] = {}
     for key in ("pod_sandbox_id", "container_id"):
-        if value := getattr(request, key, ""):
+        if key in told and (value := getattr(request, key)):
             found[key] = value
-    config = getattr(request, "config", None)
-    if config is not None:
-        metadata = config.metadata
+    if "config" in told:
+        metadata = request.config.metadata
         namespace = getattr(metadata, "namespace", "")
         found["name"] = f"{namespace}/{metadata.name}" if namespace else metadata.name
-    if value := getattr(getattr(request, "image", None), "image", "") or getattr(request, "ref", ""):
+    if value := (request.image.image if "image" in told else "") or (request.ref if "ref" in told else ""):
         found["image"] = value
     return found
+
+
+@functools.cache
+def _telling(kind: Hashable) -> frozenset[str]:
+    """The fields of a message; none of what is no message."""
+    descriptor = getattr(kind, "DESCRIPTOR", None)
+    return frozenset(descriptor.fields_by_name) if descriptor is not None else frozenset()
 
 
 def _remaining(context: Context) -> float | None:

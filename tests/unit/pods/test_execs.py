@@ -20,8 +20,8 @@ def test_no_daemon_gives_an_exec_the_name_of_another_daemon_s() -> None:
     """Its cgroup is called so, and sessions outlive the daemon; in a container each daemon may have pid 1."""
     names = set()
     for _ in range(2):
-        execs = Execs(RuntimeConfig(), V2("/g"), lambda _: None)
-        names |= {execs.prepare(made(), document, ["true"]).name for _ in range(2)}
+        execs = Execs(RuntimeConfig(), V2("/g"), executing)
+        names |= {execs.prepare(made(), ["true"]).name for _ in range(2)}
     assert len(names) == 4
 
 
@@ -42,8 +42,8 @@ class SlowMonitor:
 
 @pytest.mark.parametrize("turns", range(4))
 async def test_whoever_leaves_at_any_moment_leaves_no_command_behind(turns: int) -> None:
-    monitor, execs = SlowMonitor(), Execs(RuntimeConfig(), V2("/g"), lambda _: None)
-    asked = asyncio.create_task(execs.run(monitor, execs.prepare(made(), document, ["true"]), 0))  # type: ignore[arg-type]
+    monitor, execs = SlowMonitor(), Execs(RuntimeConfig(), V2("/g"), executing)
+    asked = asyncio.create_task(execs.run(monitor, execs.prepare(made(), ["true"]), 0))  # type: ignore[arg-type]
     for _ in range(turns):
         await asyncio.sleep(0)
     asked.cancel()
@@ -53,8 +53,8 @@ async def test_whoever_leaves_at_any_moment_leaves_no_command_behind(turns: int)
 
 
 async def test_without_descriptors_a_command_is_refused_and_none_is_lost() -> None:
-    execs = Execs(RuntimeConfig(), V2("/g"), lambda _: None)
-    prepared = execs.prepare(made(), document, ["true"])
+    execs = Execs(RuntimeConfig(), V2("/g"), executing)
+    prepared = execs.prepare(made(), ["true"])
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     for free in range(6):  # it opens six
         before = os.listdir("/proc/self/fd")
@@ -84,5 +84,5 @@ def made() -> model.Container:
     )
 
 
-def document(_: model.Container) -> dict[str, Any]:
-    return {"process": {"args": ["sleep"], "env": [], "cwd": "/"}}
+def executing(_: model.Container) -> tuple[dict[str, Any], None]:
+    return {"process": {"args": ["sleep"], "env": [], "cwd": "/"}}, None
