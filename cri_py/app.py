@@ -34,13 +34,13 @@ from cri_py.network.cni.wires import Cni
 from cri_py.network.hostports import HostPorts
 from cri_py.network.pod_network import PodNetwork
 from cri_py.network.wires import Wires
-from cri_py.pods import apparmor
+from cri_py.pods import apparmor, selinux
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
 from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import Groups
-from cri_py.pods.ledger import Ledger
+from cri_py.pods.ledger import DATABASE, Ledger
 from cri_py.pods.metrics import PodMetrics
 from cri_py.pods.monitors import Monitors
 from cri_py.pods.node import Node
@@ -169,7 +169,7 @@ class App:
         config = self._config
         root, state = config.server.root, config.server.state
         self.places = Places(root, state)
-        self.pod_store = Store(f"{root}/pods.db", durable=False)
+        self.pod_store = Store(f"{root}/{DATABASE}", durable=False)
         self.image_store = Store(f"{root}/images.db", durable=True)
         self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
         self.network = PodNetwork(self._wires(), HostPorts(config.network.bridge))
@@ -185,7 +185,7 @@ class App:
         config, state = self._config, self._config.server.state
         if config.network.plugin == "cni":
             return Cni(config.network, config.netns_dir, state, config.cni_cache_dir, self._tasks)
-        return Bridge(config.network, config.netns_dir, state)
+        return Bridge(config.network, config.netns_dir, state, f"{config.server.root}/pod-cidrs.json")
 
     def _build_pods(self, defaults: SpecDefaults) -> None:
         self.containers = Containers(
@@ -351,7 +351,7 @@ def spec_defaults(config: Config, cgroups: str, features: Features) -> SpecDefau
         cgroup_version=2 if cgroups == "V2" else 1,
         apparmor=apparmor.enabled(),
         apparmor_profile=apparmor.load_default(config.runtime.apparmor_profile, config.server.state),
-        selinux=os.path.exists("/sys/fs/selinux/enforce"),
+        selinux=selinux.read_policy() if config.runtime.selinux else None,
         node_hostname=platform.node(),
         features=features,
     )

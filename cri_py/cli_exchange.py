@@ -8,6 +8,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO
 
@@ -17,6 +18,7 @@ from cri_py.errors import FailedPrecondition, Internal, InvalidArgument, NotFoun
 from cri_py.images import offline
 from cri_py.images.building import Wishes
 from cri_py.images.layerize import layer_pieces
+from cri_py.pods.ledger import recorded_images
 from cri_py.rpc.exchange_client import ExchangeClient
 
 _PIECE: Final = 1 << 20
@@ -27,8 +29,9 @@ def take(config: Config, parsed: argparse.Namespace, out: TextIO) -> int:
     pieces = _read(parsed.path)
     telemetry.configure_logging("warning", config.log.format, sys.stderr)  # of a store that is opened here
     try:
+        used = partial(recorded_images, config.server.root)
         taken: list[tuple[str, ...]]
-        taken = [(image.id, *image.repo_tags) for image in offline.take(config, pieces, parsed.tag)]
+        taken = [(image.id, *image.repo_tags) for image in offline.take(config, used, pieces, parsed.tag)]
     except offline.Running:
         with ExchangeClient(config.listen) as client:
             taken = [(image.id, *image.tags) for image in client.take(pieces, parsed.tag)]

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, TextIO
 
 from cri_py.config import Config
@@ -18,6 +19,7 @@ from cri_py.errors import FailedPrecondition, NotFound
 from cri_py.images import offline
 from cri_py.images.offline import Outcome
 from cri_py.images.progress import LayerProgress
+from cri_py.pods.ledger import recorded_images
 from cri_py.rpc.images_client import ImagesClient, Listed
 
 _BAR: Final = 30
@@ -78,7 +80,8 @@ def check(config: Config, parsed: argparse.Namespace, out: TextIO) -> int:
     """``cri-py image check``: exit status 1 if something is wrong, and still is."""
     repair = parsed.repair and not parsed.dry_run
     try:
-        outcome = offline.check(config, deep=parsed.deep, repair=repair)
+        used = partial(recorded_images, config.server.root)
+        outcome = offline.check(config, used, deep=parsed.deep, repair=repair)
     except FailedPrecondition:  # the store belongs to a running daemon, which mends it around its pulls
         with ImagesClient(config.listen) as client:
             found = client.check(deep=parsed.deep, repair=True)

@@ -341,6 +341,7 @@ class Sandbox:
     cgroup: str = ""  # the pod's cgroup, below the root of every hierarchy, with a leading slash
     overhead: LinuxResources | None = None  # as UpdatePodSandboxResources told it last; None: as in the config
     resources: LinuxResources | None = None
+    selinux_level: str = ""  # which no other pod has; "" where the node labels none
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ _DEVICE: Final = r"[A-Za-z0-9](?:[\w.:-]*[A-Za-z0-9])?"
 _KIND = re.compile(f"{_VENDOR}/{_CLASS}", re.ASCII)
 _NAME = re.compile(_DEVICE, re.ASCII)
 _QUALIFIED = re.compile(f"({_VENDOR}/{_CLASS})=({_DEVICE})", re.ASCII)
+_INTERFACE = re.compile(r"[^\s/:\0]{1,15}")
 _STAGES: Final = frozenset(("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"))
 _ANNOTATION: Final = "cdi.k8s.io/"
 
@@ -62,6 +63,16 @@ class _NetDevice(_Strict, frozen=True):
     name: str
 
 
+class _Rdt(_Strict, frozen=True):
+    closID: str = ""
+    l3CacheSchema: str = ""
+    memBwSchema: str = ""
+    schemata: tuple[str, ...] | None = None  # since 1.1.0
+    enableMonitoring: bool = False  # since 1.1.0, for the two below
+    enableCMT: bool = False
+    enableMBM: bool = False
+
+
 class _Edits(_Strict, frozen=True):
     env: tuple[str, ...] | None = None
     deviceNodes: tuple[_Node, ...] | None = None
@@ -69,7 +80,7 @@ class _Edits(_Strict, frozen=True):
     hooks: tuple[_Hook, ...] | None = None
     additionalGids: tuple[int, ...] | None = None
     netDevices: tuple[_NetDevice, ...] | None = None
-    intelRdt: dict[str, Any] | None = None
+    intelRdt: _Rdt | None = None
 
 
 class _Device(_Strict, frozen=True):
@@ -163,8 +174,8 @@ def _edits(asked: _Edits) -> edits.Edits:
         mounts=tuple(map(_mount, asked.mounts or ())),
         hooks=tuple(map(_hook, asked.hooks or ())),
         groups=tuple(group for group in asked.additionalGids or () if group),  # 0 is ignored, as the spec has it
-        net_devices=tuple(edits.NetDevice(device.hostInterfaceName, device.name) for device in asked.netDevices or ()),
-        rdt=asked.intelRdt is not None,
+        net_devices=tuple(map(_net_device, asked.netDevices or ())),
+        rdt=_rdt(asked.intelRdt) if asked.intelRdt else None,
     )
 
 
@@ -207,6 +218,23 @@ def _hook(hook: _Hook) -> edits.Hook:
     if (hook.timeout or 0) < 0:
         raise InvalidArgument(f"the hook {hook.path} has the timeout {hook.timeout}")
     return edits.Hook(hook.hookName, hook.path, hook.args or (), hook.env or (), hook.timeout or 0)
+
+
+def _net_device(device: _NetDevice) -> edits.NetDevice:
+    for field, name in (("hostInterfaceName", device.hostInterfaceName), ("name", device.name)):
+        if not _INTERFACE.fullmatch(name) or name in {".", ".."}:
+            raise InvalidArgument(f"netDevices.{field} is {name!r}", hint="a name has 1 to 15 characters without '/'")
+    return edits.NetDevice(device.hostInterfaceName, device.name)
+
+
+def _rdt(asked: _Rdt) -> edits.Rdt:
+    schemata = asked.schemata or ()
+    if any("\n" in line for line in (asked.l3CacheSchema, asked.memBwSchema, *schemata)):
+        raise InvalidArgument("intelRdt has a schema of several lines", hint="give each as one of schemata")
+    if asked.closID != "/" and ("/" in asked.closID or asked.closID in {".", ".."} or "\n" in asked.closID):
+        raise InvalidArgument(f"intelRdt.closID is {asked.closID!r}", hint="a class is one name, or '/'")
+    monitoring = asked.enableMonitoring or asked.enableCMT or asked.enableMBM
+    return edits.Rdt(asked.closID, asked.l3CacheSchema, asked.memBwSchema, schemata, monitoring)
 
 
 def _check_path(field: str, path: str) -> None:

@@ -48,6 +48,17 @@ class NetDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class Rdt:
+    """A class of Intel's resource control (OCI runtime-spec, config-linux.md, IntelRdt)."""
+
+    clos_id: str = ""
+    l3_cache_schema: str = ""
+    mem_bw_schema: str = ""
+    schemata: tuple[str, ...] = ()
+    monitoring: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Edits:
     """In the order in which they are made: later ones win."""
 
@@ -57,7 +68,7 @@ class Edits:
     hooks: tuple[Hook, ...] = ()
     groups: tuple[int, ...] = ()
     net_devices: tuple[NetDevice, ...] = ()
-    rdt: bool = False  # whether a class of Intel's resource control is asked for
+    rdt: Rdt | None = None  # a process is in one class
 
     def __add__(self, other: Edits) -> Edits:
         return Edits(
@@ -67,5 +78,5 @@ class Edits:
             hooks=self.hooks + other.hooks,
             groups=self.groups + other.groups,
             net_devices=self.net_devices + other.net_devices,
-            rdt=self.rdt or other.rdt,
+            rdt=other.rdt or self.rdt,
         )

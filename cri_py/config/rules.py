@@ -44,6 +44,14 @@ def ipv4_subnet(value: str) -> str:
     return "" if network.prefixlen <= 29 else "use a network of at least 8 addresses (/29)"
 
 
+def ipv6_subnet(value: str) -> str:
+    try:
+        network = ipaddress.IPv6Network(value or "::/0")
+    except ValueError as error:
+        return f"use an IPv6 network such as fd00:85::/64: {error}"
+    return "" if network.prefixlen <= 125 else "use a network of at least 8 addresses (/125)"
+
+
 ABSOLUTE: Final = matching(r"(?!.*/\.\.(/|$))/[^\0]*", "an absolute path without ..")
 ABSOLUTE_OR_NONE: Final = matching(r"(?!.*/\.\.(/|$))(/[^\0]*)?", 'an absolute path without .., or ""')
 ADDRESS: Final = r"(unix://)?/.+|(tcp://)?[^/\s]+:\d{1,5}"

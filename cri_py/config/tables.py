@@ -17,6 +17,7 @@ from cri_py.config.rules import (
     Path,
     each,
     ipv4_subnet,
+    ipv6_subnet,
     key,
     matching,
     one_of,
@@ -78,9 +79,10 @@ class ImagesConfig:
         3, "Blobs that are fetched at the same time from one registry, over all pulls.", within(1, 64)
     )
     max_parallel_unpacks: int = key(
-        2,
-        "Layers that are unpacked at the same time, over all pulls; one that waits for a slow registry does not count.",
-        within(1, 64),
+        0,
+        "Layers that are unpacked at the same time, over all pulls, those that wait for a slow registry not counted; "
+        "0: one for each core, at most 8.",
+        within(0, 64),
     )
     discard_unpacked_layers: bool = key(
         False,
@@ -126,17 +128,23 @@ class ImagesConfig:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """The pods' network: built in (one bridge, IPv4), or made by CNI plugins."""
+    """The pods' network: built in (one bridge), or made by CNI plugins."""
 
     plugin: str = key("builtin", "Who attaches pods: builtin, or cni.", one_of("builtin", "cni"))
     bridge: str = key("crip0", "The bridge's name, at most 15 bytes.", matching(r"[^\s/:]{1,15}", "1 to 15 characters"))
     subnet: str = key("10.85.0.0/16", "Where pods get their addresses; the bridge takes the first.", ipv4_subnet)
+    subnet6: str = key(
+        "", 'The same of IPv6, side by side; "" is none. The kubelet\'s pod CIDR overrides both.', ipv6_subnet
+    )
     netns_dir: str = key(
         "",
         'Where network namespaces are pinned; "" is STATE/netns, with CNI /var/run/netns, where its agents look.',
         ABSOLUTE_OR_NONE,
     )
     masquerade: bool = key(True, "Whether what pods send beyond the subnet leaves with the node's address (nftables).")
+    isolate_pods: bool = key(
+        False, "Whether pods are kept from each other: they then reach the node, what is beyond it, and host ports."
+    )
     mtu: int = key(1500, "Of the bridge and of the pods' interfaces.", within(68, 65535))
     cni_conf_dir: str = key(
         "/etc/cni/net.d", "Where the CNI configuration is: the first .conf, .conflist or .json by name.", ABSOLUTE
@@ -198,6 +206,9 @@ class RuntimeConfig:
         'What containers get that name no AppArmor profile, loaded at the start where the kernel has it; "" is none.',
         matching(r"[A-Za-z0-9_.-]*", "letters, digits, '_', '.' and '-'"),
     )
+    selinux: bool = key(
+        True, "Whether containers get SELinux labels, where the kernel has it and container-selinux is there."
+    )
     cdi_spec_dirs: tuple[str, ...] = key(
         ("/etc/cdi", "/var/run/cdi"),
         "Directories with CDI files (*.json, *.yaml), read when a container asks for such a device; later ones win.",
@@ -217,7 +228,9 @@ class StreamingConfig:
     host: str = key("127.0.0.1", "The address to listen on.", matching(r"[0-9A-Fa-f:.]+", "an IP address"))
     port: int = key(0, "The port; 0 is any that is free.", within(0, 65535))
     head_timeout_s: float = key(10.0, "How long a client may take for its request's head.", POSITIVE_S)
-    max_waiting_connections: int = key(256, "Connections whose session has not begun, at most.", within(1, 1 << 16))
+    max_waiting_connections: int = key(
+        256, "Connections that have made no right request yet, at most.", within(1, 1 << 16)
+    )
     idle_timeout_s: float = key(
         14400.0, "A session without a byte for so long is ended (the kubelet has 4 h).", POSITIVE_S
     )

@@ -297,8 +297,13 @@ def _no_new_privs(subject: Subject, seen: Seen, status: str) -> Fact:
 
 
 def _label(subject: Subject, seen: Seen) -> Fact:
+    read = f"/proc/{seen.pid}/attr/current"
+    if given := subject.asked.document.get("process", {}).get("selinuxLabel"):
+        origin = of_container(subject.asked, f"{SECURITY}.selinux_options")
+        differs = "" if seen.label == given else f"it was given {given}"
+        return Fact("label", seen.label, seen.label or "none", origin, read, differs=differs)
     origin = of_container(subject.asked, f"{SECURITY}.apparmor")
     if origin.asked is not None:
         origin = Origin("container", origin.field, {"profile_type": "RuntimeDefault", **origin.asked})
     text = seen.label or "none: this kernel runs neither AppArmor nor SELinux"
-    return Fact("label", seen.label, text, origin, f"/proc/{seen.pid}/attr/current")
+    return Fact("label", seen.label, text, origin, read)

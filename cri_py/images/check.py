@@ -15,9 +15,9 @@ from enum import Enum
 from cri_py.errors import Aborted
 from cri_py.images.content import Content
 from cri_py.images.layers import measure
-from cri_py.images.records import IMAGE, RETIRED, ImageRecord, decode_retired, readable
-from cri_py.images.snapshots import RECORD, Snapshot
-from cri_py.images.snapshots import decode as decode_snapshots
+from cri_py.images.loading import load
+from cri_py.images.records import ImageRecord
+from cri_py.images.snapshots import Snapshot
 from cri_py.model import ChainId, Digest
 from cri_py.state.store import Store
 
@@ -60,10 +60,10 @@ class Recorded:
 
 
 def stored(store: Store, *, keeps_layers: bool) -> Recorded:
-    """What a store says that no daemon has opened."""
-    images, _ = readable(store.load(IMAGE))  # of the others nothing is known: what they have looks orphaned
-    retired = [chain_id for put in store.load(RETIRED) for chain_id in decode_retired(put)]
-    return Recorded(images, decode_snapshots(store.load(RECORD)), retired, keeps_layers)
+    """What a store says that no daemon has opened. Of what is damaged nothing is known: it looks orphaned."""
+    loaded = load(store)
+    retired = [chain_id for chain_ids in loaded.retired.values() for chain_id in chain_ids]
+    return Recorded(loaded.images, loaded.snapshots, retired, keeps_layers)
 
 
 def look(

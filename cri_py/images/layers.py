@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ENTRIES_MAX: Final = 1_000_000  # with the directories that entries imply: each may imply hundreds
 IMPLIED_BYTES_MAX: Final = 16 << 20  # of their names: the daemon holds them while layers below are unpacked
+_NAME_BYTES: Final = 100  # of memory that a name takes beside its own bytes: an object, and places in a list and a set
+DESCRIBED_MAX: Final = 32_768  # directories that are remembered until they are finished: half a kilobyte each
 BOMB_RATIO: Final = 200  # gzip reaches 1,032; what people ship stays below 50
 BOMB_FLOOR: Final = 1 << 30
 OPAQUE: Final = "trusted.overlay.opaque"
@@ -96,18 +98,15 @@ def adopt(target: str, implied: Sequence[bytes], lowers: Sequence[str]) -> None:
     Overlayfs shows the uppermost directory's attributes: without this, a layer that holds ``tmp/x`` but not ``tmp/``
     would turn a 1777 /tmp into 0755. ``lowers`` are the layers below, topmost first.
     """
-    below: list[tuple[bytes, os.stat_result]] = []
     absent: set[bytes] = set()
-    for path in implied:
-        found = _find_below(lowers, path) if path.rpartition(b"/")[0] not in absent else None
-        if found is None:
-            absent.add(path)
-        else:
-            below.append((path, found))
     root = os.open(target, _DIRECTORY | os.O_CLOEXEC)
     try:
-        for path, found in reversed(below):
-            _restyle(root, path, found)
+        for path in implied:
+            found = _find_below(lowers, path) if path.rpartition(b"/")[0] not in absent else None
+            if found is None:
+                absent.add(path)
+            else:
+                _restyle(root, path, found)
     finally:
         os.close(root)
 
@@ -205,6 +204,9 @@ class _Writer:
         self._subject = subject
         self._open: dict[bytes, int] = {}
         self._described: dict[bytes, Entry] = {}  # directories, to be finished when nothing touches them any more
+        self._described_most = DESCRIBED_MAX
+        self._finished = False  # whether some are already…
+        self._before: dict[int, tuple[int, int]] = {}  # …and then of what is open: inode, and mtime_ns as it was
         self._implied: dict[bytes, None] = {}
         self._implied_bytes = 0
         self._bytes = _ALLOCATION
@@ -232,6 +234,7 @@ class _Writer:
 
     def finish(self) -> None:
         """Set modes and times of directories, the deepest first: placing a file would have changed them again."""
+        self.close()
         for path in sorted(self._described, reverse=True):
             entry = self._described[path]
             try:
@@ -250,9 +253,8 @@ class _Writer:
                 os.close(fd)
 
     def close(self) -> None:
-        for fd in self._open.values():
-            os.close(fd)
-        self._open.clear()
+        for path in list(self._open):
+            self._let_go(path)
 
     def unpacked(self) -> Unpacked:
         implied = tuple(path for path in self._implied if path not in self._described)
@@ -341,6 +343,21 @@ class _Writer:
         if name:
             self._make_directory(self._parent(parent_path), path)
         self._described[path] = entry
+        self._implied.pop(path, None)
+        if len(self._described) > self._described_most:
+            self._finish_early()
+
+    def _finish_early(self) -> None:
+        """Very many would fill the memory. From now on a directory gets its mtime again after each time it was open.
+
+        Those that hand something down to what is made in them (set-gid, ACLs) have to wait.
+        """
+        waiting = {path: each for path, each in self._described.items() if each.mode & stat.S_ISGID or each.xattrs}
+        for path in waiting:
+            del self._described[path]
+        self.finish()
+        self._described, self._described_most = waiting, len(waiting) + DESCRIBED_MAX
+        self._finished = True
 
     def _whiteout(self, parent_path: bytes, name: bytes) -> None:
         if self._lowest or (name.startswith(_AUFS_MARK) and name != _OPAQUE_MARK):
@@ -377,9 +394,23 @@ class _Writer:
                 raise
             fd = self._missing_parent(path, hops)
         if len(self._open) >= _CACHED_DIRECTORIES:
-            os.close(self._open.pop(next(iter(self._open))))
+            self._let_go(next(iter(self._open)))
         self._open[path] = fd
+        if self._finished:
+            found = os.fstat(fd)
+            before = dict(self._before.values())  # it may be open by another name, and touched since then
+            self._before[fd] = (found.st_ino, before.get(found.st_ino, found.st_mtime_ns))
         return fd
+
+    def _let_go(self, path: bytes) -> None:
+        """Close an open directory."""
+        fd = self._open.pop(path)
+        before = self._before.pop(fd, None)
+        try:
+            if before is not None:
+                os.utime(fd, ns=(before[1], before[1]))
+        finally:
+            os.close(fd)
 
     def _missing_parent(self, path: bytes, hops: int) -> int:
         """Make the directory ``path``, or what it links to, and open it."""
@@ -399,7 +430,7 @@ class _Writer:
     def _imply(self, path: bytes) -> None:
         self._admit()
         self._implied[path] = None
-        self._implied_bytes += len(path)
+        self._implied_bytes += len(path) + _NAME_BYTES
         if self._implied_bytes > IMPLIED_BYTES_MAX:
             raise ResourceExhausted(f"{self._subject} uses too many directories without describing them")
 
@@ -449,7 +480,7 @@ class _Writer:
         if stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode):
             # Open directories may lie below it, or their names may have led through it.
             for cached in [each for each in self._open if self._open[each] != parent]:
-                os.close(self._open.pop(cached))
+                self._let_go(cached)
 
     def _clear_directory(self, parent: int, name: bytes) -> list[bytes]:
         """Remove a tree; returns what stood behind its name in the paths of its directories."""

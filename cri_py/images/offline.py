@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from cri_py.images.check import Trouble, look, stored
 from cri_py.images.content import Content
 from cri_py.images.exchange import Exchange
 from cri_py.images.service import Images
-from cri_py.model import Image, Nanos
+from cri_py.model import Image, ImageId, Nanos
 from cri_py.state.claim import claimed
 from cri_py.state.store import Store
 
@@ -28,8 +28,11 @@ class Outcome:
     left: Sequence[Trouble]
 
 
-def check(config: Config, *, deep: bool, repair: bool) -> Outcome:
-    """Look at the store below the config's root and, if wished, mend it.
+Used = Callable[[], Collection[ImageId]]  # the images of recorded containers, asked for once the store is ours
+
+
+def check(config: Config, used: Used, *, deep: bool, repair: bool) -> Outcome:
+    """Look at the store below the config's root and, if wished, mend it, but for what containers use: they run on.
 
     Looking works beside a running daemon, too: then nothing is called orphaned, for a pull may be making it. Raises
     FailedPrecondition if a running daemon's store is to be repaired, NotFound if there is none.
@@ -40,7 +43,7 @@ def check(config: Config, *, deep: bool, repair: bool) -> Outcome:
     try:
         with claimed(root):
             found = _look(config, deep=deep)
-            return Outcome(found, asyncio.run(_mend(config, deep=deep)) if repair else found)
+            return Outcome(found, asyncio.run(_mend(config, used, deep=deep)) if repair else found)
     except FailedPrecondition:
         if repair:
             raise
@@ -62,7 +65,7 @@ class Running(FailedPrecondition):
     """The store is a daemon's, or not ours to open: ask the daemon."""
 
 
-def take(config: Config, pieces: Iterator[bytes], tag: str) -> list[Image]:
+def take(config: Config, used: Used, pieces: Iterator[bytes], tag: str) -> list[Image]:
     """Import an archive into the store below the config's root, which is made if need be.
 
     Raises Running before anything is read, and what ``Exchange.take`` raises.
@@ -74,15 +77,15 @@ def take(config: Config, pieces: Iterator[bytes], tag: str) -> list[Image]:
             stack.enter_context(claimed(root))
         except (FailedPrecondition, OSError) as error:
             raise Running(f"{root} can't be opened beside a daemon: {error}") from error
-        return asyncio.run(_take(config, pieces, tag))
+        return asyncio.run(_take(config, used, pieces, tag))
 
 
-async def _take(config: Config, pieces: Iterator[bytes], tag: str) -> list[Image]:
+async def _take(config: Config, used: Used, pieces: Iterator[bytes], tag: str) -> list[Image]:
     async def sent() -> AsyncIterator[bytes]:
         for piece in pieces:  # nobody else waits for this loop
             yield piece
 
-    async with _opened(config) as images:
+    async with _opened(config, used) as images:
         exchange = Exchange(images, f"{config.server.root}/images")
         try:
             return await exchange.take(sent(), tag)
@@ -90,17 +93,18 @@ async def _take(config: Config, pieces: Iterator[bytes], tag: str) -> list[Image
             exchange.close()
 
 
-async def _mend(config: Config, *, deep: bool) -> list[Trouble]:
+async def _mend(config: Config, used: Used, *, deep: bool) -> list[Trouble]:
     """Do what a daemon does when it starts, which sweeps and mends, then repair what only sizes or digests show."""
-    async with _opened(config) as images:
+    async with _opened(config, used) as images:
         await images.check(deep=deep, repair=True)
         return await images.check(deep=deep)
 
 
 @asynccontextmanager
-async def _opened(config: Config) -> AsyncIterator[Images]:
+async def _opened(config: Config, used: Used) -> AsyncIterator[Images]:
+    in_use = frozenset(used())
     store = Store(f"{config.server.root}/images.db", durable=True)
-    images = Images(f"{config.server.root}/images", config.images, store, lambda: (), lambda: Nanos(time.time_ns()))
+    images = Images(f"{config.server.root}/images", config.images, store, lambda: in_use, lambda: Nanos(time.time_ns()))
     try:
         await images.start()
         yield images

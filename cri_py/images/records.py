@@ -11,12 +11,13 @@ import msgspec
 
 from cri_py.errors import InvalidArgument
 from cri_py.images.manifest import Descriptor
-from cri_py.images.reference import ImageRef, parse_ref
+from cri_py.images.reference import ImageRef, parse_digest, parse_ref
 from cri_py.model import ChainId, Digest, Image, ImageId
 from cri_py.state.store import Put
 
 IMAGE: Final = "image"
 RETIRED: Final = "retired"  # removed, but containers still use its layers
+SIZES_END: Final = 2**63  # of what CRI's messages can tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +56,13 @@ def encode(record: ImageRecord) -> Put:
 
 
 def decode(put: Put) -> ImageRecord:
+    """Raises what msgspec raises, InvalidArgument or ValueError for a record that was not written so."""
     body = msgspec.json.decode(put.body, type=_Body)
+    if body.image.id != put.key or not 0 <= body.image.size < SIZES_END:
+        raise ValueError(f"the image {body.image.id} of {body.image.size} bytes")
+    for digest in (*body.manifests, *(each.digest for each in body.layers)):
+        parse_digest(digest)
     return ImageRecord(body.image, body.manifests, put.verbatim, body.layers, body.discarded)
-
-
-def readable(stored: Iterable[Put]) -> tuple[list[ImageRecord], list[ImageId]]:
-    """The records, and the ids of images whose records are damaged."""
-    known, damaged = list[ImageRecord](), list[ImageId]()
-    for put in stored:
-        try:
-            known.append(decode(put))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            damaged.append(ImageId(put.key))
-    return known, damaged
 
 
 def encode_retired(image_id: ImageId, chain_ids: Sequence[ChainId]) -> Put:
@@ -75,6 +70,7 @@ def encode_retired(image_id: ImageId, chain_ids: Sequence[ChainId]) -> Put:
 
 
 def decode_retired(put: Put) -> tuple[ChainId, ...]:
+    """Raises what msgspec raises."""
     return msgspec.json.decode(put.body, type=tuple[ChainId, ...])
 
 

@@ -18,12 +18,13 @@ import structlog
 from cri_py import telemetry
 from cri_py.config import ImagesConfig
 from cri_py.errors import CriError, InvalidArgument, NotFound, PermissionDenied, Unavailable
-from cri_py.images import records, usage
+from cri_py.images import loading, records, usage
 from cri_py.images.artifacts import files_of, lay_out
 from cri_py.images.check import Kind, Recorded, Trouble, look
 from cri_py.images.content import Content, delete_files
 from cri_py.images.downloads import Downloads
 from cri_py.images.flights import Flights, on_thread
+from cri_py.images.loading import Loaded
 from cri_py.images.manifest import (
     MANIFEST_LIMIT,
     Manifest,
@@ -87,32 +88,35 @@ class Images:
 
     async def start(self) -> None:
         """Load what an earlier life recorded and delete what it left unfinished."""
-        stored = {kind: self._store.load(kind) for kind in (RECORD, records.IMAGE, records.RETIRED)}
-        changes = await on_thread(self._disk, self._snapshots.load, stored[RECORD])
+        loaded = loading.load(self._store)
+        changes = loading.set_aside(loaded.damaged)
+        changes += await on_thread(self._disk, self._snapshots.load, loaded.snapshots)
         await on_thread(self._disk, remove_tree, os.path.join(self._root, "ingest"))  # of versions that kept no blobs
-        known, unreadable = records.readable(stored[records.IMAGE])
-        await on_thread(self._disk, self.content.settle, self._needed_blobs(known))
-        await on_thread(self._disk, self._snapshots.sweep)
-        self._records = {record.image.id: self._pinned(record) for record in known}
+        await on_thread(self._disk, self.content.settle, self._needed_blobs(loaded.images))
+        changes += await self._sweep(loaded)
+        self._records = {record.image.id: self._pinned(record) for record in loaded.images}
         changes += self._mark_discarded()
-        for put in stored[records.RETIRED]:
-            self._retired[ImageId(put.key)] = records.decode_retired(put)
-        changes += self._retire(unreadable)
+        self._retired = loaded.retired
+        changes += self._retire(loaded.lost_images)
         telemetry.IMAGES.read_by(lambda: {"": len(self._records)})
         with ExitStack() as held:  # which containers there are is not known yet: what one may use stays for ``collect``
             for image_id in self._records:
                 held.enter_context(self.using(image_id))
             await self._reconcile(changes)
 
-    def _retire(self, unreadable: Iterable[ImageId]) -> list[Change]:
-        """Forget images whose records can't be read. What layers they have is unknown: none goes before ``collect``."""
+    async def _sweep(self, loaded: Loaded) -> list[Change]:
+        """Delete layers that have no record, unless one that has lost its own may be below a container."""
+        if loaded.nameless and self._uses.all():
+            await on_thread(self._disk, self._snapshots.spare)
+            return []
+        await on_thread(self._disk, self._snapshots.sweep)
+        return [Delete(put.kind, put.key) for put in loaded.aside]
+
+    def _retire(self, lost: Sequence[ImageId]) -> list[Change]:
+        """Of images whose records can't be read nobody knows what layers they have: none goes before ``collect``."""
         layers = tuple(self._snapshots.ready.keys() - self._needed_layers())
-        self._retired.update(dict.fromkeys(unreadable, layers))
-        changes: list[Change] = []
-        for image_id in unreadable:
-            log.warning("the record of an image can't be read: pull it again", image_id=image_id)
-            changes += [Delete(records.IMAGE, image_id), records.encode_retired(image_id, layers)]
-        return changes
+        self._retired.update(dict.fromkeys(lost, layers))
+        return [records.encode_retired(image_id, layers) for image_id in lost]
 
     def _mark_discarded(self) -> list[Change]:
         """Remember which layers' blobs are not kept any more, for when they are to be kept again."""
@@ -365,8 +369,7 @@ class Images:
         if trouble.kind is Kind.LAYER:
             chain_id = ChainId(trouble.subject)
             return self._snapshots.leased(chain_id) or chain_id in self._needed_layers()
-        name = os.path.basename(trouble.subject)
-        return name in self._snapshots.making or name in {each.directory for each in self._snapshots.ready.values()}
+        return self._snapshots.claims(os.path.basename(trouble.subject))
 
     async def _repair(self, found: Iterable[Trouble]) -> None:
         """Delete what is damaged and what is orphaned, then make again what can be made."""

@@ -27,6 +27,7 @@ from cri_py.images.downloads import Following, Restarted, Watch, unwatched
 from cri_py.images.flights import Flights, on_thread
 from cri_py.images.layers import Unpacked, adopt
 from cri_py.images.manifest import Descriptor
+from cri_py.images.records import SIZES_END
 from cri_py.images.workers import Workers
 from cri_py.kernel import faults
 from cri_py.model import ChainId, Digest
@@ -87,6 +88,7 @@ class Snapshots:
         self._flights: Flights[ChainId, None] = Flights()
         self._making: set[str] = set()
         self._numbers = itertools.count(1)
+        self._spared: frozenset[str] = frozenset()
         self.used_bytes = 0
         self.inodes = 0
 
@@ -101,12 +103,12 @@ class Snapshots:
         """Its absolute directory."""
         return os.path.join(self._root, snapshot.directory)
 
-    def load(self, stored: Sequence[Put]) -> list[Change]:
+    def load(self, stored: Mapping[ChainId, Snapshot]) -> list[Change]:
         """Take over the records of an earlier life; returns those to be dropped because their directory is gone."""
         os.makedirs(self._root, mode=0o700, exist_ok=True)
         there = set(os.listdir(self._root))
         lost: list[Change] = []
-        for chain_id, snapshot in decode(stored).items():
+        for chain_id, snapshot in stored.items():
             if snapshot.directory not in there:
                 log.warning("layer is gone from the disk", chain_id=chain_id, directory=self._root)
                 lost.append(Delete(RECORD, chain_id))
@@ -119,20 +121,26 @@ class Snapshots:
 
     def sweep(self) -> None:
         """Delete what lies there without a record. Only before the first pull of this life."""
-        known = {each.directory for each in self._ready.values()}
-        for leftover in set(os.listdir(self._root)) - known:
+        for leftover in self._nameless():
             log.info("removing an unfinished layer", directory=os.path.join(self._root, leftover))
             remove_tree(os.path.join(self._root, leftover))
+
+    def spare(self) -> None:
+        """Instead of ``sweep``, where one of these may have lost its record and lie below a container."""
+        self._spared = frozenset(self._nameless())
+
+    def _nameless(self) -> set[str]:
+        return set(os.listdir(self._root)) - {each.directory for each in self._ready.values()}
 
     @property
     def ready(self) -> dict[ChainId, Snapshot]:
         """All that can be used."""
         return dict(self._ready)
 
-    @property
-    def making(self) -> frozenset[str]:
-        """Directories that are being filled."""
-        return frozenset(self._making)
+    def claims(self, directory: str) -> bool:
+        """Whether it is a snapshot, is being filled or is spared."""
+        ready = (each.directory for each in self._ready.values())
+        return directory in self._making or directory in self._spared or directory in ready
 
     def forget(self, chain_id: ChainId) -> None:
         """It is damaged: whoever needs it has it unpacked again."""
@@ -256,9 +264,13 @@ class Snapshots:
             await on_thread(self._executor, remove_tree, path)
 
 
-def decode(stored: Sequence[Put]) -> dict[ChainId, Snapshot]:
-    """Snapshots by chain id, from their records."""
-    return {ChainId(put.key): msgspec.json.decode(put.body, type=Snapshot) for put in stored}
+def decode(put: Put) -> Snapshot:
+    """A snapshot from its record. Raises what msgspec raises, or ValueError, for one that was not written so."""
+    snapshot = msgspec.json.decode(put.body, type=Snapshot)
+    sizes = (snapshot.used_bytes, snapshot.inodes, snapshot.file_bytes + 1)
+    if not _DIRECTORY_NAME.fullmatch(snapshot.directory) or not all(0 <= size < SIZES_END for size in sizes):
+        raise ValueError(f"{snapshot} is none")
+    return snapshot
 
 
 async def _fetch(layer: Layer, follow_blob: FollowBlob) -> None:

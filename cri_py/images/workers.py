@@ -20,6 +20,7 @@ from cri_py.images import unpacking
 from cri_py.images.layers import Unpacked
 from cri_py.images.unpacking import Done, Failed, Implied, Job, Reached, Ready, Starved
 
+MOST_BY_CORES: Final = 8  # each takes some ten MiB, and one disk is not written to faster by more
 IDLE_S: Final = 2.0
 SMALL_BYTES: Final = 4 << 20  # unpacked in about the time that a process takes to start…
 SPARE_S: Final = 0.05  # …so it waits a little for one that gets free
@@ -79,13 +80,14 @@ class _Turn:
 
 
 class Workers:
-    """At most ``most`` work at once; those that wait for their blobs are beside them, no more than blobs are fetched.
+    """At most ``most`` work at once, 0 being as many as there are cores; those that wait for their blobs are beside
+    them, no more than blobs are fetched.
 
     All methods belong to one event loop.
     """
 
     def __init__(self, most: int, *, idle_s: float = IDLE_S, silence_s: float = SILENCE_S) -> None:
-        self._most = most
+        self._most = most = most or min(len(os.sched_getaffinity(0)), MOST_BY_CORES)
         self._busy: set[_Worker] = set()
         self._turns = asyncio.Semaphore(most)
         self._idle_s = idle_s

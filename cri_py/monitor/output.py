@@ -13,6 +13,9 @@ from cri_py.monitor.crilog import LineCutter
 _READ_BYTES = 256 << 10
 PIPE_BYTES = 1 << 20
 _RETRY_S = 5.0
+_STUCK_S = 0.25
+_PATIENCE_S = 2.0
+_REGAINED = 0.05
 # A fifo must not block the monitor, and a link must not lead root's writes out of the log directory.
 _LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
@@ -82,6 +85,44 @@ class LogFile:
             self._fd = -1
 
 
+class _Tap:
+    """A pipe's write end, for a client that is to have all that a stream says.
+
+    A stream waits for its reader, who may only not have had a processor: a quarter of a second if he takes nothing, two
+    seconds altogether, and in the long run a twentieth of the time. Then it goes on without.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._patience_s = _PATIENCE_S
+        self._waited_at = time.monotonic()
+
+    def feed(self, data: bytes) -> bool:
+        """False if the reader has gone or is too slow."""
+        rest = memoryview(data)
+        while True:
+            try:
+                rest = rest[os.write(self.fd, rest) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
+            if not rest:
+                return True
+            if not self._wait_for_room():
+                return False
+
+    def _wait_for_room(self) -> bool:
+        begun = time.monotonic()
+        patience_s = min(_PATIENCE_S, self._patience_s + (begun - self._waited_at) * _REGAINED)
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        happened = poll.poll(max(0.0, min(_STUCK_S, patience_s)) * 1000)
+        self._waited_at = time.monotonic()
+        self._patience_s = patience_s - (self._waited_at - begun)
+        return bool(happened)
+
+
 class OutputStream:
     """One of stdout, stderr, or a tty's master: read when the selector says so."""
 
@@ -90,33 +131,32 @@ class OutputStream:
         self.name = name
         self._log = log
         self._cutter = LineCutter(name, line_bytes)
-        self._taps: list[int] = []
+        self._taps: list[_Tap] = []
         os.set_blocking(fd, False)
 
     def take_tap(self, fd: int) -> None:
         """Let a pipe's write end have all that comes from now on, as long as its reader keeps up."""
         os.set_blocking(fd, False)
-        self._taps.append(fd)
+        self._taps.append(_Tap(fd))
 
     def drop_unread_taps(self) -> None:
         """Close those whose reader has gone. A write would tell, but the stream may be silent for ever."""
         poll = select.poll()
-        for fd in self._taps:
-            poll.register(fd, 0)  # a pipe without readers is an error, which needs not be asked for
-        for fd, _ in poll.poll(0):
-            self._taps.remove(fd)
-            os.close(fd)
+        for tap in self._taps:
+            poll.register(tap.fd, 0)  # a pipe without readers is an error, which needs not be asked for
+        unread = {fd for fd, _ in poll.poll(0)}
+        for tap in [tap for tap in self._taps if tap.fd in unread]:
+            self._drop_tap(tap)
 
     def _feed_taps(self, data: bytes) -> None:
-        """Nobody waits for a slow reader: one whose pipe is full gets nothing more, and sees its end."""
-        for fd in list(self._taps):
-            try:
-                whole = os.write(fd, data) == len(data)
-            except OSError:
-                whole = False
-            if not whole:
-                self._taps.remove(fd)
-                os.close(fd)
+        """One that does not take all gets nothing more, and its reader sees the end."""
+        for tap in list(self._taps):
+            if not tap.feed(data):
+                self._drop_tap(tap)
+
+    def _drop_tap(self, tap: _Tap) -> None:
+        self._taps.remove(tap)
+        os.close(tap.fd)
 
     def read_once(self) -> bool:
         """Take what is there, up to a buffer's length; False once the stream has ended."""
@@ -156,6 +196,5 @@ class OutputStream:
 
     def close(self) -> None:
         os.close(self.fd)
-        for fd in self._taps:
-            os.close(fd)
-        self._taps.clear()
+        for tap in list(self._taps):
+            self._drop_tap(tap)

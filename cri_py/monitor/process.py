@@ -20,7 +20,7 @@ from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import CriError, FailedPrecondition, KernelError
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
-from cri_py.monitor import protocol, transport
+from cri_py.monitor import hooked, protocol, transport
 from cri_py.monitor.stream import REPORT_BYTES, Attached, Executed, Forwarded, Target, report_of_killed, serve
 from cri_py.monitor.tracked import (
     ContainerProcess,
@@ -81,6 +81,7 @@ class Monitor:
         self._containers: dict[bytes, ContainerProcess] = {}
         self._execs: dict[int, ExecProcess] = {}  # by pid
         self._streams: dict[int, tuple[int, Target]] = {}  # pid of a stream process: the pipe of its report, its target
+        self._hooked: dict[int, tuple[hooked.Runner, Callable[[bytes], None]]] = {}  # by pid
         self._enders: dict[int, int] = {}  # pid of a child that ends scopes: seq of the request that this answers, or 0
         self._left: list[ExecScope] = []  # groups of execs that have ended, kept by processes which they started
         self._ending = False
@@ -190,7 +191,7 @@ class Monitor:
         """The answer to one request, or None where it comes later."""
         words = request.words
         match request.op:
-            case "create" | "start" | "exec" | "kill_exec" | "hello":
+            case "create" | "start" | "exec" | "kill_exec" | "hello" | "abandon":
                 self._begin(request, fds)
                 return None
             case "stream":
@@ -201,10 +202,8 @@ class Monitor:
                 self._container(words[0]).kill(int(words[1]), everything=words[2] == b"1")
             case "reopen":
                 self._container(words[0]).reopen_log()
-            case "abandon":
-                return self._abandon(request)
             case "end":
-                self._end()
+                return self._end()
         return b""
 
     def _begin(self, request: protocol.Request, fds: list[int]) -> None:
@@ -221,6 +220,8 @@ class Monitor:
                 self._kill_execs([each for each in self._execs.values() if each.name == name], request.seq)
             case "hello":
                 self._tell_state(request.seq)
+            case "abandon":
+                self._abandon(request)
 
     def _container(self, container_id: bytes) -> ContainerProcess:
         try:
@@ -303,9 +304,33 @@ class Monitor:
             process.failed(said_text(said))
             self._refuse(process, kind, process.error)
         elif process.started_at:
-            self._answer(process, process.became_running())
+            self._runs(process)
         else:
             process.fell_silent = True  # its exit tells why
+
+    def _runs(self, process: ContainerProcess) -> None:
+        """Init has executed its program; who has asked for that hears of it once the hooks are through."""
+        if not process.has_hooks(b"poststart"):
+            self._answer(process, process.became_running())
+            return
+
+        def tell(said: bytes) -> None:
+            if said:
+                process.error = said.decode("utf-8", "replace")
+                process.kill_now()
+                self._refuse(process, "start", process.error)
+            else:
+                self._answer(process, process.became_running())
+
+        self._run_hooks(process, "poststart", tell)
+
+    def _run_hooks(self, process: ContainerProcess, stage: str, then: Callable[[bytes], None]) -> None:
+        """``then`` is called with what they have said when they have ended."""
+        runner = hooked.start(self._bundle(process), stage, process.pid)
+        self._hooked[runner.pid] = runner, then
+
+    def _bundle(self, process: ContainerProcess) -> str:
+        return f"{self._directory}/containers/{process.id.decode()}"
 
     def _answer(self, process: ContainerProcess, body: bytes) -> None:
         seq, process.asked = process.asked, 0
@@ -432,28 +457,39 @@ class Monitor:
         again, self._left = self._left[:_LOOKED_AT], self._left[_LOOKED_AT:]
         self._left += [each for each in (*again, scope) if not dropped(each)]
 
-    def _abandon(self, request: protocol.Request) -> bytes | None:
+    def _abandon(self, request: protocol.Request) -> None:
         """Forget a container; one that has not ended is killed, and the answer waits until it has."""
         process = self._container(request.words[0])
+        process.abandoned = request.seq
         if process.ended:
             self._delete(process)
-            return b""
-        process.abandoned = request.seq
-        process.kill_now()
-        return None
+        else:
+            process.kill_now()
 
     def _delete(self, process: ContainerProcess) -> None:
+        """Forget it, and answer who has asked for that."""
         for stream in process.streams:
             self._forget(stream.fd)
         process.close()
         del self._containers[process.id]
+        seq = process.abandoned
+        if process.has_hooks(b"poststop"):
+            self._run_hooks(process, "poststop", lambda notes: self._tell(protocol.answer(seq, notes)))
+        else:
+            self._tell(protocol.answer(seq))
 
-    def _end(self) -> None:
+    def _end(self) -> bytes:
+        """What is still here is not removed one by one any more, so its last hooks run now; returns one's notes."""
         for process in self._containers.values():
             process.kill_now()
         if self._holder:
             os.kill(self._holder, signal.SIGKILL)
         self._ending = True
+        hooks = [process for process in self._containers.values() if process.has_hooks(b"poststop")]
+        runners = [hooked.start(self._bundle(process), "poststop", process.pid) for process in hooks]
+        for runner in runners:
+            os.waitpid(runner.pid, 0)
+        return next(filter(None, [runner.said() for runner in runners]), b"")
 
     # ------------------------------------------------------------------ exits
 
@@ -476,6 +512,10 @@ class Monitor:
             return
         if pid in self._streams:
             self._stream_ended(*self._streams.pop(pid))
+            return
+        if pid in self._hooked:
+            runner, then = self._hooked.pop(pid)
+            then(runner.said())
             return
         if pid in self._enders:
             if seq := self._enders.pop(pid):
@@ -510,7 +550,6 @@ class Monitor:
             self._refuse(process, *process.why_silent(status))
         if process.abandoned:
             self._delete(process)
-            self._tell(protocol.answer(process.abandoned))
             return
         process.keep_exit(self._directory)
         if not process.refused:

@@ -16,7 +16,8 @@ Requests to a monitor and what they answer (times in Unix ns)::
 
     hello    {}                                     → {version, pid, holder, containers: {id: state}}
     hold     {uid_map, gid_map} + holder.Users' body, fds: the program of pods.holder_steps, the network → {holder}
-    create   container.create's request + log, line_bytes, stdin, stdin_once, own_pids → {user, notes}
+    create   container.create's request + log, line_bytes, stdin, stdin_once, own_pids, later_hooks
+             → {user, notes}
     start    {id}                                   → {pid, ticks, started_at}
     kill     {id, signal, all}                      → {}
     exec     {id, name}, fds: stdin, stdout, stderr, the program of pods.exec_steps → {code} once it has ended
@@ -24,8 +25,8 @@ Requests to a monitor and what they answer (times in Unix ns)::
     stream   stream.serve's request, fds: the client, for an exec also its program → {} once it is in the hands of a
              process of its own
     reopen   {id}                                   → {}
-    abandon  {id}                                   → {} once it has ended and is forgotten
-    end      {}                                     → the monitor kills its holder and goes
+    abandon  {id}                                   → {} once it has ended and is forgotten, {notes} of its hooks
+    end      {}                                     → the same; the monitor kills its holder and goes
 
 Events: ``up`` {pid}, ``exit`` {id, code, started_at, finished_at, oom, error, dropped}, ``holder_exit`` {},
 ``stream_end`` {kind, received, sent, seconds, error}.
@@ -61,7 +62,7 @@ WORDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "hold": ("uid_map", "gid_map"),
         "create": (
             *("id", "cgroup", "log", "line_bytes", "stdin", "stdin_once", "tty", "own_pids"),
-            *("new", "joined", "holder"),
+            *("new", "joined", "holder", "later_hooks"),
         ),
         "start": ("id",),
         "kill": ("id", "signal", "all"),

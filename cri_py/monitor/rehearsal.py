@@ -125,6 +125,7 @@ def _script(null: int, program: int) -> tuple[tuple[str, dict[str, object], tupl
             "stdin": False,
             "stdin_once": False,
             "tty": False,
+            "later_hooks": "",
         },
         **protocol.namespace_words(()),
     }

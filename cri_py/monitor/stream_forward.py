@@ -16,6 +16,7 @@ from cri_py.wire.events import Dropped, Event, Forward, Gone, HalfClosed, Opened
 
 _PLACES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 _PODS_AT_ONCE = 8
+_HANG_UPS = (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)  # the last by shutdown(2), after a reset
 _KIND = (socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
@@ -26,7 +27,8 @@ class _Connection:
         self.port = port
         self.places = list(_PLACES)
         self.to_pod = Outflow()
-        self.ends = False  # the client sends nothing more
+        self.ends = False  # the client sends nothing more…
+        self.deaf = False  # …or the pod takes nothing more
         self.made = False
         self.over = False  # the pod sends nothing more
         self.reads = False  # it is waited for what the pod sends
@@ -217,8 +219,7 @@ class ForwardPump:
         except BlockingIOError:
             return
         except OSError as error:
-            self._session.fail(lane, f"the connection to port {connection.port} broke: {error.strerror}")
-            self._end(lane)
+            self._break(lane, connection, error)
             return
         if received:
             self._session.send(lane, received)
@@ -227,8 +228,17 @@ class ForwardPump:
         self._session.close(lane)
         self._end_if_over(lane, connection)
 
+    def _break(self, lane: int, connection: _Connection, error: OSError) -> None:
+        """That a program hangs up with bytes unread is no error of the forward: told of one, clients leave it."""
+        if error.errno not in _HANG_UPS:
+            self._session.fail(lane, f"the connection to port {connection.port} broke: {error.strerror}")
+        self._end(lane)
+
     def _feed(self, lane: int, connection: _Connection, payload: Buffer) -> None:
         """To the pod, at once where it is taken at once: what waits has to be copied."""
+        if connection.deaf:
+            self._session.consumed(lane, len(payload))
+            return
         if connection.made and not connection.to_pod:
             try:
                 sent = connection.socket.send(payload)
@@ -241,7 +251,7 @@ class ForwardPump:
             self._write(lane, connection)
 
     def _write(self, lane: int, connection: _Connection) -> None:
-        if not connection.made:
+        if not connection.made or connection.deaf:
             return
         try:
             while connection.to_pod:
@@ -253,9 +263,12 @@ class ForwardPump:
         except BlockingIOError:
             return
         except OSError as error:
-            self._session.fail(lane, f"the connection to port {connection.port} broke: {error.strerror}")
-            self._end(lane)
-            return
+            if error.errno not in _HANG_UPS:
+                self._break(lane, connection, error)
+                return
+            connection.ends = connection.deaf = True  # what it has said before is still to be read
+            if size := connection.to_pod.clear():
+                self._session.consumed(lane, size)
         self._end_if_over(lane, connection)
 
     def _end_if_over(self, lane: int, connection: _Connection) -> None:

@@ -234,7 +234,7 @@ class AttachedProcess(Process):
         """Its exit is the container's own affair; an end of its output before that is ours."""
         if self._await_exit(DRAIN_S):
             return Exit(0)
-        return Failure("the output ended before the container: closed, or read too slowly: it waits for nobody")
+        return Failure("the output ended before the container: closed, or read too slowly: it waits for nobody long")
 
     def reap(self) -> None:
         """As Process.reap: the monitor does."""

@@ -42,7 +42,7 @@ class ContainerProcess:
     """One container from create to delete."""
 
     def __init__(self, request: Request, cgroups: Cgroups, create: Create) -> None:
-        self.id, cgroup, log, line_bytes, stdin, stdin_once, tty, own_pids, new, joined, holder = request.words
+        self.id, cgroup, log, line_bytes, stdin, stdin_once, tty, own_pids, new, joined, holder, later = request.words
         self.cgroup = os.fsdecode(cgroup)
         self.abandoned = 0  # seq of the request that its end answers
         self.asked = 0  # seq of the request that init's next word answers
@@ -55,6 +55,7 @@ class ContainerProcess:
         self._cgroups = cgroups
         self._create = create
         self._own_pids = own_pids == b"1"
+        self._later_hooks = later
         self._line_bytes = int(line_bytes)
         self._ticks = 0
         self._ready = b""  # JSON {user, notes}, as init said it
@@ -149,6 +150,10 @@ class ContainerProcess:
             raise WrongState(f"the container {self.id.decode()} is not waiting to be started")
         self.started_at = now
         self._parent.go()
+
+    def has_hooks(self, stage: bytes) -> bool:
+        """Whether its document has any of ``poststart`` or ``poststop``."""
+        return stage in self._later_hooks.split(b" ")
 
     @property
     def running(self) -> bool:

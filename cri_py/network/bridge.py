@@ -1,4 +1,4 @@
-"""The network that is built in: one bridge on the node, a veth pair for every pod, IPv4, masquerading.
+"""The network that is built in: one bridge on the node, a veth pair for every pod, IPv4 and IPv6, masquerading.
 
 An attachment costs one thread of its own and three netlink batches, no program and no fork (docs/adr/0002-netlink.md).
 What is taken lives in memory and follows from the attachments that recovery adopts; the kernel holds the rest.
@@ -11,19 +11,30 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv6Interface, ip_address, ip_network
 from typing import Any, Final
 
 import structlog
 
 from cri_py.config import NetworkConfig
-from cri_py.errors import AlreadyExists, ConfigError, CriError, FailedPrecondition, Internal, KernelError, Unavailable
+from cri_py.errors import (
+    AlreadyExists,
+    ConfigError,
+    CriError,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    KernelError,
+    Unavailable,
+)
 from cri_py.model import Attachment, Condition, Sandbox
-from cri_py.network import netns, nftables
-from cri_py.network.ipam import AddressPool
+from cri_py.network import netns, nftables, pod_cidrs
+from cri_py.network.bandwidth import bandwidth
+from cri_py.network.ipam import Address, Interface, Network, Ranges, overlap
 from cri_py.network.netlink import (
+    InterfaceAddress,
     Link,
     Netlink,
     Request,
@@ -38,6 +49,7 @@ from cri_py.network.netlink import (
     without_link_local,
 )
 from cri_py.network.pins import Pins
+from cri_py.network.shaping import limit
 from cri_py.network.wires import Surroundings
 
 log = structlog.get_logger()
@@ -45,22 +57,25 @@ log = structlog.get_logger()
 INTERFACE: Final = "eth0"
 IPV6_SMALLEST_MTU: Final = 1280  # RFC 8200 section 5; below it Linux takes IPv6 off an interface
 _AT_ONCE: Final = 4  # the kernel has one lock for all changes of interfaces: more threads would only queue there
-_FORWARD: Final = "/proc/sys/net/ipv4/ip_forward"
+_LINK_LOCAL: Final = IPv6Interface("fe80::1/64")  # of the bridge: what routes IPv6 asks for neighbours from such a one
 
 
 class Bridge:
     """The pods' network of one daemon.
 
     ``owner`` is a text that tells this daemon from others on the node, such as its state directory; it is written on
-    the bridge, and a bridge on which another owner's pods live is refused. All methods belong to one event loop.
+    the bridge, and a bridge on which another owner's pods live is refused. ``memory`` is the file that keeps the pod
+    CIDRs which the kubelet has told, "" for none. All methods belong to one event loop.
     """
 
-    def __init__(self, config: NetworkConfig, netns_dir: str, owner: str) -> None:
+    def __init__(self, config: NetworkConfig, netns_dir: str, owner: str, memory: str = "") -> None:
         self._config = config
         self._pins = Pins(netns_dir, owner)
         self._owner = f"cri_py {owner}"
-        self._pool = AddressPool(_subnet(config.subnet))
-        self._attached: dict[str, IPv4Address | None] = {}  # by the pin's path, also while it is being made
+        self._memory = memory
+        told, former = pod_cidrs.load(memory) if memory else ((), ())
+        self._ranges = Ranges(told or _subnets(config), former)
+        self._attached: dict[str, tuple[Address, ...]] = {}  # by the pin's path, also while it is being made
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._index = 0
         self._fault = f"the bridge {config.bridge} is not set up yet"
@@ -83,8 +98,7 @@ class Bridge:
             self._fault = str(error)
             raise
         self._fault = ""
-        if self._config.masquerade:
-            await self._masquerade()
+        await self.restore_rules()
 
     async def stop(self) -> None:
         """Take no more pods. The bridge stays for those that live on."""
@@ -94,7 +108,7 @@ class Bridge:
         """Remove the bridge and its rules; pods that live on lose their network. Idempotent."""
         self._fault = f"the bridge {self._config.bridge} was removed"
         await netns.on_own_thread(self._remove_bridge, _keep)
-        if self._config.masquerade:
+        if self._has_rules:
             with contextlib.suppress(Unavailable):  # no nft, hence no rules
                 await nftables.apply(nftables.removal_text(self._config.bridge))
 
@@ -105,13 +119,36 @@ class Bridge:
         return Condition("NetworkReady", True)
 
     async def update_pod_cidr(self, cidr: str) -> None:
-        """What the kubelet says the node's pods should have. The subnet of the configuration counts; that is logged."""
-        if cidr != self._config.subnet:
-            log.warning(
-                "pod CIDR of the kubelet ignored: the built-in network uses network.subnet",
-                pod_cidr=cidr,
-                subnet=self._config.subnet,
-            )
+        """What the kubelet says the node's pods should have: from now on new ones get it, those that live keep theirs.
+
+        Raises InvalidArgument (no CIDR, or too small), FailedPrecondition (in use on the node), Internal.
+        """
+        subnets = pod_cidrs.parse(cidr)
+        if not subnets or subnets == self._ranges.subnets:
+            return
+        former = self._ranges.subnets
+        try:
+            self._ranges.change(subnets)
+        except ConfigError as error:
+            raise InvalidArgument(f"pod_cidr {cidr!r}: {error.message}", hint=error.hint) from error
+        try:
+            await self.start()
+            if self._memory:
+                pod_cidrs.save(self._memory, subnets, [each for each in self._ranges.all if each not in subnets])
+        except BaseException:
+            self._ranges.change(former)
+            self._fault = ""
+            raise
+        log.info("pods get addresses of the kubelet's pod CIDR", pod_cidr=cidr)
+
+    @property
+    def tables(self) -> frozenset[str]:
+        return frozenset({nftables.table_name(self._config.bridge)}) if self._has_rules else frozenset()
+
+    async def restore_rules(self) -> None:
+        """Write the rules anew, whatever is there. A failure is logged: pods reach each other all the same."""
+        if self._has_rules:
+            await self._write_rules()
 
     # ------------------------------------------------------------- the pods
 
@@ -125,18 +162,19 @@ class Bridge:
         ``on_netns`` is called on the event loop as soon as the namespace is pinned: who only has to be in it need not
         wait for the wires.
 
-        On failure and on cancellation nothing is left. Raises FailedPrecondition (network not ready), AlreadyExists,
-        ResourceExhausted (no address), Internal (the kernel refused).
+        On failure and on cancellation nothing is left. Raises FailedPrecondition (network not ready), InvalidArgument
+        (bandwidth annotations), AlreadyExists, ResourceExhausted (no address), Internal (the kernel refused).
         """
         if self._fault:
             raise FailedPrecondition(f"no network for {sandbox.id}: {self._fault}")
-        address = self._pool.take()
+        bandwidth(sandbox.config.annotations)  # a wrong one is the pod's fault, and told before anything is made
+        own = self._ranges.take()
         loop = asyncio.get_running_loop()
         told = partial(loop.call_soon_threadsafe, on_netns)
         try:
-            return await self._make(sandbox, address, partial(self._attach_here, sandbox, address, told, holder))
+            return await self._make(sandbox, own, partial(self._attach_here, sandbox, own, told, holder))
         except BaseException:
-            self._pool.release(address)
+            self._ranges.release(address.ip for address in own)
             raise
 
     async def detach(self, attachment: Attachment) -> None:
@@ -148,19 +186,15 @@ class Bridge:
             netns.unpin(attachment.netns_path)
         except KernelError as error:
             raise Internal(f"the network namespace {attachment.netns_path} can't be removed: {error}") from error
-        # Only what this attachment holds: after a second detach its address may be another pod's.
-        address = self._attached.pop(attachment.netns_path, None)
-        if address is not None:
-            self._pool.release(address)
+        # Only what this attachment holds: after a second detach its addresses may be another pod's.
+        self._ranges.release(self._attached.pop(attachment.netns_path, ()))
 
     def adopt(self, attachment: Attachment) -> bool:
         """Take over an attachment that an earlier daemon made: its address is taken.
 
         Returns whether the namespace is still pinned; after a reboot it is not, and :meth:`detach` is all that is left.
         """
-        address = next((IPv4Address(ip) for ip in attachment.ips), None)
-        self._pool.reserve([address] if address else [])
-        self._attached[attachment.netns_path] = address if address and address in self._pool else None
+        self._attached[attachment.netns_path] = self._ranges.reserve(map(ip_address, attachment.ips))
         return netns.is_pinned(attachment.netns_path)
 
     async def sweep(self, known: Set[str]) -> list[str]:
@@ -178,11 +212,12 @@ class Bridge:
     # ---------------------------------------------------------- on a thread
 
     def _attach_here(
-        self, sandbox: Sandbox, address: IPv4Address, on_netns: Callable[[], object], holder: int
+        self, sandbox: Sandbox, own: tuple[Interface, ...], on_netns: Callable[[], object], holder: int
     ) -> Attachment:
         """Runs on a thread of its own; what fails after the pin goes with it, the veth pair too."""
         pin = self.pin_of(sandbox)
         host_end = f"veth{secrets.token_hex(5)}"
+        isolated, limits = self._config.isolate_pods, bandwidth(sandbox.config.annotations)
         with Netlink() as node:
             if holder:
                 netns.enter_that_of(holder, pin)
@@ -190,24 +225,30 @@ class Bridge:
                 netns.enter_new(pin)
             try:
                 on_netns()
+                if _has_version(own, 6):
+                    _listen_to_no_router()
                 # The thread is in the pod's namespace by now, so its id names that namespace.
                 veth = make_veth(
                     host_end,
                     INTERFACE,
                     bridge=self._index,
                     netns_of=threading.get_native_id(),
-                    mac=mac_of(address),
+                    mac=mac_of(own[0].ip),
                     mtu=self._config.mtu,
                 )
-                node.request(veth, *plan_host_end(host_end, has_ipv6=self._has_ipv6))
+                node.request(veth, *plan_host_end(host_end, has_ipv6=self._has_ipv6, isolated=isolated))
                 with Netlink() as pod:
-                    own = IPv4Interface((address, self._pool.subnet.prefixlen))
+                    ways = [(address, self._ranges.gateway_of(address)) for address in own]
                     index = pod.index_of(INTERFACE)
-                    pod.request(*plan_pod_end(index, own, self._pool.gateway, has_ipv6=self._has_ipv6))
+                    pod.request(*plan_pod_end(index, ways, has_ipv6=self._has_ipv6))
+                    if limits.egress:
+                        pod.request(limit(index, INTERFACE, limits.egress))
+                if limits.ingress:  # what the node's end sends
+                    node.request(limit(node.index_of(host_end), host_end, limits.ingress))
             except BaseException:
                 netns.unpin(pin)
                 raise
-        return Attachment(pin, (str(address),), INTERFACE, host_end)
+        return Attachment(pin, tuple(str(address.ip) for address in own), INTERFACE, host_end)
 
     def _set_up_node(self) -> int:
         self._pins.make_directory()
@@ -215,21 +256,19 @@ class Bridge:
             link = node.find_link(self._config.bridge)
             if link is not None:
                 self._refuse_strangers(link, node.links())
-            if not self._has_address(node, link):
-                self._give_address(node, link)
+            missing = self._missing_addresses(node, link)
+            if link is None:
+                node.request(make_bridge(self._config.bridge, mac_of(self._ranges.gateways[0].ip), self._config.mtu))
+            index = link.index if link else node.index_of(self._config.bridge)
+            if missing:
+                node.request(*(add_address(index, address, self._config.bridge) for address in missing))
             link = node.find_link(self._config.bridge)
             if link is None:
                 raise Internal(f"the bridge {self._config.bridge} was removed while it was set up", hint="start again")
             node.request(set_alias(link.index, link.name, self._owner), set_up(link.name))
-        _enable_forwarding()
+        for version in {subnet.version for subnet in self._ranges.all}:
+            _enable_forwarding(version)
         return link.index
-
-    def _give_address(self, node: Netlink, link: Link | None) -> None:
-        name = self._config.bridge
-        if link is None:
-            node.request(make_bridge(name, mac_of(self._pool.gateway), self._config.mtu))
-        index = link.index if link else node.index_of(name)
-        node.request(add_address(index, IPv4Interface((self._pool.gateway, self._pool.subnet.prefixlen)), name))
 
     def _refuse_strangers(self, link: Link, links: list[Link]) -> None:
         if link.kind != "bridge":
@@ -241,25 +280,30 @@ class Bridge:
                 hint="name another network.bridge and network.subnet",
             )
 
-    def _has_address(self, node: Netlink, link: Link | None) -> bool:
-        """Whether the bridge has its address. Raises FailedPrecondition if the subnet is in use elsewhere."""
-        own = IPv4Interface((self._pool.gateway, self._pool.subnet.prefixlen))
-        found = False
-        for other in node.addresses():
-            if link is not None and other.index == link.index:
-                if other.interface != own:
-                    raise FailedPrecondition(
-                        f"the bridge {link.name} has {other.interface}, network.subnet asks for {own}",
-                        hint=f"set network.subnet back, or remove all pods and then: ip link delete {link.name}",
-                    )
-                found = True
-            elif other.interface.network.overlaps(self._pool.subnet):
+    def _missing_addresses(self, node: Netlink, link: Link | None) -> list[Interface]:
+        """What the bridge still needs. Raises FailedPrecondition if a subnet is in use elsewhere."""
+        wanted = [*self._ranges.gateways]
+        if _has_version(wanted, 6):
+            if not self._has_ipv6:
+                raise FailedPrecondition("an IPv6 subnet is asked for, but this node has no IPv6, or too small an MTU")
+            wanted.append(_LINK_LOCAL)
+        addresses = node.addresses()
+        held = [other.interface for other in addresses if link is not None and other.index == link.index]
+        for version in {address.version for address in wanted}:
+            _refuse_another_subnet(self._config.bridge, version, held, wanted)
+        for other in addresses:
+            if link is None or other.index != link.index:
+                self._refuse_overlap(node, other)
+        return [address for address in wanted if address not in held]
+
+    def _refuse_overlap(self, node: Netlink, other: InterfaceAddress) -> None:
+        for subnet in self._ranges.all:
+            if overlap(subnet, other.interface.network):
                 name = next((at.name for at in node.links() if at.index == other.index), str(other.index))
                 raise FailedPrecondition(
-                    f"network.subnet {self._pool.subnet} overlaps {other.interface} of the interface {name}",
+                    f"network.subnet {subnet} overlaps {other.interface} of the interface {name}",
                     hint="give network.subnet a range that the node does not use",
                 )
-        return found
 
     def _remove_bridge(self) -> None:
         with Netlink() as node:
@@ -269,11 +313,11 @@ class Bridge:
 
     # ------------------------------------------------------ what both share
 
-    async def _make(self, sandbox: Sandbox, address: IPv4Address, work: Callable[[], Attachment]) -> Attachment:
+    async def _make(self, sandbox: Sandbox, own: tuple[Interface, ...], work: Callable[[], Attachment]) -> Attachment:
         pin = self.pin_of(sandbox)
         if pin in self._attached:
             raise AlreadyExists(f"{sandbox.id} has a network already", hint="detach it first")
-        self._attached[pin] = address
+        self._attached[pin] = tuple(address.ip for address in own)
         try:
             async with self._turns:
                 return await netns.on_own_thread(work, lambda made: _unpin(made.netns_path))
@@ -287,24 +331,33 @@ class Bridge:
             del self._attached[pin]
             raise
 
-    async def _masquerade(self) -> None:
+    @property
+    def _has_rules(self) -> bool:
+        return self._config.masquerade or self._config.isolate_pods
+
+    async def _write_rules(self) -> None:
         try:
-            await nftables.apply(nftables.masquerade_text(self._config.bridge, self._pool.subnet))
+            await nftables.apply(self._rules())
         except CriError as error:
             log.warning(
-                "no masquerading: pods reach each other and the node, but nothing beyond it",
+                "no masquerading and no isolation: pods reach each other and the node, but nothing beyond it",
                 bridge=self._config.bridge,
                 error=error.message,
                 remedy=error.hint,
             )
 
+    def _rules(self) -> str:
+        masquerade = nftables.masquerade_text(self._config.bridge, self._ranges.all) if self._config.masquerade else ""
+        return masquerade + (nftables.isolation_text(self._config.bridge) if self._config.isolate_pods else "")
+
     def surroundings(self, attachment: Attachment) -> Surroundings:
         """How the node reaches a pod."""
-        return Surroundings(self._config.bridge, (self._pool.subnet,))
+        return Surroundings(self._config.bridge, self._ranges.all)
 
     def result(self, attachment: Attachment) -> dict[str, Any] | None:
         """As the bridge plugin of CNI would have answered."""
-        prefix, gateway = self._pool.subnet.prefixlen, str(self._pool.gateway)
+        own = [self._ranges.in_subnet(ip_address(ip)) for ip in attachment.ips]
+        gateways = [str(self._ranges.gateway_of(address)) for address in own]
         return {
             "cniVersion": "1.1.0",
             "interfaces": [
@@ -312,8 +365,11 @@ class Bridge:
                 {"name": attachment.host_interface},
                 {"name": attachment.interface, "sandbox": attachment.netns_path},
             ],
-            "ips": [{"address": f"{ip}/{prefix}", "gateway": gateway, "interface": 2} for ip in attachment.ips],
-            "routes": [{"dst": "0.0.0.0/0", "gw": gateway}],
+            "ips": [
+                {"address": str(address), "gateway": gateway, "interface": 2}
+                for address, gateway in zip(own, gateways, strict=True)
+            ],
+            "routes": [{"dst": "::/0" if ":" in gateway else "0.0.0.0/0", "gw": gateway} for gateway in gateways],
         }
 
     def verbose(self) -> dict[str, str]:
@@ -324,40 +380,85 @@ class Bridge:
         return self._pins.path_of(sandbox)
 
 
-def plan_host_end(name: str, *, has_ipv6: bool) -> list[Request]:
+def plan_host_end(name: str, *, has_ipv6: bool, isolated: bool = False) -> list[Request]:
     """What a new veth's end on the node needs."""
-    return [*([without_link_local(name)] if has_ipv6 else []), set_port_up(name)]
+    return [*([without_link_local(name)] if has_ipv6 else []), set_port_up(name, isolated=isolated)]
 
 
-def plan_pod_end(index: int, own: IPv4Interface, gateway: IPv4Address, *, has_ipv6: bool) -> list[Request]:
-    """What a new pod's namespace needs: lo, and eth0, which has ``index``, with its address and the way out."""
+def plan_pod_end(index: int, ways: Sequence[tuple[Interface, Address]], *, has_ipv6: bool) -> list[Request]:
+    """What a new pod's namespace needs: lo, and eth0, which has ``index``, with its addresses and for each the way out.
+
+    With IPv6 it has a link-local address, too, that ends as the other does: it then is in no further multicast group.
+    """
+    addresses = [add_address(index, own, INTERFACE) for own, _ in ways]
+    local = [add_address(index, _link_local(own), INTERFACE) for own, _ in ways if own.version == 6]
     return [
         set_up("lo"),
         *([without_link_local(INTERFACE)] if has_ipv6 else []),
         set_up(INTERFACE),
-        add_address(index, own, INTERFACE),
-        add_default_route(index, gateway),
+        *addresses,
+        *local,
+        *(add_default_route(index, gateway) for _, gateway in ways),
     ]
 
 
-def mac_of(address: IPv4Address) -> bytes:
+def mac_of(address: Address) -> bytes:
     """A locally administered MAC that follows from the address: who gets the address again has the same one, and what
     neighbours remember stays true."""
-    return b"\x0a\xc1" + address.packed
+    return b"\x0a\xc1" + address.packed[-4:]
 
 
-def _subnet(text: str) -> IPv4Network:
+def _link_local(own: Interface) -> IPv6Interface:
+    return IPv6Interface((b"\xfe\x80" + bytes(6) + own.ip.packed[-8:], 64))
+
+
+def _subnets(config: NetworkConfig) -> tuple[Network, ...]:
+    """What the configuration gives pods."""
     try:
-        return IPv4Network(text)
+        return tuple(ip_network(text) for text in (config.subnet, config.subnet6) if text)
     except ValueError as error:
-        raise ConfigError(f"network.subnet {text!r} is not an IPv4 range: {error}", hint="e.g. 10.85.0.0/16") from error
+        raise ConfigError(f"network.subnet is no range: {error}", hint="e.g. 10.85.0.0/16") from error
 
 
-def _enable_forwarding() -> None:
-    with open(_FORWARD, "rb") as current:
+def _has_version(addresses: Iterable[Interface], version: int) -> bool:
+    return any(address.version == version for address in addresses)
+
+
+def _refuse_another_subnet(bridge: str, version: int, held: Sequence[Interface], wanted: Sequence[Interface]) -> None:
+    """A bridge that has addresses, and none of those that it should, serves pods of another subnet."""
+    found = [address for address in held if address.version == version and not address.is_link_local]
+    own = [address for address in wanted if address.version == version and not address.is_link_local]
+    if found and not set(found) & set(own):
+        raise FailedPrecondition(
+            f"the bridge {bridge} has {found[0]}, network.subnet asks for {own[0]}",
+            hint=f"set network.subnet back, or remove all pods and then: ip link delete {bridge}",
+        )
+
+
+def _enable_forwarding(version: int) -> None:
+    name = "net/ipv4/ip_forward" if version == 4 else "net/ipv6/conf/all/forwarding"
+    with open(f"/proc/sys/{name}", "rb") as current:
         if current.read().strip() != b"0":
             return
-    netns.write_sysctl("net/ipv4/ip_forward", b"1")
+    if version == 6:
+        _keep_listening_to_routers()
+    netns.write_sysctl(name, b"1")
+
+
+def _keep_listening_to_routers() -> None:
+    """A node that forwards takes no routes from routers unless told to (accept_ra 2): one with SLAAC would lose its."""
+    for name in os.listdir("/proc/sys/net/ipv6/conf"):
+        path = f"net/ipv6/conf/{name}/accept_ra"
+        with contextlib.suppress(FileNotFoundError):  # an interface that has just gone
+            with open(f"/proc/sys/{path}", "rb") as current:
+                listens = current.read().strip() == b"1"
+            if listens and name != "all":
+                netns.write_sysctl(path, b"2")
+
+
+def _listen_to_no_router() -> None:
+    """For the namespace that the thread is in: the pod's routes are set here, so it need not ask for them."""
+    netns.write_sysctl("net/ipv6/conf/default/accept_ra", b"0")
 
 
 def _unpin(path: str) -> None:

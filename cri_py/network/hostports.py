@@ -19,7 +19,7 @@ from cri_py.errors import AlreadyExists, FailedPrecondition, Internal, InvalidAr
 from cri_py.model import PortMapping
 from cri_py.network import netns, nftables
 from cri_py.network.conntrack import forget_udp
-from cri_py.network.port_rules import Opening, ports_removal_text, ports_text
+from cri_py.network.port_rules import Opening, ports_removal_text, ports_table_name, ports_text
 
 log = structlog.get_logger()
 
@@ -93,6 +93,15 @@ class HostPorts:
         self._one_by_one = asyncio.Lock()
         self._wanted = 0  # counts changes; the rules are as of change number _applied
         self._applied = 0
+
+    @property
+    def table(self) -> str:
+        """The name of the nft table, which is there as long as a port is open."""
+        return ports_table_name(self._bridge)
+
+    @property
+    def are_open(self) -> bool:
+        return bool(self._open)
 
     def claim(self, name: str, owner: str, mappings: Iterable[PortMapping]) -> None:
         """Take a pod's host ports, which no other may have until :meth:`close`. Raises AlreadyExists, InvalidArgument.

@@ -14,7 +14,7 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Final, Self
 
 from cri_py.errors import KernelError
@@ -32,6 +32,7 @@ NLM_F_REQUEST: Final = 0x1
 NLM_F_ACK: Final = 0x4
 NLM_F_ACK_TLVS: Final = 0x200
 NLM_F_DUMP: Final = 0x300
+NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
 NLMSGERR_ATTR_MSG: Final = 1
@@ -59,11 +60,14 @@ IFLA_INFO_DATA: Final = 2
 IFLA_INFO_SLAVE_KIND: Final = 4
 IFLA_INFO_SLAVE_DATA: Final = 5
 IFLA_BRPORT_MODE: Final = 4
+IFLA_BRPORT_ISOLATED: Final = 33
 VETH_INFO_PEER: Final = 1
 
 IFA_ADDRESS: Final = 1
 IFA_LOCAL: Final = 2
 IFA_BROADCAST: Final = 4
+IFA_FLAGS: Final = 8
+IFA_F_NODAD: Final = 2
 RTA_OIF: Final = 4
 RTA_GATEWAY: Final = 5
 RT_TABLE_MAIN: Final = 254
@@ -108,7 +112,7 @@ class Link:
 @dataclass(frozen=True, slots=True)
 class InterfaceAddress:
     index: int
-    interface: IPv4Interface
+    interface: IPv4Interface | IPv6Interface
 
 
 # ---------------------------------------------------------------- requests
@@ -156,13 +160,16 @@ def set_up(name: str) -> Request:
     return Request(RTM_NEWLINK, 0, body, f"set {name} up")
 
 
-def set_port_up(name: str) -> Request:
+def set_port_up(name: str, *, isolated: bool = False) -> Request:
     """Set a bridge's port up, and let the bridge send back by it what came from it.
+
+    Between two ports that are ``isolated`` the bridge forwards nothing.
 
     A pod that connects to its own host port, or to its own service, gets the packet back: where the rules are applied
     to what passes a bridge, too (br_netfilter), it is translated before the bridge has given it to the node to route.
     """
-    hairpin = attribute(IFLA_INFO_SLAVE_DATA | NESTED, attribute(IFLA_BRPORT_MODE, b"\1"))
+    settings = attribute(IFLA_BRPORT_MODE, b"\1") + (attribute(IFLA_BRPORT_ISOLATED, b"\1") if isolated else b"")
+    hairpin = attribute(IFLA_INFO_SLAVE_DATA | NESTED, settings)
     port = attribute(IFLA_LINKINFO | NESTED, _text(IFLA_INFO_SLAVE_KIND, "bridge") + hairpin)
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + port
     return Request(RTM_NEWLINK, 0, body, f"set {name} up")
@@ -190,20 +197,26 @@ def remove_link(index: int, name: str) -> Request:
     return Request(RTM_DELLINK, 0, _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0), f"remove {name}")
 
 
-def add_address(index: int, interface: IPv4Interface, name: str) -> Request:
+def add_address(index: int, interface: IPv4Interface | IPv6Interface, name: str) -> Request:
+    """An IPv6 address is there at once: nobody else can have it, so it is not probed for a second (RFC 4862 5.4)."""
     packed = interface.ip.packed
+    if isinstance(interface, IPv4Interface):
+        family, more = socket.AF_INET, attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
+    else:
+        family, more = socket.AF_INET6, _number(IFA_FLAGS, IFA_F_NODAD)
     body = (
-        _ADDRESS.pack(socket.AF_INET, interface.network.prefixlen, 0, 0, index)
+        _ADDRESS.pack(family, interface.network.prefixlen, 0, 0, index)
         + attribute(IFA_LOCAL, packed)
         + attribute(IFA_ADDRESS, packed)
-        + attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
+        + more
     )
     return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"give {interface} to {name}")
 
 
-def add_default_route(index: int, gateway: IPv4Address) -> Request:
+def add_default_route(index: int, gateway: IPv4Address | IPv6Address) -> Request:
+    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
     body = (
-        _ROUTE.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0)
+        _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0)
         + attribute(RTA_GATEWAY, gateway.packed)
         + _number(RTA_OIF, index)
     )
@@ -278,8 +291,8 @@ class Netlink:
         return [_link(payload) for payload in self.dump(Request(RTM_GETLINK, 0, body, "list interfaces"))]
 
     def addresses(self) -> list[InterfaceAddress]:
-        """All IPv4 addresses of the namespace with the prefix length of their network."""
-        body = _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)
+        """All addresses of the namespace with the prefix length of their network."""
+        body = _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         return [_interface_address(payload) for payload in self.dump(Request(RTM_GETADDR, 0, body, "list addresses"))]
 
     def index_of(self, name: str) -> int:
@@ -390,7 +403,7 @@ def _interface_address(payload: bytes) -> InterfaceAddress:
     _, prefix, _, _, index = _ADDRESS.unpack_from(payload)
     found = attributes(payload, _ADDRESS.size)
     # On a point-to-point interface IFA_ADDRESS is the other end's.
-    return InterfaceAddress(index, IPv4Interface((found.get(IFA_LOCAL) or found[IFA_ADDRESS], prefix)))
+    return InterfaceAddress(index, ip_interface((found.get(IFA_LOCAL) or found[IFA_ADDRESS], prefix)))
 
 
 def _refusal(payload: bytes, flags: int) -> tuple[int, str]:

@@ -7,7 +7,8 @@ in peace. nft runs when the daemon starts, and when a pod with host ports comes 
 from __future__ import annotations
 
 import shutil
-from ipaddress import IPv4Network
+from collections.abc import Collection
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from cri_py.errors import Unavailable
@@ -15,6 +16,7 @@ from cri_py.network.program import SEARCH_PATH, run
 
 DEADLINE_S: Final = 10.0
 _SEARCH_PATH = SEARCH_PATH
+_FAMILIES: Final = (("ip", 4, "224.0.0.0/4"), ("ip6", 6, "ff00::/8"))
 
 
 # -------------------------------------------------------------------- text
@@ -27,28 +29,49 @@ def table_name(bridge: str) -> str:
     )
 
 
-def masquerade_text(bridge: str, subnet: IPv4Network) -> str:
-    """What leaves the node from a pod carries the node's address. Replaces the table as a whole, or makes it.
+def masquerade_text(bridge: str, subnets: Collection[IPv4Network | IPv6Network]) -> str:
+    """What leaves the node from a pod carries the node's address. Replaces the tables as a whole, or makes them.
 
     Traffic between pods and multicast keep their addresses.
     """
-    table = f"table ip {table_name(bridge)}"
-    return f"""\
+    parts = []
+    for family, version, multicast in _FAMILIES:
+        own = ", ".join(sorted(str(subnet) for subnet in subnets if subnet.version == version))
+        table = f"table {family} {table_name(bridge)}"
+        if not own:
+            continue
+        parts.append(f"""\
 {table}
 delete {table}
 {table} {{
     chain postrouting {{
         type nat hook postrouting priority 100; policy accept;
-        ip saddr {subnet} ip daddr != {{ {subnet}, 224.0.0.0/4 }} masquerade
+        {family} saddr {{ {own} }} {family} daddr != {{ {own}, {multicast} }} masquerade
+    }}
+}}
+""")
+    return "".join(parts)
+
+
+def isolation_text(bridge: str) -> str:
+    """What pods send to each other by way of the node is dropped, unless a host port led it. Replaces the table."""
+    table = f"table inet {table_name(bridge)}"
+    return f"""\
+{table}
+delete {table}
+{table} {{
+    chain forward {{
+        type filter hook forward priority 0; policy accept;
+        iifname "{bridge}" oifname "{bridge}" ct status ! dnat drop
     }}
 }}
 """
 
 
 def removal_text(bridge: str) -> str:
-    """Removes the table; also if there is none, hence the first line."""
-    table = f"table ip {table_name(bridge)}"
-    return f"{table}\ndelete {table}\n"
+    """Removes the tables; also if there are none, hence the first line of each."""
+    tables = [f"table {family} {table_name(bridge)}" for family in ("ip", "ip6", "inet")]
+    return "".join(f"{table}\ndelete {table}\n" for table in tables)
 
 
 # ----------------------------------------------------------------- running

@@ -10,6 +10,7 @@ import structlog
 from cri_py import telemetry
 from cri_py.errors import CriError
 from cri_py.model import Attachment, Condition, Sandbox, SandboxConfig
+from cri_py.network.flushes import Flushes
 from cri_py.network.hostports import HostPorts
 from cri_py.network.wires import Wires
 
@@ -22,6 +23,7 @@ class PodNetwork:
     def __init__(self, wires: Wires, ports: HostPorts) -> None:
         self._wires = wires
         self._ports = ports
+        self._flushes = Flushes(wires.tables | {ports.table}, self._restore)
 
     async def start(self) -> None:
         """Make the node ready for pods. Raises as the wires do."""
@@ -29,6 +31,7 @@ class PodNetwork:
 
     async def stop(self) -> None:
         """Take no more pods; those that are there keep their network."""
+        await self._flushes.stop()
         await self._wires.stop()
 
     def condition(self) -> Condition:
@@ -102,12 +105,28 @@ class PodNetwork:
         return is_there
 
     async def sweep(self, known: Set[str]) -> list[str]:
-        """Remove what no sandbox of ``known`` has, host ports too; the names of the namespaces that went."""
+        """Remove what no sandbox of ``known`` has, host ports too; the names of the namespaces that went.
+
+        From then on rules that somebody else removes are restored.
+        """
         try:
             await self._ports.restore()
         except CriError as error:
             log.warning("host ports don't work", error=error.message, remedy=error.hint)
+        self._flushes.start()
         return await self._wires.sweep(known)
+
+    async def _restore(self, tables: Set[str]) -> None:
+        """Write rules anew that somebody else has removed."""
+        try:
+            if tables & self._wires.tables:
+                log.warning("somebody removed rules of the pods' network; they are written anew", tables=sorted(tables))
+                await self._wires.restore_rules()
+            if self._ports.table in tables and self._ports.are_open:
+                log.warning("somebody removed rules of host ports; they are written anew", tables=sorted(tables))
+                await self._ports.restore()
+        except CriError as error:
+            log.warning("rules that somebody removed are not restored", error=error.message, remedy=error.hint)
 
     async def _undo(self, sandbox: Sandbox, attachment: Attachment | None) -> None:
         try:

@@ -21,6 +21,13 @@ class Surroundings:
 class Wires(Protocol):
     """What gives a pod its network namespace, interface and addresses."""
 
+    @property
+    def tables(self) -> frozenset[str]:
+        """The names of the nft tables that these wires keep; written anew by :meth:`restore_rules`."""
+        ...
+
+    async def restore_rules(self) -> None: ...
+
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...

@@ -19,7 +19,7 @@ from cri_py.cdi.edits import Edits
 from cri_py.cdi.registry import Registry
 from cri_py.config import RuntimeConfig
 from cri_py.errors import CriError, FailedPrecondition, Internal, InvalidArgument, NotFound
-from cri_py.kernel import seccomp
+from cri_py.kernel import resctrl, seccomp
 from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
 from cri_py.pods import apparmor, devices, spec, spec_cdi, spec_devices, spec_seccomp, spec_security, spec_userns
 from cri_py.pods.places import Places
@@ -70,7 +70,7 @@ class Bundles:
         assert isinstance(sandbox.state, Ready)
         config = container.config
         spec_devices.check(config)
-        edits = await self._cdi_edits(config)
+        edits = await self._cdi_edits(sandbox, config)
         document = spec.container_document(
             sandbox=sandbox,
             config=config,
@@ -96,13 +96,13 @@ class Bundles:
         if name and name != self._defaults.apparmor_profile:
             await asyncio.get_running_loop().run_in_executor(self._compiler, apparmor.check_loaded, name)
 
-    async def _cdi_edits(self, config: ContainerConfig) -> Edits:
+    async def _cdi_edits(self, sandbox: Sandbox, config: ContainerConfig) -> Edits:
         """What the CDI devices ask for that the config or its annotations name."""
         names = [*config.cdi_devices, *named_in(config.annotations)]
         if not names:
             return Edits()
         edits = await asyncio.get_running_loop().run_in_executor(self._compiler, self._cdi.edits, names)
-        spec_cdi.check(edits)
+        spec_cdi.check(edits, host_network=sandbox.attachment is None)
         return edits
 
     def _device_nodes(self, config: ContainerConfig, edits: Edits, *, own_users: bool) -> list[DeviceNode]:
@@ -217,6 +217,14 @@ class Bundles:
         if key not in self._filters:  # compiled by an earlier daemon
             self._filters[key] = {"path": path, "flags": seccomp.filter_flags(read_document(profile))}
         return read_document(f"{directory}/config.json"), self._filters[key]
+
+    async def leave_class(self, container: Container) -> None:
+        """Remove the class of Intel's resource control that was made for the container, if one was."""
+        if not (container.config.cdi_devices or named_in(container.config.annotations)):
+            return  # only devices ask for one, and to read a document takes time
+        rdt = self.read(container).get("linux", {}).get("intelRdt")
+        if rdt is not None:
+            await asyncio.get_running_loop().run_in_executor(self._compiler, resctrl.leave, rdt, container.id)
 
     def mounting(self, container: Container) -> str:
         """The host path that init is at, while it mounts volumes; "" before and after."""

@@ -47,7 +47,8 @@ from cri_py.model import (
     SandboxId,
 )
 from cri_py.monitor import protocol
-from cri_py.pods import image_volumes, spec_limits, spec_security, spec_signals
+from cri_py.network import devices as network_devices
+from cri_py.pods import image_volumes, spec_cdi, spec_limits, spec_security, spec_signals
 from cri_py.pods.bundles import Bundle, Bundles
 from cri_py.pods.events import Events
 from cri_py.pods.execs import Execs
@@ -181,8 +182,9 @@ class Containers:
             self._bundles.write(container, bundle)
             await image_volumes.lay_out(self._images, volumes)
             trace("create: bundle written")
-            undo.push_async_callback(self._groups.remove, container.cgroup)
+            undo.push_async_callback(self._leave_resources, container)
             await self._groups.make(container.cgroup, bundle.document["linux"]["resources"])
+            await _give_devices(sandbox, bundle.document["linux"].get("netDevices", {}))
             undo.push_async_callback(self._forget_in_monitor, container)
             answer = await self._ask_create(container, image, bundle, user)
             container = replace(container, user=read_user(answer["user"]))
@@ -259,6 +261,7 @@ class Containers:
             stdin=container.config.stdin,
             stdin_once=container.config.stdin_once,
             make_sources=self._config.missing_host_paths == "make",
+            later_hooks=spec_cdi.later_hooks(bundle.document),
         )
         try:
             return await asked
@@ -275,9 +278,15 @@ class Containers:
         """End what the monitor may have begun for a container that will not be."""
         try:
             monitor = self._monitors.of(container.sandbox_id)
-            await monitor.request("abandon", timeout_s=self._config.monitor_timeout_s, id=container.id)
+            answer = await monitor.request("abandon", timeout_s=self._config.monitor_timeout_s, id=container.id)
         except (NotFound, Unavailable):
             return
+        log_notes(answer)
+
+    async def _leave_resources(self, container: Container) -> None:
+        """Its groups and, where it has one, its class of Intel's resource control."""
+        await self._groups.remove(container.cgroup)
+        await self._bundles.leave_class(container)
 
     def _discard_files(self, container: Container) -> None:
         self._trash.discard(self._places.bundle(container.sandbox_id, container.id))
@@ -418,7 +427,7 @@ class Containers:
             trace("remove: ended")
             await self._forget_in_monitor(container)
             trace("remove: monitor has forgotten")
-            await self._groups.remove(container.cgroup)
+            await self._leave_resources(container)
             self._discard_files(container)
             trace("remove: files gone")
             await self._ledger.drop_container(container)
@@ -488,6 +497,19 @@ def _same(existing: Container, config: ContainerConfig) -> ContainerId:
         f"container {meta.name} attempt {meta.attempt} exists in this pod as {existing.id}",
         hint="remove it, or use the next attempt",
     )
+
+
+async def _give_devices(sandbox: Sandbox, devices: dict[str, Any]) -> None:
+    """Interfaces that the container is to have; they stay with its pod, also for the next container that asks."""
+    if devices and sandbox.attachment is not None:
+        names = {name: each["name"] for name, each in devices.items()}
+        await network_devices.give(sandbox.attachment.netns_path, names)
+
+
+def log_notes(answer: dict[str, Any]) -> None:
+    """What a monitor tells of hooks that failed where that is no failure of the container."""
+    for note in answer.get("notes", ()):
+        log.warning("a hook of a container that is gone failed", what=note)
 
 
 _noted: set[str] = set()

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from cri_py.cgroups import ExecScope
 from cri_py.errors import CriError, FailedPrecondition, InvalidArgument, StartError
-from cri_py.kernel import capabilities, userns
+from cri_py.kernel import capabilities, labels, userns
 from cri_py.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -116,7 +116,8 @@ def template(
     rights: Rights,
     linux: Mapping[str, Any] = MappingProxyType({}),
 ) -> Template:
-    """``process``: OCI's, of the container, but for its command; ``linux``: what has its user namespace's mappings.
+    """``process``: OCI's, of the container, but for its command; ``linux``: what has its user namespace's mappings and
+    the ``task_files`` of its class of Intel's resource control.
 
     Raises InvalidArgument for a word that holds a NUL.
     """
@@ -133,7 +134,7 @@ def template(
             bool(uids),
             (userns.outside(uids, identity.uid), userns.outside(gids, identity.gid)),
             identity.uid,
-            tuple(_labelled(process)),
+            tuple(_labelled(process, linux.get("task_files", ()))),
         )
     except ValueError as error:
         raise InvalidArgument(f"nothing can be executed in the container: {error}", hint="leave NULs out") from error
@@ -214,13 +215,20 @@ def _written(file: str, value: bytes, then: Then = Then.MUST) -> Iterator[Step]:
     yield Step("close", (_FIRST_FREE,))
 
 
-def _labelled(process: Mapping[str, Any]) -> Iterator[Step]:
-    """What is written to files of the node's /proc, before a limit might forbid to open them."""
+def _labelled(process: Mapping[str, Any], files: Sequence[str]) -> Iterator[Step]:
+    """What is written to files of the node, before a limit might forbid to open them.
+
+    ``files`` take a process of the container's: of its class of Intel's resource control.
+    """
     score = process.get("oomScoreAdj")
     if score is not None:
         yield from _written("/proc/self/oom_score_adj", b"%d" % score, Then.MAY)
+    for file in files:
+        yield from _written(file, b"0")
     if profile := process.get("apparmorProfile"):  # holds from execve on; a container's /proc may be anything
         yield from _written(LABEL_FILE, f"exec {profile}".encode())
+    if label := process.get("selinuxLabel"):
+        yield from _written(labels.EXEC_FILE, label.encode())
 
 
 def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[Step]:

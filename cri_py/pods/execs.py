@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from cri_py.cgroups import Cgroups
 from cri_py.config import RuntimeConfig
 from cri_py.errors import DeadlineExceeded
-from cri_py.kernel import procfs, steps, syscalls
+from cri_py.kernel import procfs, resctrl, steps, syscalls
 from cri_py.kernel.faults import trace
 from cri_py.kernel.null import open_null
 from cri_py.kernel.steps import Step
@@ -79,13 +79,11 @@ class Execs:
         user = container.user
         assert user is not None  # a container whose user is unknown never runs
         identity = exec_steps.Identity(user.uid, user.gid, user.supplemental_groups, user.home)
-        return exec_steps.template(
-            document["process"],
-            identity,
-            self._filter(secure) if secure else None,
-            self._rights,
-            document.get("linux", {}),
-        )
+        linux = document.get("linux", {})
+        if "intelRdt" in linux:
+            linux = {**linux, "task_files": resctrl.task_files(linux["intelRdt"], container.id)}
+        found = self._filter(secure) if secure else None
+        return exec_steps.template(document["process"], identity, found, self._rights, linux)
 
     def _filter(self, found: dict[str, Any]) -> Filter:
         path = found["path"]

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
+import msgspec
 import structlog
 
-from cri_py.errors import Internal, InvalidArgument, NotFound
+from cri_py.errors import DataLoss, Internal, InvalidArgument, NotFound
 from cri_py.model import (
     Attachment,
     Container,
@@ -25,7 +28,6 @@ from cri_py.model import (
     ContainerState,
     Created,
     Exited,
-    HugepageLimit,
     ImageId,
     LinuxResources,
     Lost,
@@ -44,9 +46,14 @@ from cri_py.state.store import Change, Delete, Put, Store
 
 log = structlog.get_logger()
 _Object = TypeVar("_Object")
+DATABASE: Final = "pods.db"  # below the root
 _SANDBOX: Final = "sandbox"
 _CONTAINER: Final = "container"
-_STATES: Final[Mapping[str, type]] = {t.__name__: t for t in (Created, Running, Exited, Lost, Ready, NotReady)}
+_INT64: Final = range(-(2**63), 2**63)  # what CRI's messages take
+_SANDBOX_STATES: Final[Mapping[str, type]] = MappingProxyType({t.__name__: t for t in (Ready, NotReady)})
+_CONTAINER_STATES: Final[Mapping[str, type]] = MappingProxyType(
+    {t.__name__: t for t in (Created, Running, Exited, Lost)}
+)
 
 
 class Ledger:
@@ -232,6 +239,7 @@ def _write_sandbox(sandbox: Sandbox) -> Put:
         "cgroup": sandbox.cgroup,
         "overhead": _write_resources(sandbox.overhead),
         "resources": _write_resources(sandbox.resources),
+        "selinux_level": sandbox.selinux_level,
     }
     return Put(_SANDBOX, sandbox.id, json.dumps(body).encode(), sandbox.config.raw)
 
@@ -257,24 +265,69 @@ def _write_state(state: ContainerState | SandboxState) -> dict[str, Any]:
     return {"is": type(state).__name__, **asdict(state)}
 
 
-def _read_state(body: dict[str, Any]) -> Any:
+class _SandboxBody(msgspec.Struct):
+    """What ``_write_sandbox`` writes; reading it checks that every value is of its type."""
+
+    handler: str
+    created_at: Nanos
+    state: dict[str, Any]
+    attachment: Attachment | None
+    cgroup: str
+    overhead: LinuxResources | None = None
+    resources: LinuxResources | None = None
+    selinux_level: str = ""
+
+
+class _ContainerBody(msgspec.Struct):
+    """What ``_write_container`` writes."""
+
+    sandbox_id: SandboxId
+    image_id: ImageId
+    image_ref: str
+    created_at: Nanos
+    state: dict[str, Any]
+    log_path: str
+    cgroup: str
+    user: User | None
+    stop_signal: str
+    resources: LinuxResources | None = None
+    volume_images: dict[str, ImageId] = {}
+
+
+def _read_body(row: Put, kind: type[_Object]) -> _Object:
+    """The record's own part. Raises ValueError for what is not as it is written: a list call would fail on it."""
+    body = json.loads(row.body)
+    for number in _numbers(body):
+        if number not in _INT64:
+            raise ValueError(f"{number} has more than 64 bits")
+    return msgspec.convert(body, kind)
+
+
+def _numbers(body: object) -> Iterator[int]:
+    if isinstance(body, int):
+        yield body
+    for inner in body.values() if isinstance(body, dict) else body if isinstance(body, list) else ():
+        yield from _numbers(inner)
+
+
+def _read_state(body: dict[str, Any], states: Mapping[str, type]) -> Any:
     fields = dict(body)
-    return _STATES[fields.pop("is")](**fields)
+    return msgspec.convert(fields, states[fields.pop("is")])
 
 
 def _read_sandbox(row: Put, decode: Callable[[bytes], SandboxConfig]) -> Sandbox:
-    body = json.loads(row.body)
-    attachment = body["attachment"]
+    body = _read_body(row, _SandboxBody)
     return Sandbox(
         id=SandboxId(row.key),
         config=decode(row.verbatim),
-        runtime_handler=body["handler"],
-        created_at=Nanos(body["created_at"]),
-        state=_read_state(body["state"]),
-        attachment=Attachment(**{**attachment, "ips": tuple(attachment["ips"])}) if attachment else None,
-        cgroup=body["cgroup"],
-        overhead=_read_resources(body.get("overhead")),
-        resources=_read_resources(body.get("resources")),
+        runtime_handler=body.handler,
+        created_at=body.created_at,
+        state=_read_state(body.state, _SANDBOX_STATES),
+        attachment=body.attachment,
+        cgroup=body.cgroup,
+        overhead=body.overhead,
+        resources=body.resources,
+        selinux_level=body.selinux_level,
     )
 
 
@@ -282,36 +335,52 @@ def _write_resources(resources: LinuxResources | None) -> dict[str, Any] | None:
     return None if resources is None else asdict(replace(resources, unified=dict(resources.unified)))
 
 
-def _read_resources(body: dict[str, Any] | None) -> LinuxResources | None:
-    if body is None:
-        return None
-    pages = tuple(HugepageLimit(**limit) for limit in body["hugepage_limits"])
-    return LinuxResources(**{**body, "hugepage_limits": pages})
-
-
 def _read_container(row: Put, decode: Callable[[bytes], ContainerConfig]) -> Container:
-    body = json.loads(row.body)
+    body = _read_body(row, _ContainerBody)
     config = decode(row.verbatim)
     return Container(
         id=ContainerId(row.key),
-        sandbox_id=SandboxId(body["sandbox_id"]),
+        sandbox_id=body.sandbox_id,
         config=config,
-        image_id=ImageId(body["image_id"]),
-        image_ref=body["image_ref"],
-        created_at=Nanos(body["created_at"]),
-        state=_read_state(body["state"]),
-        log_path=body["log_path"],
-        cgroup=body["cgroup"],
-        user=read_user(body["user"]),
-        stop_signal=body["stop_signal"],
-        resources=_read_resources(body.get("resources")) or config.resources,
-        volume_images=body.get("volume_images", {}),
+        image_id=body.image_id,
+        image_ref=body.image_ref,
+        created_at=body.created_at,
+        state=_read_state(body.state, _CONTAINER_STATES),
+        log_path=body.log_path,
+        cgroup=body.cgroup,
+        user=body.user,
+        stop_signal=body.stop_signal,
+        resources=body.resources or config.resources,
+        volume_images=body.volume_images,
     )
 
 
+def recorded_images(root: str) -> set[ImageId]:
+    """The images that containers need according to the records below ``root``, whose daemon does not run.
+
+    Containers outlive their daemon. Raises DataLoss for a record that can't be read: its container may run, too.
+    """
+    path = f"{root}/{DATABASE}"
+    if not os.path.exists(path):
+        return set()
+    store = Store(path, durable=False)
+    try:
+        rows = store.load(_CONTAINER)
+    finally:
+        store.close()
+    found = set[ImageId]()
+    for row in rows:
+        try:
+            body = _read_body(row, _ContainerBody)
+        except (ValueError, TypeError, RecursionError) as error:
+            said = f"the record of the container {row.key} in {path} is damaged, so nobody knows what it uses: {error}"
+            raise DataLoss(said, hint="start the daemon, which sets it aside") from error
+        found |= {body.image_id, *body.volume_images.values()}
+    return found
+
+
 def read_user(body: dict[str, Any] | None) -> User | None:
-    """A user as records and monitors have it: {uid, gid, groups | supplemental_groups, home}."""
+    """A user as monitors tell of it: {uid, gid, groups, home}."""
     if body is None:
         return None
-    groups = body.get("groups", body.get("supplemental_groups", ()))
-    return User(body["uid"], body["gid"], tuple(groups), body["home"])
+    return User(body["uid"], body["gid"], tuple(body["groups"]), body["home"])

@@ -18,7 +18,7 @@ from cri_py import lifecycle, telemetry
 from cri_py.config import RuntimeConfig
 from cri_py.errors import AlreadyExists, CriError, DeadlineExceeded, Internal, KernelError, NotFound, Unavailable
 from cri_py.images.flights import Flights
-from cri_py.kernel import procfs, steps, syscalls
+from cri_py.kernel import labels, procfs, steps, syscalls
 from cri_py.kernel.constants import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID
 from cri_py.kernel.faults import trace
 from cri_py.model import (
@@ -36,8 +36,8 @@ from cri_py.model import (
 )
 from cri_py.monitor.client import SOCKET_NAME, MonitorClient, SpawnerClient, StepFailed
 from cri_py.network.pod_network import PodNetwork
-from cri_py.pods import files, holder_steps, spec, spec_limits, spec_userns
-from cri_py.pods.containers import Containers
+from cri_py.pods import files, holder_steps, selinux, spec, spec_limits, spec_selinux, spec_userns
+from cri_py.pods.containers import Containers, log_notes
 from cri_py.pods.events import Events
 from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
@@ -85,6 +85,7 @@ class Sandboxes:
         self._flights: Flights[tuple[Any, ...], SandboxId] = Flights()
         self._torn_down: set[SandboxId] = set()
         self._groups_gone: set[SandboxId] = set()
+        self._levels = selinux.Levels(defaults.selinux, ledger)
 
     async def settle(self, timeout_s: float) -> None:
         """Wait for what is being made, or undone, at the daemon's end."""
@@ -142,14 +143,20 @@ class Sandboxes:
 
     async def _run(self, config: SandboxConfig, handler: str) -> SandboxId:
         sandbox_id = SandboxId(os.urandom(32).hex())
-        sandbox = Sandbox(
-            id=sandbox_id,
-            config=config,
-            runtime_handler=handler,
-            created_at=self._clock(),
-            state=NotReady(Nanos(0), "not yet made"),
-            cgroup=self._groups.of_pod(config.cgroup_parent, sandbox_id),
-        )
+        with self._levels.promise(sandbox_id, config.selinux) as level:
+            sandbox = Sandbox(
+                id=sandbox_id,
+                config=config,
+                runtime_handler=handler,
+                created_at=self._clock(),
+                state=NotReady(Nanos(0), "not yet made"),
+                cgroup=self._groups.of_pod(config.cgroup_parent, sandbox_id),
+                selinux_level=level,
+            )
+            await self._make(sandbox)
+        return sandbox_id
+
+    async def _make(self, sandbox: Sandbox) -> None:
         async with AsyncExitStack() as undo:
             undo.callback(self._remove_directory, sandbox)
             self._make_directory(sandbox)
@@ -163,7 +170,6 @@ class Sandboxes:
         self._monitors.keep(sandbox.id, monitor)
         self._publish(sandbox, EventKind.CREATED)
         self._publish(sandbox, EventKind.STARTED)
-        return sandbox_id
 
     async def _gather(self, sandbox: Sandbox, undo: AsyncExitStack) -> tuple[MonitorClient, int, Attachment | None]:
         """Monitor, network and cgroup are made side by side; the holder as soon as it has somewhere to be."""
@@ -286,18 +292,21 @@ class Sandboxes:
         node_hosts = _read("/etc/hosts") if host_network else None
         resolv_conf = files.resolv_conf_text(sandbox.config.dns, _read("/etc/resolv.conf"))
         root = spec_userns.root_of(sandbox.config.namespaces)
+        label = spec_selinux.pod_file_label(self._defaults.selinux, sandbox)
         with _told_as_ours(f"the files of pod sandbox {sandbox.id}"):
             _put(places.hosts, files.hosts_text(hostname, ips, node_hosts))
             _put(places.hostname, files.hostname_text(hostname))
             _put(places.resolv_conf, resolv_conf)
-            if root != (0, 0):
-                for path in (places.hosts, places.hostname, places.resolv_conf):
+            for path in (places.hosts, places.hostname, places.resolv_conf):
+                if root != (0, 0):
                     os.chown(path, *root)
-            if sandbox.config.namespaces.ipc is NamespaceMode.NODE:
-                return
-            os.makedirs(places.shm, exist_ok=True)
-            options = f"mode=1777,size={self._config.shm_bytes},uid={root[0]},gid={root[1]}"
-            syscalls.mount("shm", places.shm, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
+                if label:
+                    labels.give(path, label)
+            if sandbox.config.namespaces.ipc is not NamespaceMode.NODE:
+                os.makedirs(places.shm, exist_ok=True)
+                options = f"mode=1777,size={self._config.shm_bytes},uid={root[0]},gid={root[1]}"
+                options = labels.with_context(options, label)
+                syscalls.mount("shm", places.shm, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
 
     def _remove_directory(self, sandbox: Sandbox) -> None:
         unmount(self._places.files(sandbox.id).shm)
@@ -306,7 +315,7 @@ class Sandboxes:
     async def _end_monitor(self, monitor: MonitorClient) -> None:
         monitor.on_lost = lambda: None
         try:
-            await monitor.request("end", timeout_s=self._config.monitor_timeout_s)
+            log_notes(await monitor.request("end", timeout_s=self._config.monitor_timeout_s))
         except Unavailable:
             pass  # it is gone already, which is what was wanted
         except DeadlineExceeded:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cri_py.errors import InvalidArgument, Unimplemented
+from cri_py.errors import InvalidArgument
 from cri_py.kernel import capabilities
 from cri_py.model import (
     ContainerConfig,
@@ -22,7 +22,6 @@ from cri_py.model import (
     NamespaceOption,
     Sandbox,
     SandboxConfig,
-    SelinuxOption,
 )
 from cri_py.pods import spec_devices, spec_mounts, spec_security, spec_selinux, spec_userns
 from cri_py.pods.files import sandbox_hostname
@@ -57,7 +56,7 @@ class SpecDefaults:
     cgroup_version: int = 1  # on 2 a container has a cgroup namespace of its own
     apparmor: bool = False  # whether the kernel has it
     apparmor_profile: str = ""  # what containers get that don't ask for another, "" for none
-    selinux: bool = False
+    selinux: spec_selinux.Contexts | None = None  # what containers are labelled by, None where they are not
     node_hostname: str = ""
     features: Features = field(default_factory=Features)
 
@@ -89,7 +88,7 @@ def container_document(
     Raises InvalidArgument or Unimplemented that names the field which can't be honoured.
     """
     _check_container_security(sandbox, config, defaults)
-    own = spec_mounts.OwnFiles(image_volumes or {}, image.volumes, root_path)
+    own = spec_mounts.OwnFiles(image_volumes or {}, image.volumes, root_path, labelled=defaults.selinux is not None)
     document: Json = {
         "ociVersion": "1.3.0",
         "root": {"path": root_path, "readonly": config.security.readonly_rootfs},
@@ -102,8 +101,7 @@ def container_document(
     }
     if cgroup:
         document["linux"]["cgroupsPath"] = cgroup
-    if label := apparmor_profile(config, defaults):
-        document["process"]["apparmorProfile"] = label
+    _label(document, sandbox, config, defaults)
     granted = document["process"]["capabilities"]["bounding"]
     profile = spec_security.seccomp_profile(
         config.security, granted, enabled=defaults.seccomp, arch=defaults.arch, localhost=localhost_seccomp
@@ -111,6 +109,15 @@ def container_document(
     if profile is not None:
         document["linux"]["seccomp"] = profile
     return document
+
+
+def _label(document: Json, sandbox: Sandbox, config: ContainerConfig, defaults: SpecDefaults) -> None:
+    if profile := apparmor_profile(config, defaults):
+        document["process"]["apparmorProfile"] = profile
+    if defaults.selinux is not None:
+        labels = spec_selinux.container_labels(defaults.selinux, sandbox, config)
+        document["process"]["selinuxLabel"] = labels.process
+        document["linux"]["mountLabel"] = labels.file
 
 
 def apparmor_profile(config: ContainerConfig, defaults: SpecDefaults) -> str:
@@ -147,7 +154,7 @@ def check_sandbox_security(config: SandboxConfig, defaults: SpecDefaults) -> Non
     spec_security.check_sandbox(config)
     spec_userns.check_sandbox(config, why_not=defaults.features.no_user_namespaces)
     spec_security.apparmor_profile(config.apparmor, privileged=False, enabled=defaults.apparmor, default="")
-    _check_selinux(config.selinux, defaults)
+    spec_selinux.check(config.selinux, defaults.selinux)
 
 
 def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
@@ -164,15 +171,7 @@ def _linux(config: ContainerConfig, nodes: Sequence[DeviceNode]) -> Json:
 
 def _check_container_security(sandbox: Sandbox, config: ContainerConfig, defaults: SpecDefaults) -> None:
     _check_privileged(sandbox, config)
-    _check_selinux(config.security.selinux, defaults)
-    if defaults.selinux and any(mount.selinux_relabel for mount in config.mounts):
-        raise Unimplemented("mounts.selinux_relabel is not supported by this version")
-
-
-def _check_selinux(asked: SelinuxOption | None, defaults: SpecDefaults) -> None:
-    spec_selinux.check(asked, enabled=defaults.selinux)
-    if asked is not None and asked != SelinuxOption():
-        raise Unimplemented("SELinux labels (selinux_options) are not supported by this version")
+    spec_selinux.check(config.security.selinux, defaults.selinux)
 
 
 def _check_privileged(sandbox: Sandbox, config: ContainerConfig) -> None:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-from cri_py.cdi.edits import Edits, Hook, Mount
-from cri_py.errors import Unimplemented
+from cri_py.cdi.edits import Edits, Hook, Mount, Rdt
+from cri_py.errors import InvalidArgument
 
 Json = dict[str, Any]
-# Those that run before the container has its root; see cri_py.runtime.hooks.
-_STAGES: Final = ("prestart", "createRuntime", "createContainer")
 
 
-def check(edits: Edits) -> None:
-    """Raises Unimplemented for what would be left out otherwise: a device without it may do anything but work."""
-    if edits.net_devices:
+def check(edits: Edits, *, host_network: bool) -> None:
+    """Raises InvalidArgument for an interface that would move into the network that it is in."""
+    if edits.net_devices and host_network:
         name = edits.net_devices[0].host_interface
-        raise Unimplemented(f"a CDI device asks for the network interface {name} (netDevices), which is not supported")
-    if edits.rdt:
-        raise Unimplemented("a CDI device asks for Intel's resource control (intelRdt), which is not supported")
-    for hook in edits.hooks:
-        if hook.stage not in _STAGES:
-            raise Unimplemented(f"a CDI device asks for the {hook.stage} hook {hook.path}, which is not supported")
+        raise InvalidArgument(
+            f"a CDI device asks for the network interface {name}, but the pod is on the node's network",
+            hint="give the pod a network of its own: what the node has it sees already",
+        )
 
 
 def apply(document: Json, edits: Edits) -> None:
-    """Change environment, mounts, groups and hooks of the document; device nodes are looked up and made like others."""
+    """Change the document as asked; device nodes are looked up and made like others."""
     process = document["process"]
     values = dict(entry.split("=", 1) for entry in (*process["env"], *edits.env))
     process["env"] = [f"{name}={value}" for name, value in values.items()]
@@ -37,6 +33,27 @@ def apply(document: Json, edits: Edits) -> None:
     document["mounts"] = sorted(mounts, key=lambda mount: mount["destination"].count("/"))
     for hook in edits.hooks:
         document.setdefault("hooks", {}).setdefault(hook.stage, []).append(_hook(hook))
+    if edits.net_devices:
+        document["linux"]["netDevices"] = {each.host_interface: {"name": each.name} for each in edits.net_devices}
+    if edits.rdt:
+        document["linux"]["intelRdt"] = _rdt(edits.rdt)
+
+
+def later_hooks(document: Json) -> str:
+    """The stages that the monitor has to see to, as its request ``create`` has them."""
+    hooks = document.get("hooks", {})
+    return " ".join(stage for stage in ("poststart", "poststop") if hooks.get(stage))
+
+
+def _rdt(rdt: Rdt) -> Json:
+    words = {
+        "closID": rdt.clos_id,
+        "l3CacheSchema": rdt.l3_cache_schema,
+        "memBwSchema": rdt.mem_bw_schema,
+        "schemata": list(rdt.schemata),
+        "enableMonitoring": rdt.monitoring,
+    }
+    return {name: value for name, value in words.items() if value}
 
 
 def _hook(hook: Hook) -> Json:

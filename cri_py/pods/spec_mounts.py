@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cri_py.errors import FailedPrecondition, InvalidArgument
 from cri_py.model import ContainerConfig, Features, Mount, MountPropagation, NamespaceMode, NamespaceOption, Sandbox
-from cri_py.pods import spec_userns
+from cri_py.pods import spec_selinux, spec_userns
 
 Json = dict[str, Any]
 
@@ -36,11 +36,13 @@ class SandboxFiles:
 
 @dataclass(frozen=True, slots=True)
 class OwnFiles:
-    """Of the container alone: ``images`` that mounts name, the volumes that its image has ``declared``, its root."""
+    """Of the container alone: ``images`` that mounts name, the volumes that its image has ``declared``, its root, and
+    whether SELinux labels it."""
 
     images: ImageVolumes
     declared: Sequence[str]
     root_path: str
+    labelled: bool = False
 
 
 def mounts(sandbox: Sandbox, config: ContainerConfig, files: SandboxFiles, own: OwnFiles, able: Features) -> list[Json]:
@@ -52,7 +54,7 @@ def mounts(sandbox: Sandbox, config: ContainerConfig, files: SandboxFiles, own: 
     asked = {clean_path(mount.container_path) for mount in config.mounts}
     standard = [mount for mount in _standard(sandbox, config, files) if not _is_covered(mount, asked)]
     pod = sandbox.config.namespaces
-    wanted = [*standard, *(_asked(mount, pod, own.images, able) for mount in config.mounts)]
+    wanted = [*standard, *(_asked(mount, pod, own, able) for mount in config.mounts)]
     taken = {mount["destination"] for mount in wanted}
     wanted += [_declared(path, own.root_path) for path in _declared_paths(own.declared) if path not in taken]
     return sorted(wanted, key=lambda mount: mount["destination"].count("/"))
@@ -120,12 +122,12 @@ def _is_covered(standard: Json, asked: set[str]) -> bool:
     return path in asked or (path in {"/dev/pts", "/dev/mqueue"} and "/dev" in asked)
 
 
-def _asked(mount: Mount, pod: NamespaceOption, images: ImageVolumes, able: Features) -> Json:
+def _asked(mount: Mount, pod: NamespaceOption, own: OwnFiles, able: Features) -> Json:
     """One mount of the kubelet's, checked: a volume mounted otherwise than asked is a hole or a loss."""
     path = clean_path(mount.container_path)
     _check_restrictions(mount, able)
     if mount.image is not None:
-        return _image_volume(mount, path, images)
+        return _image_volume(mount, path, own.images)
     if not mount.host_path.startswith("/"):
         raise InvalidArgument(
             f"the mount at {path} has host_path {mount.host_path!r}", hint="host_path is an absolute path on the node"
@@ -138,8 +140,16 @@ def _asked(mount: Mount, pod: NamespaceOption, images: ImageVolumes, able: Featu
             hint="what is mounted there can't be the node's: use HOST_TO_CONTAINER",
         )
     access = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
-    options = ["rbind", _PROPAGATIONS[mount.propagation], access, *_restrictions(mount)]
+    options = ["rbind", _PROPAGATIONS[mount.propagation], access, *_restrictions(mount), *_relabelled(mount, own)]
     return _mount(path, "bind", mount.host_path, options) | _id_mappings(mount)
+
+
+def _relabelled(mount: Mount, own: OwnFiles) -> list[str]:
+    """podman's word for: label it for this pod alone. CRI has none for a label that pods share."""
+    if not (mount.selinux_relabel and own.labelled):
+        return []
+    spec_selinux.check_relabelled(mount.host_path)
+    return ["Z"]
 
 
 def _image_volume(mount: Mount, path: str, images: ImageVolumes) -> Json:

@@ -7,10 +7,9 @@ with it.
 from __future__ import annotations
 
 import asyncio
-import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
@@ -34,6 +33,7 @@ READ_NAMES: Final = frozenset({"Version", "RuntimeConfig", "ImageFsInfo", "Check
 READ_PREFIXES: Final = ("List", "Stream")
 READ_SUFFIXES: Final = ("Status", "Stats")
 ENDLESS: Final = frozenset({"GetContainerEvents", "Watch"})
+_FIELDS: Final[dict[type[Any], frozenset[str]]] = {}
 QUIET_FAILURES: Final = frozenset({"NOT_FOUND", "UNIMPLEMENTED", "CANCELLED"})
 
 
@@ -152,11 +152,12 @@ def subjects(request: Any) -> dict[str, str]:
     return found
 
 
-@functools.cache
-def _telling(kind: Hashable) -> frozenset[str]:
+def _telling(kind: type[Any]) -> frozenset[str]:
     """The fields of a message; none of what is no message."""
-    descriptor = getattr(kind, "DESCRIPTOR", None)
-    return frozenset(descriptor.fields_by_name) if descriptor is not None else frozenset()
+    if kind not in _FIELDS:
+        descriptor = getattr(kind, "DESCRIPTOR", None)
+        _FIELDS[kind] = frozenset(descriptor.fields_by_name) if descriptor is not None else frozenset()
+    return _FIELDS[kind]
 
 
 def _remaining(context: Context) -> float | None:

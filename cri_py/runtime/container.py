@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from cri_py.cgroups import Cgroups
 from cri_py.errors import CriError, FailedPrecondition, KernelError, StartError
-from cri_py.kernel import procfs, syscalls, userns
+from cri_py.kernel import procfs, resctrl, syscalls, userns
 from cri_py.kernel.constants import (
     AT_FDCWD,
     CLONE_INTO_CGROUP,
@@ -37,7 +37,7 @@ from cri_py.kernel.constants import (
     TIOCGPTPEER,
     TIOCSPTLCK,
 )
-from cri_py.runtime import crossing, hooks, mounts, overlay, paths, security, trees, users
+from cri_py.runtime import crossing, hooks, labels, mounts, overlay, paths, security, trees, users
 from cri_py.runtime.child import Parent, arrange, keep_only
 
 # Never shared: pivot_root refuses a root below a shared mount, and the root's own mounts would appear on the host.
@@ -169,7 +169,8 @@ def _init(world: World, body: bytes) -> None:
     document = json.loads(procfs.read(f"{request['bundle']}/config.json"))
     process = document["process"]
     secure = security.read_filter(request["seccomp"])
-    security.set_label(process)
+    if "intelRdt" in document["linux"]:
+        resctrl.enter(document["linux"]["intelRdt"], os.path.basename(request["bundle"]))
     if not birth.crosses:
         _join(birth, holder_fd)
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
@@ -192,6 +193,7 @@ def _init(world: World, body: bytes) -> None:
         os._exit(0)
     if launch is None:
         raise refusal
+    hooks.run(document, request["bundle"], ("startContainer",), "created", os.getpid())
     execute(launch)
 
 
@@ -276,17 +278,19 @@ class Site(NamedTuple):
 def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Birth) -> Site:
     """Mount the root, and take what can be taken only from here."""
     linux, path = document["linux"], document["root"]["path"]
-    operations = mounts.plan(document.get("mounts", []), path)
+    label = linux.get("mountLabel", "")
+    operations = mounts.plan(document.get("mounts", []), path, label)
     progress = mounts.Progress(request["bundle"], operations)
     if request["make_sources"]:
         mounts.make_sources(operations)
+    labels.relabel(operations, label, progress)
     taken = trees.take_shared(operations, progress)
     syscalls.mount("", "/", "", MS_REC | _ROOT_PROPAGATION[linux.get("rootfsPropagation", "")])
     os.umask(0)
     if not birth.crosses:
         if any(operation.apart for operation in operations):
             trees.take_rest(operations, taken, trees.Namespaces(), path, progress)
-        overlay.mount_root(request["rootfs"], path)
+        overlay.mount_root(request["rootfs"], path, label=label)
         return Site(operations, taken, -1, progress, [])
     uids, gids = linux["uidMappings"], linux["gidMappings"]
     own_fd = os.open(f"/proc/{birth.holder}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -295,7 +299,7 @@ def _lay_foundation(document: dict[str, Any], request: dict[str, Any], birth: Bi
     staged = trees.stage(taken)
     owner = userns.outside(uids, 0), userns.outside(gids, 0)
     os.chown(request["rootfs"]["upper"], *owner)
-    overlay.mount_root(request["rootfs"], path, own_fd)
+    overlay.mount_root(request["rootfs"], path, own_fd, label)
     _make_own_devices(linux, path, operations, taken)
     root_fd = syscalls.open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
     give_stdio(*owner)
@@ -314,7 +318,7 @@ def _make_own_devices(linux: dict[str, Any], path: str, operations: list[mounts.
     for number, operation in enumerate(operations):
         if operation.destination == "/dev" and operation.fstype == "tmpfs":
             owner = userns.outside(uids, 0), userns.outside(gids, 0)
-            taken[number] = trees.take_devices(*owner, operation.options)
+            taken[number] = trees.take_devices(*owner, operation)
             inside = [each for each in devices if each["path"].startswith("/dev/")]
             relative = [{**each, "path": each["path"].removeprefix("/dev")} for each in inside]
             mounts.make_devices(relative, mounts.Root(fd=taken[number]), "/")
@@ -345,9 +349,10 @@ def _build_root(document: dict[str, Any], request: dict[str, Any], site: Site, *
     if site.root_fd < 0:
         mounts.make_devices(linux.get("devices", []), root)
     terminal = _open_terminal(root) if tty else -1
-    hooks.run(document, request["bundle"])
+    hooks.run(document, request["bundle"], hooks.BEFORE_PIVOT, "creating")
+    security.set_label(document["process"])  # after the hooks, which are not the container's; /proc is the node's yet
     paths.make_readonly(linux.get("readonlyPaths", []), root)
-    paths.mask(linux.get("maskedPaths", []), root)
+    paths.mask(linux.get("maskedPaths", []), root, linux.get("mountLabel", ""))
     mounts.pivot(root)
     os.close(root.fd)
     _make_working_directory(document["process"]["cwd"])

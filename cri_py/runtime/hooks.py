@@ -1,9 +1,15 @@
-"""Programs that prepare a container from outside: OCI runtime-spec, config.md, "POSIX-platform Hooks".
+"""Programs that are run at the turns of a container's life: OCI runtime-spec, config.md, "POSIX-platform Hooks".
 
 Vendors' device descriptions ask for them: a hook links libraries or makes nodes in the root that the container is about
-to get. They run as root of the node, in the new mount namespace, when all is mounted and before the pivot, which is
-where the node's programs and the container's root are both there. So of the six stages only the three that belong here
-are known: prestart, createRuntime and createContainer.
+to get. When each runs, as whom, and what its failure means::
+
+    prestart, createRuntime,  by init, as root of the node in the new mount namespace, when all is mounted
+    createContainer           and before the pivot: there the node's programs and the container's root are both there
+    startContainer            by init at the start, in the container and with its rights: a program of the image
+    poststart                 by a child of the monitor on the node, once the program runs; start waits for it
+    poststop                  the same, once the container is gone; a failure is noted, and the next one runs
+
+A failure of any other is the end of the container.
 """
 
 from __future__ import annotations
@@ -17,27 +23,50 @@ from typing import Any
 from cri_py.errors import FailedPrecondition
 from cri_py.kernel import syscalls
 
-STAGES = ("prestart", "createRuntime", "createContainer")
+BEFORE_PIVOT = ("prestart", "createRuntime", "createContainer")
+LATER = ("poststart", "poststop")
 _TIMEOUT_S = 10.0  # of a hook that names none: the monitor is waited for only so long
 _SAID_BYTES = 2000
+# What Python and the spawner ignore, a program would ignore too.
+_CHANGED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 
 
-def run(document: dict[str, Any], bundle: str) -> None:
-    """Run all hooks of the document in their order. Raises FailedPrecondition with what the first said that fails."""
-    hooks = document.get("hooks", {})
-    if not hooks:
+def run(document: dict[str, Any], bundle: str, stages: tuple[str, ...], status: str, pid: int = 0) -> None:
+    """Run the hooks of the stages in their order. ``status``: the container's, as state(5) of OCI has it; ``pid``: its
+    first process, 0 is this one as the node's /proc has it: here it may be 1.
+
+    Raises FailedPrecondition with what the first said that fails.
+    """
+    found = [(stage, hook) for stage in stages for hook in document.get("hooks", {}).get(stage, ())]
+    if not found:
         return
+    state = _state(document, bundle, status, pid or int(os.readlink("/proc/self")))
+    for stage, hook in found:
+        _run(hook, stage, state)
+
+
+def run_all(document: dict[str, Any], bundle: str, stage: str) -> list[str]:
+    """Run the hooks of a stage where none of them can fail the container any more; returns what they failed with."""
+    notes = []
+    state = _state(document, bundle, "stopped", 0)
+    for hook in document.get("hooks", {}).get(stage, ()):
+        try:
+            _run(hook, stage, state)
+        except FailedPrecondition as error:
+            notes.append(error.message)
+    return notes
+
+
+def _state(document: dict[str, Any], bundle: str, status: str, pid: int) -> bytes:
+    """What a hook reads on its stdin (runtime.md, State); a stopped container has no pid."""
     state = {
         "ociVersion": document["ociVersion"],
         "id": os.path.basename(bundle),
-        "status": "creating",
-        "pid": int(os.readlink("/proc/self")),  # as the node's /proc has it: here we may be pid 1
+        "status": status,
         "bundle": bundle,
         "annotations": document.get("annotations", {}),
     }
-    for stage in STAGES:
-        for hook in hooks.get(stage, []):
-            _run(hook, stage, json.dumps(state).encode())
+    return json.dumps({**state, "pid": pid} if pid else state).encode()
 
 
 def _run(hook: dict[str, Any], stage: str, state: bytes) -> None:
@@ -50,7 +79,13 @@ def _run(hook: dict[str, Any], stage: str, state: bytes) -> None:
     environment = dict(pair.split("=", 1) for pair in hook.get("env", []))
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in ((0, given), (1, said), (2, said))]
     try:
-        pid = os.posix_spawn(path, hook.get("args") or [path], environment, file_actions=actions, setpgroup=0)
+        pid = os.posix_spawn(
+            *(path, hook.get("args") or [path], environment),
+            file_actions=actions,
+            setpgroup=0,
+            setsigmask=(),
+            setsigdef=_CHANGED_SIGNALS,
+        )
         status = _await(pid, deadline_s)
         text = os.pread(said, _SAID_BYTES, 0).decode("utf-8", "replace").strip()
     except OSError as error:

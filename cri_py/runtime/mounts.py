@@ -13,7 +13,7 @@ import stat
 from typing import Any, NamedTuple
 
 from cri_py.errors import FailedPrecondition, KernelError
-from cri_py.kernel import syscalls, userns
+from cri_py.kernel import labels, syscalls, userns
 from cri_py.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -80,6 +80,9 @@ _BELOW = {
     "rnodev": MOUNT_ATTR_NODEV,
     "rnoexec": MOUNT_ATTR_NOEXEC,
 }
+_OURS = frozenset(("ridmap", "Z"))  # words for us, not for the file system
+# File systems that are made for the container and can have one label for all. proc and sysfs can't.
+_LABELLED = frozenset(("tmpfs", "devpts", "overlay", "mqueue", "cgroup"))
 _SUBDIR = "X-mount.subdir="
 _LOWER = "lowerdir="
 # a remount of a bind mount may only add to these
@@ -103,6 +106,8 @@ class MountOp(NamedTuple):
     gid_map: str = ""
     subdir: str = ""  # what of the source is to be seen, resolved inside it
     lower: tuple[str, ...] = ()  # an image's layers, the topmost first
+    label: str = ""  # SELinux's, of the file system that is mounted
+    relabel: bool = False  # whether the source gets the container's label
 
     @property
     def apart(self) -> bool:
@@ -110,17 +115,19 @@ class MountOp(NamedTuple):
         return bool(self.below or self.uid_map or self.lower)
 
 
-def plan(mounts: list[dict[str, Any]], root_path: str = "/dev/null") -> list[MountOp]:
+def plan(mounts: list[dict[str, Any]], root_path: str = "/dev/null", label: str = "") -> list[MountOp]:
     """The document's ``mounts`` in order (OCI runtime-spec, config.md#mounts).
 
-    ``root_path``: the document's; a bind from below it is of the container's own files, an image's volume.
+    ``root_path``: the document's; a bind from below it is of the container's own files, an image's volume. ``label``:
+    its ``linux.mountLabel``.
     """
-    return [_operation(mount, f"{root_path}/") for mount in mounts]
+    return [_operation(mount, f"{root_path}/", label) for mount in mounts]
 
 
-def _operation(mount: dict[str, Any], own: str) -> MountOp:
+def _operation(mount: dict[str, Any], own: str, label: str) -> MountOp:
     flags, propagation, below, subdir, lower, rest = 0, 0, 0, "", "", []
-    for option in mount.get("options", ()):
+    options = mount.get("options", ())
+    for option in options:
         if option in _FLAGS:
             added, removed = _FLAGS[option]
             flags = (flags | added) & ~removed
@@ -132,7 +139,7 @@ def _operation(mount: dict[str, Any], own: str) -> MountOp:
             subdir = option.removeprefix(_SUBDIR)
         elif option.startswith(_LOWER):
             lower = option.removeprefix(_LOWER)
-        elif option != "ridmap":
+        elif option not in _OURS:
             rest.append(option)
     fstype = mount.get("type", "")
     if fstype == "bind":
@@ -150,6 +157,8 @@ def _operation(mount: dict[str, Any], own: str) -> MountOp:
         userns.text_of(mount.get("gidMappings", [])),
         subdir,
         tuple(filter(None, lower.split(":"))),
+        label if fstype in _LABELLED else "",
+        "Z" in options,
     )
 
 
@@ -270,8 +279,11 @@ def execute(operation: MountOp, root: Root, tree: int = -1) -> None:
             _bind(operation, root, fd)
         elif operation.fstype == "sysfs":
             _mount_sysfs(operation, root, fd)
+        elif operation.fstype == "mqueue":
+            _mount_mqueue(operation, root, fd)
         else:
-            syscalls.mount(operation.source, _fd_path(fd), operation.fstype, operation.flags, operation.options)
+            options = labels.with_context(operation.options, operation.label)
+            syscalls.mount(operation.source, _fd_path(fd), operation.fstype, operation.flags, options)
     except KernelError as error:
         if error.errno == errno.ENOTDIR:
             raise FailedPrecondition(
@@ -366,6 +378,21 @@ def _mount_sysfs(operation: MountOp, root: Root, fd: int) -> None:
             os.close(mounted)
 
 
+def _mount_mqueue(operation: MountOp, root: Root, fd: int) -> None:
+    """All of an IPC namespace share one superblock, whose label can't be chosen any more; that of its directory can."""
+    syscalls.mount(operation.source, _fd_path(fd), "mqueue", operation.flags, operation.options)
+    if not operation.label:
+        return
+    mounted = root.open(operation.destination)
+    try:
+        labels.give(_fd_path(mounted), operation.label, follow=True)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:  # as it is in a user namespace, whose mounts keep no labels
+            raise
+    finally:
+        os.close(mounted)
+
+
 def _attributes_of(fd: int) -> int:
     """The flags that a mount has already; a remount has to repeat them (ST_* and MS_* agree up to noexec)."""
     flags = os.fstatvfs(fd).f_flag
@@ -386,7 +413,8 @@ def mount_cgroup(operation: MountOp, root: Root, groups: tuple[str, ...]) -> Non
         if len(groups) == 1:
             _bind(operation._replace(source=groups[0], flags=flags | MS_BIND), root, fd)
         else:
-            syscalls.mount("tmpfs", _fd_path(fd), "tmpfs", flags & ~MS_RDONLY, "mode=755,size=64k")
+            options = labels.with_context("mode=755,size=64k", operation.label)
+            syscalls.mount("tmpfs", _fd_path(fd), "tmpfs", flags & ~MS_RDONLY, options)
             _bind_groups(operation.destination, root, groups, flags)
     except KernelError as error:
         raise named(error, operation) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from cri_py.kernel import syscalls
+from cri_py.kernel import labels, syscalls
 from cri_py.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -29,38 +29,43 @@ _PAGE = 4096
 _CLONE = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
 
 
-def mount_root(rootfs: dict[str, Any], target: str, userns_fd: int = -1) -> None:
+def mount_root(rootfs: dict[str, Any], target: str, userns_fd: int = -1, label: str = "") -> None:
     """Mount an image's layers under a writable one.
 
-    ``rootfs``: {lower (the topmost first), upper, work}; ``userns_fd``: whose ids the layers' files get.
+    ``rootfs``: {lower (the topmost first), upper, work}; ``userns_fd``: whose ids the layers' files get; ``label``:
+    what SELinux sees on all files.
     ``volatile`` leaves out the sync at unmount (3 ms); it also means that the kernel refuses to mount this upper
     directory again after a crash, which we never do: a container's root is mounted once.
     """
     relative = _enter(rootfs["lower"], target, userns_fd)
     options = f"lowerdir={':'.join(relative)},upperdir={rootfs['upper']},workdir={rootfs['work']},volatile"
+    options = labels.with_context(options, label)
     if len(options) < _PAGE:
         syscalls.mount("overlay", target, "overlay", 0, options)
     else:
-        _mount_deep(relative, target, upperdir=rootfs["upper"], workdir=rootfs["work"])
+        _mount_deep(relative, target, label, upperdir=rootfs["upper"], workdir=rootfs["work"])
     os.chdir("/")
 
 
-def take_image(lower: tuple[str, ...], subdir: str, place: str, userns_fd: int = -1) -> int:
+def take_image(lower: tuple[str, ...], subdir: str, place: str, userns_fd: int = -1, label: str = "") -> int:
     """A detached mount of an image's files, or of what is at ``subdir`` inside; the caller owns it.
 
-    ``place``: a directory on which it may be mounted for the moment, in this mount namespace alone. Raises KernelError,
-    with ENOENT or ENOTDIR if there is no ``subdir``, whose links are resolved inside the image.
+    ``place``: a directory on which it may be mounted for the moment, in this mount namespace alone. ``label``: what
+    SELinux sees on its files. Raises KernelError, with ENOENT or ENOTDIR if there is no ``subdir``, whose links are
+    resolved inside the image.
     """
     relative = _enter(list(lower), place, userns_fd)
     mounted = 1 if userns_fd >= 0 else 0
+    if len(relative) == 1 and label:  # a layer belongs to many pods: only a mount of its own can have a label
+        relative.append(_make_empty(place))
     if len(relative) == 1:  # overlayfs wants two
         top = os.open(relative[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     else:
-        options = f"lowerdir={':'.join(relative)}"
+        options = labels.with_context(f"lowerdir={':'.join(relative)}", label)
         if len(options) < _PAGE:
             syscalls.mount("overlay", place, "overlay", 0, options)
         else:
-            _mount_deep(relative, place)
+            _mount_deep(relative, place, label)
         mounted += 1
         top = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir("/")
@@ -74,6 +79,13 @@ def take_image(lower: tuple[str, ...], subdir: str, place: str, userns_fd: int =
                 os.close(fd)
         for _ in range(mounted):
             syscalls.umount2(place, MNT_DETACH)
+
+
+def _make_empty(place: str) -> str:
+    """An empty directory beside ``place``, as the second layer that overlayfs wants."""
+    path = f"{place}.empty"
+    os.makedirs(path, exist_ok=True)
+    return path
 
 
 def _enter(lower: list[str], target: str, userns_fd: int) -> list[str]:
@@ -92,7 +104,7 @@ def _enter(lower: list[str], target: str, userns_fd: int) -> list[str]:
     return [os.path.relpath(path, above) for path in lower]
 
 
-def _mount_deep(lower: list[str], target: str, **directories: str) -> None:
+def _mount_deep(lower: list[str], target: str, label: str, **directories: str) -> None:
     """The same, layer by layer through the new mount API (``lowerdir+``, Linux 6.5)."""
     context = syscalls.fsopen("overlay")
     try:
@@ -100,6 +112,8 @@ def _mount_deep(lower: list[str], target: str, **directories: str) -> None:
             syscalls.fsconfig(context, FSCONFIG_SET_STRING, "lowerdir+", path)
         for name, path in directories.items():
             syscalls.fsconfig(context, FSCONFIG_SET_STRING, name, path)
+        if label:
+            syscalls.fsconfig(context, FSCONFIG_SET_STRING, "context", label)
         if directories:
             syscalls.fsconfig(context, FSCONFIG_SET_FLAG, "volatile")
         syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)

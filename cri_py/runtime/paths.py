@@ -12,7 +12,7 @@ import os
 import stat
 
 from cri_py.errors import FailedPrecondition, KernelError
-from cri_py.kernel import syscalls
+from cri_py.kernel import labels, syscalls
 from cri_py.kernel.constants import (
     AT_EMPTY_PATH,
     AT_RECURSIVE,
@@ -48,9 +48,10 @@ def make_readonly(paths: list[str], root: Root) -> None:
         os.close(target)
 
 
-def mask(paths: list[str], root: Root) -> None:
+def mask(paths: list[str], root: Root, label: str = "") -> None:
     """Hide paths: files behind /dev/null, directories behind an empty read-only tmpfs, if possible one for all.
 
+    ``label``: SELinux's, of that.
     Raises FailedPrecondition if /dev/null, which may come from a volume, is not the device: a link from there to the
     path would hide nothing.
     """
@@ -63,7 +64,8 @@ def mask(paths: list[str], root: Root) -> None:
             null = _open_null(root, path) if null < 0 else null
             syscalls.mount(_fd_path(null), _fd_path(target), "", MS_BIND)
         elif empty < 0:
-            syscalls.mount("tmpfs", _fd_path(target), "tmpfs", MS_RDONLY, f"size=4k,nr_inodes={_INODES}")
+            options = labels.with_context(f"size=4k,nr_inodes={_INODES}", label)
+            syscalls.mount("tmpfs", _fd_path(target), "tmpfs", MS_RDONLY, options)
             empty = _open_empty(root, path)
         else:
             syscalls.mount(_fd_path(empty), _fd_path(target), "", MS_BIND)

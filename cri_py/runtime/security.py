@@ -11,8 +11,8 @@ import resource
 import signal
 from typing import Any, NamedTuple
 
-from cri_py.errors import FailedPrecondition
-from cri_py.kernel import capabilities, procfs, seccomp, syscalls
+from cri_py.errors import FailedPrecondition, InvalidArgument
+from cri_py.kernel import capabilities, labels, procfs, seccomp, syscalls
 from cri_py.kernel.constants import (
     LABEL_FILE,
     PR_CAP_AMBIENT,
@@ -54,22 +54,34 @@ def read_filter(request: dict[str, Any] | None) -> Filter | None:
     return Filter(procfs.read(request["path"]), request["flags"])
 
 
-def set_label(process: dict[str, Any]) -> None:
-    """Have the kernel put this process under its AppArmor profile at its next execve (apparmor(7)).
+def set_label(process: dict[str, Any], apparmor_file: str = LABEL_FILE, selinux_file: str = labels.EXEC_FILE) -> None:
+    """Have the kernel put this process under its AppArmor profile (apparmor(7)) or its SELinux label (selinux(8)) at
+    its next execve.
 
     To be called while /proc is the node's own: a container's may be anything (CVE-2019-16884). Raises
-    FailedPrecondition if the profile is not loaded.
+    FailedPrecondition if the profile is not loaded, InvalidArgument if the policy knows no such label.
     """
-    profile = process.get("apparmorProfile")
-    if not profile:
-        return
-    fd = os.open(LABEL_FILE, os.O_WRONLY | os.O_CLOEXEC)
+    if profile := process.get("apparmorProfile"):
+        try:
+            _write(apparmor_file, f"exec {profile}")
+        except FileNotFoundError as error:
+            raise FailedPrecondition(
+                f"the AppArmor profile {profile!r} is not loaded on this node", hint="load it with apparmor_parser"
+            ) from error
+    if label := process.get("selinuxLabel"):
+        try:
+            _write(selinux_file, label)
+        except OSError as error:
+            raise InvalidArgument(
+                f"the SELinux label {label!r} is refused: {error.strerror}",
+                hint="ask for a user, role, type and level that the node's policy has and the daemon may give",
+            ) from error
+
+
+def _write(path: str, word: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, f"exec {profile}".encode())
-    except FileNotFoundError as error:
-        raise FailedPrecondition(
-            f"the AppArmor profile {profile!r} is not loaded on this node", hint="load it with apparmor_parser"
-        ) from error
+        os.write(fd, word.encode())
     finally:
         os.close(fd)
 

@@ -153,7 +153,7 @@ def _map(tree: int, operation: MountOp, recursive: int, userns_fd: int) -> None:
 
 def _take_image(operation: MountOp, place: str, userns_fd: int) -> int:
     try:
-        tree = overlay.take_image(operation.lower, operation.subdir, place, userns_fd)
+        tree = overlay.take_image(operation.lower, operation.subdir, place, userns_fd, operation.label)
         _dress(tree, operation, 0)
     except KernelError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
@@ -192,12 +192,13 @@ def take_staged(trees: list[int], staged: list[int]) -> None:
         trees[number] = syscalls.open_tree(AT_FDCWD, f"{_STAGE}/{number}", flags)
 
 
-def take_devices(uid: int, gid: int, options: str) -> int:
+def take_devices(uid: int, gid: int, operation: MountOp) -> int:
     """A tmpfs for /dev that belongs to ``uid`` and ``gid`` of the node: one that is made here can hold device nodes,
     one that is made in a user namespace can't. The caller owns it."""
     context = syscalls.fsopen("tmpfs")
+    label = (f"context={operation.label}",) if operation.label else ()
     try:
-        for option in (*options.split(","), f"uid={uid}", f"gid={gid}"):
+        for option in (*operation.options.split(","), f"uid={uid}", f"gid={gid}", *label):
             name, _, value = option.partition("=")
             syscalls.fsconfig(context, FSCONFIG_SET_STRING, name, value)
         syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)

@@ -20,6 +20,9 @@ from cri_py import telemetry
 from cri_py.errors import Internal
 from cri_py.state.migrations import migrate
 
+COMMIT_S: Final = 60.0  # for which a disk may be busy with what others write; after that it hangs
+CLOSE_S: Final = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Put:
@@ -43,10 +46,13 @@ class Delete:
 Change = Put | Delete
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Commit:
+    """``withdrawn``: nobody waits for it any more, so it is not to be begun."""
+
     changes: tuple[Change, ...]
     done: Callable[[BaseException | None], object]
+    withdrawn: bool = False
 
 
 _STOP: Final = None
@@ -59,11 +65,12 @@ class Store:
     crash of the process, 0.04 ms).
     """
 
-    def __init__(self, path: str, *, durable: bool) -> None:
+    def __init__(self, path: str, *, durable: bool, commit_s: float = COMMIT_S) -> None:
         self._path = path
         self.name = os.path.basename(path).removesuffix(".db")
         self._seconds = telemetry.STORE_SECONDS.labels(self.name)
         self._errors = telemetry.STORE_ERRORS.labels(self.name)
+        self._commit_s = commit_s
         self._connection = _connect(path, durable=durable)
         self._queue: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_loop, name="store", daemon=True)
@@ -89,7 +96,10 @@ class Store:
         return float(sum(os.path.getsize(file) for file in (self._path, f"{self._path}-wal") if os.path.exists(file)))
 
     async def commit(self, *changes: Change) -> None:
-        """Make all changes or none; returns once they are recorded. Raises Internal if the disk refuses."""
+        """Make all changes or none; returns once they are recorded.
+
+        Raises Internal if the disk refuses, or hangs: then they may still be recorded if the disk had begun with them.
+        """
         begun = time.perf_counter()
         try:
             await self._commit(changes)
@@ -108,16 +118,27 @@ class Store:
             if error is None:
                 future.set_result(None)
             else:
-                future.set_exception(Internal(f"{self._path} could not be written: {error}", hint="is the disk full?"))
+                hint = "does the disk hang?" if isinstance(error, TimeoutError) else "is the disk full?"
+                future.set_exception(Internal(f"{self._path} could not be written: {error}", hint=hint))
 
-        self._queue.put(_Commit(changes, lambda error: loop.call_soon_threadsafe(settle, error)))
-        await future
+        def give_up() -> None:
+            commit.withdrawn = True
+            settle(TimeoutError(f"the disk has not taken it for {self._commit_s:g} s"))
+
+        commit = _Commit(changes, lambda error: loop.call_soon_threadsafe(settle, error))
+        self._queue.put(commit)
+        timer = loop.call_later(self._commit_s, give_up)
+        try:
+            await future
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
-        """Finish what was asked for and close the file."""
+        """Finish what was asked for and close the file; on a disk that hangs, leave it to the end of the process."""
         self._queue.put(_STOP)
-        self._thread.join()
-        self._connection.close()
+        self._thread.join(CLOSE_S)
+        if not self._thread.is_alive():
+            self._connection.close()
 
     def _write_loop(self) -> None:
         while (first := self._queue.get()) is not None:
@@ -137,6 +158,7 @@ class Store:
 
     def _write(self, batch: list[_Commit]) -> None:
         """One transaction for all; if it fails, each by itself, so that one bad change harms no other."""
+        batch = [commit for commit in batch if not commit.withdrawn]
         try:
             self._transact([change for commit in batch for change in commit.changes])
         except sqlite3.Error as error:

@@ -55,7 +55,7 @@ class Front:
         self._certificates = Certificates(config) if config.tls else None
         self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._waiting = 0  # connections whose session has not begun
+        self._waiting = 0  # connections that have made no right request yet
         self._accepting: asyncio.Task[None] | None = None
         self._url = ""
 
@@ -104,7 +104,8 @@ class Front:
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
-        """Around what comes before a session: an ``_accept`` has counted it."""
+        """Around what comes before a right request: an ``_accept`` has counted it. Those with a token are few, and a
+        client may hear of its session before the hand-over is known here to have succeeded."""
         try:
             yield
         finally:
@@ -118,37 +119,42 @@ class Front:
             if self._certificates is not None:
                 await self._meet_over_tls(connection, self._certificates)
                 return
-            with connection, self._counted():
-                await self._greet(connection)
+            with connection, contextlib.ExitStack() as waiting:
+                waiting.enter_context(self._counted())
+                await self._greet(connection, waiting)
         except (OSError, EOFError) as error:
             log.debug("a streaming client left before its session", cause=str(error) or type(error).__name__)
 
     async def _meet_over_tls(self, connection: socket.socket, certificates: Certificates) -> None:
         """Greet what comes out of the relay as if it were the client, and stay until the session is over."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._counted())
+        with contextlib.ExitStack() as waiting:
+            waiting.enter_context(self._counted())
             client = await relay.accept(connection, certificates.current(), self._config.head_timeout_s)
             inner, outer = socket.socketpair()
             relaying = asyncio.create_task(relay.run(client, outer))
             try:
                 with inner:
                     inner.setblocking(False)
-                    await self._greet(inner)
+                    await self._greet(inner, waiting)
             except BaseException:
                 relaying.cancel()
                 await asyncio.wait([relaying])
                 raise
-            stack.close()
+            waiting.close()
             await relaying
 
-    async def _greet(self, connection: socket.socket) -> None:
-        """Read the head and hand the connection over, or refuse. The connection stays the caller's."""
+    async def _greet(self, connection: socket.socket, waiting: contextlib.ExitStack) -> None:
+        """Read the head and hand the connection over, or refuse. The connection stays the caller's.
+
+        ``waiting`` is closed once the request is known to be right.
+        """
         kind = ""
         try:
             async with asyncio.timeout(self._config.head_timeout_s):
                 head = await _read_head(connection)
             request, agreement = self._admit(head)
             kind = request.kind.value
+            waiting.close()
             await self._hand_over(request, agreement, head.rest, connection)
         except Refused as refused:
             await _refuse(connection, refused.refusal)

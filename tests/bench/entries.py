@@ -1,9 +1,10 @@
 """Unpack one layer of very many entries: seconds, and how far the memory grows after the first thousands.
 
-    .venv/bin/python -m tests.bench.entries [--count 1000000] [--work DIR]
+    .venv/bin/python -m tests.bench.entries [--count 1000000] [--every 100] [--work DIR]
 
 Without a registry and without a daemon: what one unpacking process does. The layer is made while it is read, so that
-it takes no memory itself: every hundredth entry is a directory, ten of the others are hard links and symlinks.
+it takes no memory itself: every hundredth entry is a directory, ten of the others are hard links and symlinks. With
+``--every 1`` there are directories alone.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ SETTLED = 5_000  # entries after which all that is loaded once is loaded
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--every", type=int, default=100, help="which entries are directories")
     parser.add_argument("--work", type=Path, help="a directory on the disk to be measured")
     parsed = parser.parse_args()
     hasher = hashlib.sha256()
-    for block in blocks(parsed.count):
+    for block in blocks(parsed.count, parsed.every):
         hasher.update(block)
     work = Path(tempfile.mkdtemp(prefix="cribench-entries-", dir=parsed.work))
     try:
-        layer, source = work / "layer", Blocks(parsed.count)
+        layer, source = work / "layer", Blocks(parsed.count, parsed.every)
         layer.mkdir()
         began = time.monotonic()
         unpacked = unpack(
@@ -57,12 +59,12 @@ def main() -> int:
     return 0
 
 
-def blocks(count: int) -> Iterator[bytes]:
+def blocks(count: int, every: int) -> Iterator[bytes]:
     """The tar of ``count`` entries, one after the other."""
     directory, file = "", ""
     for number in range(count):
         member = tarfile.TarInfo()
-        if number % 100 == 0:
+        if number % every == 0:
             directory = f"d{number}"
             member.name, member.type, member.mode = directory, tarfile.DIRTYPE, 0o755
         elif number % 10 == 0:
@@ -77,8 +79,8 @@ def blocks(count: int) -> Iterator[bytes]:
 class Blocks:
     """The same as a blob, and what the process had taken when it had got going."""
 
-    def __init__(self, count: int) -> None:
-        self._blocks = blocks(count)
+    def __init__(self, count: int, every: int) -> None:
+        self._blocks = blocks(count, every)
         self._read = 0
         self.settled_kib = 0
 

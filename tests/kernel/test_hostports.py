@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from cri_py.model import (
     SandboxMetadata,
     TransportProtocol,
 )
+from cri_py.network import program
 from cri_py.network.hostports import HostPorts
 from cri_py.network.pod_network import PodNetwork
 from tests.kernel.test_network import inside, make, named, on_own_node, pinned
@@ -30,11 +32,11 @@ pytestmark = pytest.mark.root
 TCP, UDP, _ = TransportProtocol
 
 
-def network_of(tmp_path: Path) -> PodNetwork:
+def network_of(tmp_path: Path, **changes: str) -> PodNetwork:
     """The node has the addresses 192.0.2.1 and, once it is started, 10.66.0.1."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["ip", "address", "replace", "192.0.2.1/32", "dev", "lo"], check=True)
-    return PodNetwork(make(tmp_path, masquerade=True), HostPorts("t-br0"))
+    return PodNetwork(make(tmp_path, masquerade=True, **changes), HostPorts("t-br0"))
 
 
 def sandbox(name: str, *mappings: PortMapping, attachment: Attachment | None = None) -> Sandbox:
@@ -55,8 +57,14 @@ def where(pod: Sandbox) -> Attachment:
 class Echo:
     """In a pod: tells each client, once, what name it has and where it saw the client come from."""
 
-    def __init__(self, pod: Sandbox, kind: socket.SocketKind = socket.SOCK_STREAM, port: int = 80) -> None:
-        self._socket = inside(where(pod), lambda: socket.socket(socket.AF_INET, kind))
+    def __init__(
+        self,
+        pod: Sandbox,
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+        port: int = 80,
+        family: socket.AddressFamily = socket.AF_INET,
+    ) -> None:
+        self._socket = inside(where(pod), lambda: socket.socket(family, kind))
         self._socket.settimeout(20)
         self._socket.bind(("", port))
         self._name = pod.id
@@ -68,7 +76,7 @@ class Echo:
     def _serve_stream(self) -> None:
         while True:
             try:
-                client, (address, _) = self._socket.accept()
+                client, (address, *_) = self._socket.accept()
             except OSError:
                 return
             with client:
@@ -230,4 +238,45 @@ async def test_a_restart_keeps_ports_open_and_removes_those_of_pods_that_are_gon
         with pytest.raises(ConnectionRefusedError):
             ask("127.0.0.1", 8081)
     await again.detach(stays)
+    await again.stop()
     assert "ports" not in tables()
+
+
+@on_own_node
+async def test_a_host_port_answers_over_ipv6_from_the_node_and_from_pods(tmp_path: Path) -> None:
+    network = network_of(tmp_path, subnet6="fd66::/64")
+    await network.start()
+    web = await attach(network, "web", PortMapping(TCP, 80, 8080), PortMapping(TCP, 80, 8081, "fd66::1"))
+    client = await attach(network, "client")
+    with Echo(web, family=socket.AF_INET6):
+        for port in (8080, 8081):
+            assert ask("fd66::1", port) == "web fd66::1"
+            assert inside(where(client), lambda port=port: ask("fd66::1", port)) == "web fd66::1"
+            assert inside(where(web), lambda port=port: ask("fd66::1", port)) == "web fd66::1"
+    await network.detach(web)
+    await network.detach(client)
+
+
+@on_own_node
+async def test_rules_that_somebody_flushes_are_written_anew(tmp_path: Path) -> None:
+    network = network_of(tmp_path)
+    await network.start()
+    await network.sweep(set())
+    web = await attach(network, "web", PortMapping(TCP, 80, 8080))
+    whole = rules()
+    assert "8080" in whole
+    for flush in ("flush ruleset", "delete table ip cri_py_t_2dbr0", "flush chain inet cri_py_t_2dbr0_ports output"):
+        await program.run(["/usr/sbin/nft", flush], deadline_s=10)
+        assert rules() != whole
+        async with asyncio.timeout(10):
+            while rules() != whole:  # noqa: ASYNC110 it is nft's act
+                await asyncio.sleep(0.02)
+    await network.detach(web)
+    await network.stop()
+    assert "ports" not in tables()
+
+
+def rules() -> str:
+    """All rules; the counter of a table's number grows, and the order of new tables is their age's."""
+    listed = subprocess.run(["nft", "--stateless", "list", "ruleset"], check=True, capture_output=True, text=True)
+    return "".join(sorted(f"table {table}" for table in listed.stdout.split("table ")))

@@ -184,7 +184,7 @@ def test_a_taken_tree_is_a_slave_of_the_nodes_mount_or_nothing_of_it(tmp_path: P
 
 def test_the_devices_of_a_user_namespace_are_usable_and_its_own(tmp_path: Path) -> None:
     def body() -> None:
-        tree = trees.take_devices(200000, 300000, "mode=755,size=65536k")
+        tree = trees.take_devices(200000, 300000, MountOp("tmpfs", "tmpfs", "/dev", 0, 0, "mode=755,size=65536k"))
         mounts.make_devices(
             [{"path": "/null", "type": "c", "major": 1, "minor": 3, "uid": 200000, "gid": 300000}],
             mounts.Root(fd=tree),

@@ -182,6 +182,15 @@ def test_memory_does_not_grow_with_the_entries_of_a_layer(tmp_path: Path) -> Non
     assert told["grown_kib"] < 2048, "an entry that is kept takes half a kilobyte"
 
 
+def test_memory_does_not_grow_with_very_many_directories(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.bench.entries", "--count", "50000", "--every", "1", "--work", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["inodes"] == 50_000 + 1
+    assert told["grown_kib"] < 12_000, "half of them are remembered at most"
+
+
 def test_counts_follow_what_is_replaced(target: Path) -> None:
     content = tar_layer(
         *(File("f", b"x" * 9000), File("f", b"y"), directory("d"), File("d/e/f", b"z" * 5000), File("d")),

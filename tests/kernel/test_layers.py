@@ -284,6 +284,48 @@ def test_a_directory_that_was_replaced_and_came_again_has_its_last_mode(target: 
     assert [stat.S_IMODE((target / path).stat().st_mode) for path in ("d", "d/e")] == [0o755, 0o755]
 
 
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_directories_that_are_finished_early_look_as_if_they_were_not(
+    target: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Where there are very many: what comes into them later must not show, by whatever name it comes."""
+    members = [
+        *(directory(".", 0o711, mtime=50), directory("a", 0o700, uid=3, mtime=100), directory("a/b", mtime=101)),
+        *(directory("g", 0o2775, gid=9, mtime=102), directory("x", xattrs={"user.note": "hi"}, mtime=103)),
+        *(directory(f"many/{number}", mtime=200 + number) for number in range(10)),
+        *(symlink("link", "a"), File("a/f", b"1"), File("link/h", b"2"), File("a/b/f", b"3"), File("g/f", b"4")),
+        *(directory("g/d", 0o755), File("x/f"), File("implied/f"), directory("implied", 0o750, mtime=300)),
+        *(directory("gone", 0o700), directory("later", mtime=301), File("gone"), File("gone/f")),
+        *(File(f"fill{number}/f") for number in range(80)),  # more than stay open
+        *(File("a/late"), directory("many/3", 0o500, mtime=302), File("many/4/f")),
+    ]
+    content = tar_layer(*members)
+    seen = []
+    for name, bound in (("early", most), ("late", 1000)):
+        (target / name).mkdir()
+        monkeypatch.setattr(layers, "DESCRIBED_MAX", bound)
+        unpacked = place(content, target / name)
+        seen.append((unpacked, {path: looks(path) for path in below(target / name)}))
+    (early, early_looks), (late, late_looks) = seen
+    assert early == late
+    named = {path.relative_to(target / "early"): look for path, look in early_looks.items()}
+    wanted = {path.relative_to(target / "late"): look for path, look in late_looks.items()}
+    implied = {Path(os.fsdecode(path)) for path in early.implied}
+    assert {path: look[:3] for path, look in named.items()} == {path: look[:3] for path, look in wanted.items()}
+    assert {path: look for path, look in named.items() if path not in implied} == {
+        path: look for path, look in wanted.items() if path not in implied
+    }
+
+
+def below(root: Path) -> list[Path]:
+    return [root, *(path for path in root.rglob("*"))]
+
+
+def looks(path: Path) -> tuple[int, int, int, int]:
+    found = path.lstat()
+    return found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns
+
+
 def test_replacing_a_directory_costs_nothing_for_all_the_others(target: Path) -> None:
     many = [directory(f"many/{number}") for number in range(10_000)]
     replaced = [each for _ in range(3000) for each in (directory("again"), File("again"))]

@@ -8,6 +8,7 @@ import functools
 import os
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,15 @@ from typing import Any, TypeVar
 import pytest
 
 from cri_py.config import NetworkConfig
-from cri_py.errors import AlreadyExists, ConfigError, FailedPrecondition, Internal, KernelError, ResourceExhausted
+from cri_py.errors import (
+    AlreadyExists,
+    ConfigError,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    KernelError,
+    ResourceExhausted,
+)
 from cri_py.kernel import syscalls
 from cri_py.kernel.constants import CLONE_NEWNET
 from cri_py.model import Attachment, Nanos, NotReady, Sandbox, SandboxConfig, SandboxId, SandboxMetadata
@@ -178,7 +187,7 @@ async def test_a_pod_has_eth0_with_an_address_and_no_duplicate_address_wait(brid
         return addresses, ipv6, " ".join(route), Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()
 
     addresses, ipv6, route, lowest_port = inside(pod, look)
-    assert addresses == ["127.0.0.1/8", "10.66.0.2/24"]
+    assert addresses == ["127.0.0.1/8", "10.66.0.2/24", "::1/128"]
     assert "eth0" not in ipv6
     assert route == "eth0 00000000 0100420A"
     assert lowest_port == "0\n"
@@ -255,7 +264,7 @@ async def test_whatever_step_fails_nothing_is_left_and_the_retry_succeeds(
             break
     monkeypatch.setattr(syscalls, "failpoint", None)
     assert fail_at > 10
-    assert bridge._pool.taken == 1
+    assert bridge._ranges.taken == 1
     await bridge.detach(pod)
     await settled(["t-br0"])
 
@@ -283,7 +292,7 @@ async def test_a_cancelled_attach_leaves_nothing(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert pinned(tmp_path / "netns") == []
-    assert bridge._pool.taken == 0
+    assert bridge._ranges.taken == 0
     await settled(["t-br0"])
 
 
@@ -388,8 +397,8 @@ async def test_a_name_too_long_for_an_interface_is_refused_by_the_kernel_in_word
 
 
 def test_a_subnet_that_is_none_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"network\.subnet 'fd00::/64' is not an IPv4 range"):
-        make(tmp_path, subnet="fd00::/64")
+    with pytest.raises(ConfigError, match=r"network\.subnet is no range"):
+        make(tmp_path, subnet="10.66.0.0/33")
 
 
 @on_own_node
@@ -454,7 +463,7 @@ async def test_adopting_what_a_reboot_took_says_so(bridge: Bridge, tmp_path: Pat
     gone = Attachment(str(tmp_path / "netns/gone"), ("10.66.0.7",))
     assert not bridge.adopt(gone)
     await bridge.detach(gone)
-    assert bridge._pool.taken == 0
+    assert bridge._ranges.taken == 0
 
 
 @on_own_node
@@ -480,3 +489,157 @@ async def test_a_foreign_bridge_with_our_address_is_adopted(bridge: Bridge) -> N
         node.request(make_bridge("t-br0", bytes.fromhex("0ac100000001"), 1500))
     await bridge.start()
     await bridge.detach(await bridge.attach(named("pod")))
+
+
+# ------------------------------------------------------------ IPv6, pod CIDRs
+
+
+def ping6(pin: str, address: str) -> bool:
+    """The same by IPv6; the answer of one second is longer than a duplicate-address wait would let it take."""
+
+    def ask() -> bool:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.getprotobyname("ipv6-icmp")) as asking:
+            asking.settimeout(0.9)
+            asking.sendto(struct.pack("!BBHHH", 128, 0, 0, 0, 1), (address, 0))
+            try:
+                return asking.recv(64)[0] == 129
+            except TimeoutError:
+                return False
+
+    return inside(Attachment(pin, ()), ask)
+
+
+@on_own_node
+async def test_both_families_work_at_once_between_pods_to_the_node_and_beyond(tmp_path: Path) -> None:
+    bridge = make(tmp_path, subnet6="fd66::/64", masquerade=True)
+    uplink = Bridge(
+        replace(CONFIG, bridge="t-up", subnet="10.99.0.0/24", subnet6="fd99::/64"),
+        str(tmp_path / "beyond/netns"),
+        str(tmp_path / "beyond"),
+    )
+    await bridge.start()
+    await uplink.start()
+    one, other = await bridge.attach(named("one")), await bridge.attach(named("other"))
+    outside = await uplink.attach(named("outside"))
+    assert (one.ips, other.ips) == (("10.66.0.2", "fd66::2"), ("10.66.0.3", "fd66::3"))
+    for address in ("fd66::3", "fd66::1", outside.ips[1]):
+        assert ping6(one.netns_path, address), address
+    assert ping(one.netns_path, outside.ips[0])
+    result = bridge.result(one)
+    assert result is not None
+    assert [ip["address"] for ip in result["ips"]] == ["10.66.0.2/24", "fd66::2/64"]
+    for network, pod in ((bridge, one), (bridge, other), (uplink, outside)):
+        await network.detach(pod)
+    assert bridge._ranges.taken == 0
+    await bridge.destroy()
+
+
+@on_own_node
+async def test_the_kubelets_pod_cidrs_count_for_new_pods_and_after_a_restart(tmp_path: Path) -> None:
+    def with_memory() -> Bridge:
+        return Bridge(CONFIG, str(tmp_path / "netns"), str(tmp_path), str(tmp_path / "pod-cidrs.json"))
+
+    bridge = with_memory()
+    await bridge.start()
+    old = await bridge.attach(named("old"))
+    for wrong in ("10.66.1.0", "10.66.0.0/25", "10.1.0.0/24,10.2.0.0/24", "192.168.1.0/30"):
+        with pytest.raises(InvalidArgument):
+            await bridge.update_pod_cidr(wrong)
+    await bridge.update_pod_cidr("10.67.0.0/24,fd67::/64")
+    new = await bridge.attach(named("new"))
+    assert new.ips == ("10.67.0.2", "fd67::2")
+    assert ping(old.netns_path, new.ips[0])
+    again = with_memory()
+    await again.start()
+    assert again.adopt(old)
+    assert again.adopt(new)
+    third = await again.attach(named("third"))
+    assert third.ips == ("10.67.0.3", "fd67::3")
+    assert ping(third.netns_path, old.ips[0])
+    assert ping6(third.netns_path, new.ips[1])
+    await again.update_pod_cidr("10.66.0.0/24")  # back again: who lives there keeps it
+    assert (await again.attach(named("fourth"))).ips != old.ips
+    for name in ("old", "new", "third", "fourth"):
+        await again.detach(Attachment(again.pin_of(named(name)), ()))
+    assert again._ranges.taken == 0
+
+
+@on_own_node
+async def test_a_pod_cidr_that_the_node_uses_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    bridge, second = make(tmp_path), make(tmp_path / "second", bridge="t-br1", subnet="10.67.0.0/24")
+    await bridge.start()
+    await second.start()
+    with pytest.raises(FailedPrecondition, match=r"overlaps 10\.67\.0\.1/24 of the interface t-br1"):
+        await bridge.update_pod_cidr("10.67.0.0/16")
+    pod = await bridge.attach(named("pod"))
+    assert pod.ips == ("10.66.0.2",)
+    await bridge.detach(pod)
+
+
+# ------------------------------------------------------ bandwidth, isolation
+
+
+def throughput(one: Attachment, other: Attachment, size: int) -> float:
+    """Bits per second that one pod sends to the other."""
+    with inside(other, lambda: socket.create_server((other.ips[0], 5001))) as listening:
+        sending = threading.Thread(target=inside, args=(one, lambda: send_to((other.ips[0], 5001), size)))
+        sending.start()
+        with listening.accept()[0] as connection:
+            begun, left = time.monotonic(), size
+            while left:
+                left -= len(connection.recv(min(left, 1 << 20)))
+            took = time.monotonic() - begun
+        sending.join()
+    return size * 8 / took
+
+
+def send_to(address: tuple[str, int], size: int) -> None:
+    with socket.create_connection(address) as connection:
+        connection.sendall(bytes(size))
+
+
+@pytest.mark.parametrize("annotation", ["ingress", "egress"])
+def test_a_pods_bandwidth_is_what_its_annotation_says(tmp_path: Path, annotation: str) -> None:
+    @on_own_node
+    async def body() -> None:
+        bridge = make(tmp_path)
+        await bridge.start()
+        slow = named("slow")
+        config = replace(slow.config, annotations={f"kubernetes.io/{annotation}-bandwidth": "40M"})
+        limited, free = await bridge.attach(replace(slow, config=config)), await bridge.attach(named("free"))
+        pods = (free, limited) if annotation == "ingress" else (limited, free)
+        assert 15e6 < throughput(*pods, size=1_500_000) < 90e6  # 0.3 s, some of it in the bucket
+        assert throughput(*reversed(pods), size=1_500_000) > 90e6
+        for pod in pods:
+            await bridge.detach(pod)
+
+    body()
+
+
+@on_own_node
+async def test_a_wrong_bandwidth_is_refused_before_anything_is_made(bridge: Bridge) -> None:
+    await bridge.start()
+    fast = named("fast")
+    config = replace(fast.config, annotations={"kubernetes.io/egress-bandwidth": "fast"})
+    with pytest.raises(InvalidArgument, match=r"kubernetes\.io/egress-bandwidth is 'fast'"):
+        await bridge.attach(replace(fast, config=config))
+    assert bridge._ranges.taken == 0
+
+
+@on_own_node
+async def test_isolated_pods_reach_the_node_and_not_each_other(tmp_path: Path) -> None:
+    bridge = make(tmp_path, isolate_pods=True)
+    await bridge.start()
+    one, other = await bridge.attach(named("one")), await bridge.attach(named("other"))
+    assert ping(one.netns_path, "10.66.0.1")
+    assert not ping(one.netns_path, other.ips[0])
+    inside(one, lambda: route_by_node(other.ips[0]))
+    assert not ping(one.netns_path, other.ips[0])
+    await bridge.detach(one)
+    await bridge.detach(other)
+    await bridge.destroy()
+
+
+def route_by_node(address: str) -> None:
+    """What a pod with NET_ADMIN may do."""
+    subprocess.run(["ip", "route", "add", f"{address}/32", "via", "10.66.0.1"], check=True)

@@ -151,3 +151,82 @@ def test_a_hook_that_fails_is_told_and_leaves_nothing(
         kubelet.create(pod, "true", CDI_devices=[pb.CDIDevice(name="v.com/gpu=0")])
     assert not kubelet.ListContainers().containers
     kubelet.sweep()
+
+
+def hooking(files: Path, **stages: str) -> list[pb.CDIDevice]:
+    """A CDI device with a hook at each stage: a line of shell."""
+    files.mkdir(exist_ok=True)
+    hooks = [
+        {"hookName": stage, "path": "/bin/sh", "args": ["sh", "-c", line], "timeout": 5}
+        for stage, line in stages.items()
+    ]
+    device = {"name": "0", "containerEdits": {"hooks": hooks}}
+    (files / "vendor.json").write_text(json.dumps({"cdiVersion": "1.1.0", "kind": "v.com/gpu", "devices": [device]}))
+    return [pb.CDIDevice(name="v.com/gpu=0")]
+
+
+def test_hooks_run_at_their_turn_where_they_belong(cdi: tuple[Kubelet, Path], tmp_path: Path) -> None:
+    kubelet, files = cdi
+    noting = f"cat >> {tmp_path}/said; echo >> {tmp_path}/said"
+    asked = hooking(
+        files,
+        createContainer=noting,
+        startContainer="cat > /inside; id -u >> /inside; exec 3< /etc/hostname",
+        poststart=f"{noting}; test ! -e /inside",
+        poststop=noting,
+    )
+    pod = kubelet.run_pod()
+    container = kubelet.create(pod, "sleep", "1000", CDI_devices=asked)
+    states = [json.loads(line) for line in (tmp_path / "said").read_text().splitlines()]
+    assert [state["status"] for state in states] == ["creating"]
+    kubelet.start(container)
+    state, uid = kubelet.shell(container, "cat /inside").rsplit("}", 1)
+    assert (json.loads(state + "}")["status"], uid.strip()) == ("created", "0")
+    kubelet.remove(container)
+    states = [json.loads(line) for line in (tmp_path / "said").read_text().splitlines()]
+    assert [state["status"] for state in states] == ["creating", "running", "stopped"]
+    assert {state["id"] for state in states} == {container}
+    assert states[0]["pid"] == states[1]["pid"]
+    kubelet.sweep()
+
+
+def test_hooks_after_the_end_run_for_a_pod_that_is_stopped_as_a_whole(
+    cdi: tuple[Kubelet, Path], tmp_path: Path
+) -> None:
+    kubelet, files = cdi
+    asked = hooking(files, poststop=f"echo gone >> {tmp_path}/said; exit 1")
+    pod = kubelet.run_pod()
+    for name in ("one", "other"):
+        kubelet.run(pod, "sleep", "1000", name=name, CDI_devices=asked)
+    kubelet.stop_pod(pod)
+    assert (tmp_path / "said").read_text() == "gone\n" * 2
+    kubelet.sweep()
+    assert (tmp_path / "said").read_text() == "gone\n" * 2
+
+
+@pytest.mark.parametrize("stage", ["startContainer", "poststart"])
+def test_a_hook_that_fails_at_the_start_ends_the_container(cdi: tuple[Kubelet, Path], stage: str) -> None:
+    kubelet, files = cdi
+    asked = hooking(files, **{stage: "echo no driver >&2; exit 3"})
+    pod = kubelet.run_pod()
+    container = kubelet.create(pod, "sleep", "1000", CDI_devices=asked)
+    with refused("UNKNOWN", f"the {stage} hook /bin/sh failed with status 3: no driver"):
+        kubelet.start(container)
+    status = kubelet.status(container)
+    assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, 128, "StartError")
+    assert "no driver" in status.message
+    kubelet.sweep()
+
+
+def test_an_interface_of_the_node_becomes_the_pods(cdi: tuple[Kubelet, Path]) -> None:
+    kubelet, files = cdi
+    files.mkdir()
+    edits = {"netDevices": [{"hostInterfaceName": "cri-none0", "name": "fast0"}]}
+    content = {"cdiVersion": "1.1.0", "kind": "v.com/nic", "devices": [{"name": "0", "containerEdits": edits}]}
+    (files / "vendor.json").write_text(json.dumps(content))
+    asked = [pb.CDIDevice(name="v.com/nic=0")]
+    pod = kubelet.run_pod()
+    with refused("NOT_FOUND", "cri-none0"):
+        kubelet.create(pod, "true", CDI_devices=asked)
+    assert not kubelet.ListContainers().containers
+    kubelet.sweep()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 import socket
 import ssl
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ import pytest
 
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.kubelet import Kubelet, Pod, namespaces, refused
+from tests.simulators.registry import File, tar_layer
 from tests.simulators.stream_client import ChannelClient, StreamClient, TunnelClient
 from tests.system.daemon import Daemon, wait_for
 
@@ -89,6 +92,24 @@ def test_what_goes_in_comes_out_byte_for_byte(kubelet: Kubelet, container: str, 
     with executing(kubelet, container, "sha256sum", client=client, stdin=True) as session:
         assert session.send("stdin", content, last=True).exit_code() == 0
         assert session.received["stdout"].split()[0].decode() == hashlib.sha256(content).hexdigest()
+
+
+@BOTH
+def test_a_tree_is_copied_in_and_out_by_tar(kubelet: Kubelet, container: str, client: AnyClient) -> None:
+    """As kubectl cp does it."""
+    tree = {"tree/big": os.urandom(5_000_001), "tree/d/empty": b"", "tree/d/small": b"text\n"}
+    archive = tar_layer(*(File(name, content) for name, content in tree.items()), form=tarfile.GNU_FORMAT)
+    into = ("tar", "-xmf", "-", "-C", "/")
+    with executing(kubelet, container, *into, client=client, stdin=True, stderr=True) as session:
+        assert session.send("stdin", archive, last=True).exit_code() == 0
+    with executing(kubelet, container, "tar", "cf", "-", "-C", "/", "tree", client=client, stderr=True) as session:
+        assert session.exit_code() == 0
+        with tarfile.open(fileobj=io.BytesIO(session.received["stdout"])) as copied:
+            files = {each.name: copied.extractfile(each) for each in copied if each.isfile()}
+            assert {name: file.read() for name, file in files.items() if file is not None} == tree
+    with executing(kubelet, container, "tar", "cf", "-", "/nothing", client=client, stderr=True) as session:
+        assert session.exit_code() == 1
+        assert b"nothing" in session.received["stderr"]
 
 
 @BOTH
@@ -268,6 +289,16 @@ def test_an_attached_client_that_never_reads_is_cut_off_and_stalls_nobody(kubele
         assert b"read too slowly" in sleeper.until_end().received["error"]
 
 
+@BOTH
+def test_a_burst_reaches_an_attached_client_that_reads(kubelet: Kubelet, pod: Pod, client: AnyClient) -> None:
+    """More than lies between the container and the client, as fast as the container can say it."""
+    script = "read x; head -c 20000000 /dev/zero; echo all; sleep 1000"
+    container = kubelet.run(pod, "sh", "-c", script, stdin=True)
+    with client(str(kubelet.Attach(container_id=container, stdin=True, stdout=True).url)) as session:
+        session.open("error", "stdin", "stdout").send("stdin", b"\n").until("stdout", b"all\n")
+        assert len(session.received["stdout"]) == 20_000_000 + len(b"all\n")
+
+
 def test_clients_that_were_attached_leave_nothing_in_the_monitor(daemon: Daemon, kubelet: Kubelet) -> None:
     """Nor do those of a container that says nothing, whose pipes to them are never written to."""
     before = set(daemon.monitors())
@@ -379,6 +410,19 @@ def test_what_the_pod_ends_ends_the_error_stream_too(kubelet: Kubelet, pod: Pod)
     with forwarded(kubelet, pod) as client:
         client.forward(9001, "r").until_end(("data", "r")).until_end(("error", "r"))
         assert client.received["data", "r"] == b"bye\n"
+
+
+@pytest.mark.parametrize("size", [10, 10_000_000])
+def test_a_pod_that_hangs_up_on_what_it_has_not_read_ends_that_connection_alone(
+    kubelet: Kubelet, pod: Pod, size: int
+) -> None:
+    """Clients leave the whole session where the error stream of one connection says anything."""
+    listening(kubelet, pod, 9003, "nc", "-ll", "-p", "9003", "-e", "echo", "hello")
+    with forwarded(kubelet, pod) as client:
+        for name in ("one", "two"):
+            client.forward(9003, name).send(("data", name), bytes(size)).until_end(("data", name))
+            assert client.received["data", name] in (b"hello\n", b""), "a reset may outrun what was said"
+            assert client.received["error", name] == b""
 
 
 def test_ports_of_a_pod_in_the_node_s_network_are_forwarded(kubelet: Kubelet) -> None:
@@ -493,6 +537,16 @@ def test_over_tls_with_a_certificate_of_its_own_sessions_go_as_well(make_daemon:
             client.send("stdin", bytes(2_000_000), last=True)
             assert client.exit_code() == 4
             assert client.received["stdout"] == b"2000000\n" + bytes(3_000_000)
+
+
+def test_a_session_in_which_nobody_says_anything_ends(make_daemon: Callable[[str], Daemon]) -> None:
+    kubelet = make_daemon("[streaming]\nidle_timeout_s = 0.5\n").kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    with forwarded(kubelet, pod) as forward, executing(kubelet, container, "tail", "-f", "/dev/null") as session:
+        assert b"nothing was said for" in session.until_end().received["error"]
+        forward.until_end()
+    wait_for(lambda: looked_up("cmdline", b"tail\0-f\0/dev/null\0"), lambda left: not left, 10)
 
 
 # ------------------------------------------------------------------ refusals

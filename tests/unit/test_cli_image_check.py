@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from cri_py.cli import run
+from cri_py.images.records import IMAGE
 from cri_py.images.service import Images
 from cri_py.model import Nanos
 from cri_py.state.claim import claimed
-from cri_py.state.store import Store
+from cri_py.state.store import Put, Store
 from tests.simulators.registry import File, RegistrySimulator, tar_layer
 from tests.unit.images.nodes import HERMETIC
 
@@ -67,6 +69,51 @@ def test_beside_a_running_daemon_it_looks_and_does_not_touch(layers: Path, capsy
         assert (status, "missing" in said, "orphaned" in said) == (1, True, False)
         assert check(layers, "--repair", "--state", str(layers.parent))[0] == 1
     assert "no daemon answers" in capsys.readouterr().err
+    assert (layers / "zz").exists()
+
+
+def recorded(layers: Path, body: bytes) -> None:
+    """A container's record, as the daemon has left it."""
+
+    async def write() -> None:
+        store = Store(f"{layers.parent.parent}/pods.db", durable=False)
+        await store.commit(Put("container", "c" * 64, body))
+        store.close()
+
+    asyncio.run(write())
+
+
+def container(**changes: object) -> bytes:
+    body: dict[str, object] = {"sandbox_id": "s", "image_id": "sha256:0", "image_ref": "app:1", "created_at": 1}
+    body |= {"state": {"is": "Created"}, "log_path": "", "cgroup": "/c", "user": None, "stop_signal": "SIGTERM"}
+    return json.dumps(body | changes).encode()
+
+
+@pytest.mark.parametrize("way", ["its own image", "an image volume"])
+def test_without_a_daemon_no_layer_goes_from_under_a_container(layers: Path, way: str) -> None:
+    store = Store(f"{layers.parent.parent}/images.db", durable=True)
+    image_id = store.load(IMAGE)[0].key
+    store.close()
+    recorded(
+        layers, container(image_id=image_id) if way == "its own image" else container(volume_images={"/v": image_id})
+    )
+    damaged = next(path for path in layers.iterdir() if (path / "etc/base").exists())
+    (damaged / "etc/base").write_bytes(b"cut")
+    inode = damaged.stat().st_ino
+    status, said = check(layers, "--repair")
+    assert (status, said.splitlines()[-1]) == (1, "1 found, 0 repaired, 1 left")
+    assert damaged.stat().st_ino == inode
+    recorded(layers, container())
+    assert check(layers, "--repair")[0] == 0
+
+
+def test_without_a_daemon_a_container_whose_record_is_damaged_stops_a_repair(
+    layers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(layers, container(image_id=7))
+    (layers / "zz").mkdir()
+    assert check(layers, "--repair")[0] == 1
+    assert f"the record of the container {'c' * 64}" in capsys.readouterr().err
     assert (layers / "zz").exists()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from cri_py.errors import Internal
 from cri_py.state import migrations
+from cri_py.state import store as store_module
 from cri_py.state.store import Delete, Put, Store
 
 
@@ -175,6 +176,34 @@ async def test_the_store_works_on_after_a_failure(store: Store) -> None:
         await store.commit(put("bad"))
     await store.commit(put("good"))
     assert [record.key for record in store.load("container")] == ["good"]
+
+
+async def test_who_waits_for_a_disk_that_hangs_is_told_and_what_was_not_begun_stays_away(path: str) -> None:
+    store = Store(path, durable=False, commit_s=0.05)
+    disk = Disk(store)
+    disk.gate.clear()
+    begun = asyncio.create_task(store.commit(put("begun")))
+    await asyncio.to_thread(disk.entered.wait, 10)
+    for failed in await asyncio.gather(begun, store.commit(put("waiting")), return_exceptions=True):
+        assert isinstance(failed, Internal)
+        assert str(failed) == f"{path} could not be written: the disk has not taken it for 0.05 s (does the disk hang?)"
+    disk.gate.set()
+    await store.commit(put("later"))
+    assert [record.key for record in store.load("container")] == ["begun", "later"]
+    store.close()
+
+
+async def test_closing_does_not_wait_for_ever_for_a_disk_that_hangs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "CLOSE_S", 0.05)
+    opened = Store(path, durable=False, commit_s=0.05)
+    disk = Disk(opened)
+    disk.gate.clear()
+    with pytest.raises(Internal):
+        await opened.commit(put("a"))
+    await asyncio.to_thread(opened.close)
+    disk.gate.set()
+    await asyncio.to_thread(opened._thread.join, 10)
+    disk.close()
 
 
 async def test_what_a_cancelled_caller_asked_for_is_recorded(store: Store) -> None:

@@ -10,30 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
-from cri_py.errors import ConfigError, InvalidArgument
+from cri_py.errors import ConfigError
+from cri_py.network.pod_cidrs import Network
 
-Network = IPv4Network | IPv6Network
 Fact = str | Sequence[str] | int
 
 _ACTION: Final = re.compile(r"(\s*\{\{-\s|\{\{)\s*(.*?)\s*(\s-\}\}\s*|\}\})", re.DOTALL)
 _RANGE: Final = re.compile(r"range\s+(?:(\$\w+)\s*,\s*)?(\$\w+)\s*:=\s*(\.\w+)")
 _IF: Final = re.compile(r"if\s+(\$\w+|\.\w+)")
 _NAME: Final = re.compile(r"\$\w+|\.\w+")
-
-
-def pod_cidrs(text: str) -> tuple[Network, ...]:
-    """What the kubelet tells as pod_cidr: one, or one of each family with a comma between. Raises InvalidArgument."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        networks = tuple(map(ip_network, parts))
-    except ValueError as error:
-        raise InvalidArgument(f"pod_cidr {text!r} is none: {error}", hint="e.g. 10.1.0.0/24,fd00:1::/64") from error
-    if not all("/" in part for part in parts):
-        raise InvalidArgument(f"pod_cidr {text!r} is an address", hint="e.g. 10.1.0.0/24,fd00:1::/64")
-    return networks
 
 
 def facts(networks: Sequence[Network]) -> dict[str, Fact]:

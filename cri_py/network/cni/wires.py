@@ -13,7 +13,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
 
 import structlog
@@ -21,14 +20,14 @@ import structlog
 from cri_py.config import NetworkConfig
 from cri_py.errors import AlreadyExists, CriError, Internal, KernelError, NotFound
 from cri_py.model import Attachment, Condition, Sandbox
-from cri_py.network import netns
+from cri_py.network import netns, pod_cidrs
 from cri_py.network.cni import cache, chain, results
 from cri_py.network.cni.cache import Cache, Entry
 from cri_py.network.cni.calls import INTERFACE, subject
 from cri_py.network.cni.configs import Loaded, candidates
 from cri_py.network.cni.networks import Networks
 from cri_py.network.cni.plugins import Plugins
-from cri_py.network.cni.template import facts, pod_cidrs, render
+from cri_py.network.cni.template import facts, render
 from cri_py.network.netlink import Netlink, set_up
 from cri_py.network.pins import Pins
 from cri_py.network.routes import interface_to
@@ -60,6 +59,13 @@ class Cni:
         self._stopping = False
 
     # ------------------------------------------------------------- the node
+
+    @property
+    def tables(self) -> frozenset[str]:
+        return frozenset()
+
+    async def restore_rules(self) -> None:
+        """The rules of plugins are theirs."""
 
     async def start(self) -> None:
         """Read the configuration, and follow it from now on. A node without one starts, too: NetworkReady tells.
@@ -97,13 +103,13 @@ class Cni:
     async def update_pod_cidr(self, cidr: str) -> None:
         """What the kubelet says the node's pods should have: for plugins with the capability ipRanges, and for the
         template, if there is one. Raises InvalidArgument, ConfigError (the template), Internal (can't be written)."""
-        networks = pod_cidrs(cidr)
+        networks = pod_cidrs.parse(cidr)
         self._pod_cidrs = tuple(map(str, networks))
         if self._config.cni_conf_template and networks:
             await asyncio.to_thread(self._write_configuration, networks)
             await self._networks.refresh()
 
-    def _write_configuration(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
+    def _write_configuration(self, networks: Sequence[pod_cidrs.Network]) -> None:
         """Unless the node has another one already, which an add-on has brought."""
         directory = self._config.cni_conf_dir
         path = f"{directory}/{_OWN_CONFIGURATION}"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cri_py.cdi.documents import named_in, parse, qualified
-from cri_py.cdi.edits import Edits, Hook, Mount, NetDevice, Node
+from cri_py.cdi.edits import Edits, Hook, Mount, NetDevice, Node, Rdt
 from cri_py.errors import InvalidArgument
 
 YAML = """\
@@ -63,7 +63,7 @@ def test_all_that_a_device_may_ask_for_is_read() -> None:
         ],
         "additionalGids": [0, 44],
         "netDevices": [{"hostInterfaceName": "enp1", "name": "eth1"}],
-        "intelRdt": {"closID": "a"},
+        "intelRdt": {"closID": "a", "l3CacheSchema": "L3:0=f", "schemata": ["MB:0=50"], "enableMonitoring": True},
     }
     assert read(with_edits(**asked)).devices["0"] == Edits(
         env=("A=b",),
@@ -72,7 +72,7 @@ def test_all_that_a_device_may_ask_for_is_read() -> None:
         hooks=(Hook("createContainer", "/hook", ("hook", "x"), ("E=f",), 5),),
         groups=(44,),
         net_devices=(NetDevice("enp1", "eth1"),),
-        rdt=True,
+        rdt=Rdt("a", "L3:0=f", "", ("MB:0=50",), monitoring=True),
     )
 
 
@@ -97,6 +97,11 @@ def test_all_that_a_device_may_ask_for_is_read() -> None:
         (with_edits(mounts=[{"hostPath": "", "containerPath": "/b"}]), "hostPath"),
         (with_edits(hooks=[{"hookName": "later", "path": "/x"}]), "later"),
         (with_edits(hooks=[{"hookName": "poststop", "path": "x"}]), "hooks.path"),
+        (with_edits(netDevices=[{"hostInterfaceName": "a/b", "name": "x"}]), "hostInterfaceName"),
+        (with_edits(netDevices=[{"hostInterfaceName": "a", "name": "sixteen-letters-"}]), "netDevices.name"),
+        (with_edits(intelRdt={"closID": "../x"}), "closID"),
+        (with_edits(intelRdt={"schemata": ["L3:0=f\nMB:0=1"]}), "several lines"),
+        (with_edits(intelRdt={"closId": "x"}), "closId"),
         (with_edits(additionalGids=[-1]), "additionalGids"),
         (with_edits(deviceNode=[]), "deviceNode"),
     ],

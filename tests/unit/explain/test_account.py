@@ -144,6 +144,16 @@ def test_no_new_privs_that_was_asked_for_and_is_not_set_is_said(subject: Subject
     assert fact(told, "confinement", "no_new_privs").differs == "asked for and not set"
 
 
+def test_an_selinux_label_is_told_with_the_options_it_came_from(subject: Subject, seen: Seen) -> None:
+    document = subject.asked.document
+    labelled = {**document, "process": {**document["process"], "selinuxLabel": "u:r:t:s0:c1,c2"}}
+    asked = replace(subject, asked=replace(subject.asked, document=labelled))
+    same = fact(account.of_kernel(asked, replace(seen, label="u:r:t:s0:c1,c2")), "confinement", "label")
+    assert (same.origin.field, same.differs) == (f"{CONTEXT}.selinux_options", "")
+    other = fact(account.of_kernel(asked, replace(seen, label="u:r:x:s0")), "confinement", "label")
+    assert other.differs == "it was given u:r:t:s0:c1,c2"
+
+
 # ------------------------------------------------------------------ mounts
 
 

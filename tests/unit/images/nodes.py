@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,6 +16,7 @@ from cri_py.images.reference import parse_ref
 from cri_py.images.registries import Registries
 from cri_py.images.registry import Repository
 from cri_py.model import RegistryAuth
+from tests.simulators.registry import RegistrySimulator
 
 # Reads nothing of the machine's, and doesn't wait between attempts.
 HERMETIC = ImagesConfig(
@@ -107,3 +110,14 @@ async def resolved(node: Node, ref: str, auth: RegistryAuth | None = None) -> st
     """The digest that a tag has."""
     async with node.repository(ref, auth) as repository:
         return (await repository.manifest(ref.rpartition(":")[2], None)).digest
+
+
+async def asked_for(registry: RegistrySimulator, part: str) -> None:
+    """Once a request came whose path holds ``part``."""
+    while not registry.count(part):  # noqa: ASYNC110 (the simulator runs on threads of its own)
+        await asyncio.sleep(0.005)
+
+
+def leftovers(root: Path) -> list[str]:
+    """What lies in the store beside its database."""
+    return sorted(os.listdir(root / "layers"))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from cri_py import telemetry
 from cri_py.errors import Internal, InvalidArgument, NotFound
-from cri_py.images.records import IMAGE
+from cri_py.images.records import IMAGE, RETIRED
 from cri_py.images.service import Images
 from cri_py.images.snapshots import RECORD
 from cri_py.model import Digest, Image, ImageId
@@ -228,9 +230,7 @@ async def test_a_record_that_can_not_be_read_costs_its_image_and_no_container_a_
     async with open_images() as images:
         lost, kept = await pulled(images, registry, "app", BOTTOM), await pulled(images, registry, "other", TOP)
     in_use.add(lost.id)
-    store = Store(str(root / "images.db"), durable=True)
-    await store.commit(Put(IMAGE, lost.id, b'{"image": "no"}'))
-    store.close()
+    await write_records(root, Put(IMAGE, lost.id, b'{"image": "no"}'))
     for _ in range(2):  # a restart forgets it as little
         async with open_images() as images:
             assert images.list() == [kept]
@@ -242,6 +242,88 @@ async def test_a_record_that_can_not_be_read_costs_its_image_and_no_container_a_
         assert layers_on_disk(root) == 1
         assert (await images.pull(f"{registry.host}/app:1", None)).id == lost.id
         assert await images.check(deep=True) == []
+
+
+SENSELESS = {
+    "no JSON": b"\xff{",
+    "another shape": b"[1]",
+    "wrong types": b'{"directory": 1, "used_bytes": "x", "inodes": 0}',
+    "a way out": b'{"directory": "../blobs", "used_bytes": 1, "inodes": 1}',
+    "no size": b'{"directory": "1", "used_bytes": -5, "inodes": 1}',
+}
+
+
+@pytest.mark.parametrize("body", SENSELESS.values(), ids=SENSELESS)
+async def test_a_snapshot_whose_record_is_damaged_is_made_again_and_stays_below_containers(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path, in_use: set[ImageId], body: bytes
+) -> None:
+    async with open_images() as images:
+        image = await pulled(images, registry, "app", BOTTOM)
+        mounted = Path(images.lower_dirs(image.id)[0])
+    await write_records(root, Put(RECORD, image.chain_ids[0], body))
+    in_use.add(image.id)
+    for _ in range(2):
+        async with open_images() as images:
+            assert images.list() == [image]
+            assert images.lower_dirs(image.id) != (str(mounted),)
+            assert holds_bottom(images, image)
+            assert await images.check(repair=True) == []
+            assert (mounted / "etc/base").exists(), "a container may have it mounted"
+            assert records_of(root, f"damaged-{RECORD}") == {image.chain_ids[0]: body}
+    in_use.clear()
+    async with open_images() as images:
+        assert await images.check(deep=True) == []
+    assert os.listdir(root / "layers") != [mounted.name]
+    assert layers_on_disk(root) == 1
+    assert records_of(root, f"damaged-{RECORD}") == {}
+
+
+@pytest.mark.parametrize("body", [b"", b'{"a": 1}', b"[1]", b"null"])
+async def test_a_removed_image_whose_record_is_damaged_keeps_its_layers_for_containers(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path, in_use: set[ImageId], body: bytes
+) -> None:
+    async with open_images() as images:
+        image = await pulled(images, registry, "app", BOTTOM)
+        in_use.add(image.id)
+        await images.remove(image.id)
+    await write_records(root, Put(RETIRED, image.id, body))
+    for _ in range(2):
+        async with open_images() as images:
+            await images.collect()
+            assert holds_bottom(images, image)
+    assert records_of(root, f"damaged-{RETIRED}") == {image.id: body}
+    in_use.clear()
+    async with open_images() as images:
+        await images.collect()
+    assert layers_on_disk(root) == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("$.image.size", "-1"), ("$.image.size", "json('1e30')"), ("$.image.id", "'sha256:0'"), ("$.manifests[0]", "'x'")],
+)
+async def test_an_image_whose_record_makes_no_sense_is_set_aside(
+    open_images: OpenImages, registry: RegistrySimulator, root: Path, place: str, value: str
+) -> None:
+    async with open_images() as images:
+        image, other = await pulled(images, registry, "app", BOTTOM), await pulled(images, registry, "other", TOP)
+    with contextlib.closing(sqlite3.connect(root / "images.db", isolation_level=None)) as database:
+        change = f"UPDATE records SET body = json_set(CAST(body AS TEXT), '{place}', {value}) WHERE key = ?"
+        database.execute(change, (image.id,))
+    async with open_images() as images:
+        assert images.list() == [other]
+    assert list(records_of(root, f"damaged-{IMAGE}")) == [image.id]
+
+
+async def write_records(root: Path, *changes: Put) -> None:
+    store = Store(str(root / "images.db"), durable=True)
+    await store.commit(*changes)
+    store.close()
+
+
+def records_of(root: Path, kind: str) -> dict[str, bytes]:
+    with contextlib.closing(sqlite3.connect(root / "images.db")) as database:
+        return dict(database.execute("SELECT key, body FROM records WHERE kind = ?", (kind,)).fetchall())
 
 
 async def refused(_: Store, *__: Change) -> None:

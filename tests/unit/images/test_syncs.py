@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cri_py.errors import Internal
+from cri_py.errors import DeadlineExceeded, Internal
 from cri_py.images.syncs import Syncs
 
 
@@ -66,6 +66,19 @@ async def test_a_failed_sync_is_told_to_each_who_needs_it(disk: Disk, syncs: Syn
     disk.broken = False
     disk.gate.release()
     await syncs.done()
+
+
+async def test_who_waits_for_a_disk_that_hangs_is_told(disk: Disk) -> None:
+    syncs = Syncs(disk.sync, done_s=0.05)
+    try:
+        hung = [asyncio.create_task(syncs.done()) for _ in range(2)]
+        for failed in await asyncio.gather(*hung, return_exceptions=True):
+            assert isinstance(failed, DeadlineExceeded)
+            assert "has not written what was pulled for 0.05 s (does it hang?" in str(failed)
+        disk.gate.release(3)
+        await syncs.done()
+    finally:
+        syncs.close()
 
 
 async def test_the_disk_writes_ahead_until_the_end_of_the_block(disk: Disk, syncs: Syncs) -> None:

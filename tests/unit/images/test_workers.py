@@ -186,6 +186,18 @@ async def test_no_more_work_at_once_than_may(fed: Fed, tmp_path: Path, monkeypat
     await workers.close()
 
 
+@pytest.mark.parametrize(("cores", "most"), [(1, 1), (3, 3), (200, 8)])
+async def test_without_a_number_there_is_one_process_for_each_core(
+    monkeypatch: pytest.MonkeyPatch, cores: int, most: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    workers = Workers(0)
+    workers.warm([100 << 20] * 20)
+    started = len(workers.pids)
+    await workers.close()
+    assert started == most
+
+
 async def test_a_process_that_can_not_be_started_is_told_and_the_next_is(
     workers: Workers, fed: Fed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

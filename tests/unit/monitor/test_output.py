@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -195,3 +198,54 @@ def test_a_tap_without_its_reader_is_closed_though_nothing_is_said() -> None:
     stream.close()
     for fd in (write_end, kept[0]):
         os.close(fd)
+
+
+def test_a_reader_who_is_behind_for_a_moment_loses_nothing() -> None:
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    tap = os.pipe2(os.O_CLOEXEC)
+    stream = OutputStream(read_end, "stdout", None, 16384)
+    stream.take_tap(tap[1])
+    came = bytearray()
+
+    def read() -> None:
+        while piece := os.read(tap[0], 4096):
+            came.extend(piece)
+
+    fill(tap[1])
+    reading = threading.Timer(0.02, read)
+    reading.start()
+    os.write(write_end, b"the last")
+    stream.read_once()
+    stream.close()
+    reading.join(10)
+    assert came.endswith(b"the last")
+    for fd in (write_end, tap[0]):
+        os.close(fd)
+
+
+def test_a_reader_who_never_reads_costs_a_stream_a_quarter_of_a_second_once() -> None:
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    taps = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+    stream = OutputStream(read_end, "stdout", None, 16384)
+    for tap in taps:
+        stream.take_tap(tap[1])
+    fill(taps[0][1])
+    began = time.monotonic()
+    for _ in range(100):
+        os.write(write_end, b"x")
+        stream.read_once()
+    assert time.monotonic() - began < 5
+    assert os.read(taps[1][0], 1000) == b"x" * 100
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(taps[0][1])
+    stream.close()
+    for fd in (write_end, *(tap[0] for tap in taps)):
+        os.close(fd)
+
+
+def fill(fd: int) -> None:
+    """Write until a pipe takes no more."""
+    os.set_blocking(fd, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(fd, bytes(4096)):
+            pass

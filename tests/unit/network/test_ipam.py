@@ -79,5 +79,5 @@ def test_the_turn_wraps_after_the_last_address_lives_on() -> None:
 
 
 def test_a_subnet_without_room_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"network\.subnet 10\.0\.0\.0/30 has no room"):
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.0/30 has no room.*at least a /29"):
         AddressPool(IPv4Network("10.0.0.0/30"))

@@ -85,7 +85,7 @@ def test_the_default_route_goes_by_the_gateway() -> None:
 
 
 def test_the_plan_of_a_pod_reads_as_this() -> None:
-    plan = bridge.plan_pod_end(2, IPv4Interface("10.85.0.9/16"), IPv4Address("10.85.0.1"), has_ipv6=True)
+    plan = bridge.plan_pod_end(2, [(IPv4Interface("10.85.0.9/16"), IPv4Address("10.85.0.1"))], has_ipv6=True)
     assert [request.subject for request in plan] == [
         "set lo up",
         "leave eth0 without a link-local address",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cri_py import model
-from cri_py.pods import spec
+from cri_py.pods import spec, spec_selinux
 
 FILES = spec.SandboxFiles(
     hosts="/run/pods/s1/hosts",
@@ -18,6 +18,11 @@ IMAGE = model.ImageConfig(
     env=("PATH=/image/bin", "LANG=C"), entrypoint=("/entry",), cmd=("default",), working_dir="/srv"
 )
 SANDBOX_ID = model.SandboxId("5a" * 32)
+# As Fedora's container-selinux has it.
+POLICY = spec_selinux.Contexts(
+    spec_selinux.Label("system_u", "system_r", "container_t", "s0"),
+    spec_selinux.Label("system_u", "object_r", "container_file_t", "s0"),
+)
 
 
 def sandbox(**config: Any) -> model.Sandbox:

@@ -101,6 +101,14 @@ def test_the_apparmor_profile_is_set_by_the_nodes_proc_and_only_where_there_is_o
     assert not any(b"attr" in step.arguments[1] for step in listed() if step.call == "openat")
 
 
+def test_the_selinux_label_is_written_alone_by_the_nodes_proc() -> None:
+    found = listed(selinuxLabel="u:r:t:s0:c1,c2")
+    written = at(found, "write", 5, b"u:r:t:s0:c1,c2", 14)
+    assert found[written - 1].arguments[1] == b"/proc/self/attr/exec\0"
+    assert written < at(found, "setns", 4, ENTERED)  # credentials keep it over a fork
+    assert not [step for step in listed() if b"/proc/self/attr/exec\0" in step.arguments]
+
+
 def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> None:
     found = listed()
     fork = at(found, "clone3")

@@ -21,6 +21,27 @@ POD = model.SandboxId("aa" + "0" * 62)
 CONTAINER = model.ContainerId("ca" + "0" * 62)
 UNKNOWN_FIELD = b"\xc2\xf7\x01\x03new"  # field 3960, of a later CRI: tag, length, text
 
+# Valid JSON that a list call would fail on.
+WRONG_VALUES = [
+    ("created_at", "'soon'"),
+    ("created_at", "1.5"),
+    ("created_at", "json('1180591620717411303424')"),
+    ("state", "'Running'"),
+    ("state", """json('{"is": "Exited", "code": 0}')"""),
+    ("state.is", "iif(kind = 'sandbox', 'Running', 'Ready')"),
+    ("state.started_at", "'today'"),
+    ("state.monitor_pid", "null"),
+    ("cgroup", "7"),
+    ("resources", 'json(\'{"cpu_shares": "many"}\')'),
+    ("resources", 'json(\'{"unified": {"a": 1}}\')'),
+    ("attachment.ips", "json('[1]')"),
+    ("handler", "null"),
+    ("image_ref", "null"),
+    ("log_path", "json('[]')"),
+    ("user", 'json(\'{"uid": "root", "gid": 0}\')'),
+    ("volume_images", "json('{\"/v\": 3}')"),
+]
+
 CONTAINER_STATES = [
     model.Created(),
     model.Running(pid=7, start_ticks=8, started_at=model.Nanos(9)),
@@ -223,6 +244,7 @@ def test_the_order_of_maps_on_the_wire_makes_no_other_config() -> None:
         "body = replace(body, 'Ready', 'Reedy')",
         "verbatim = x'ffffffff'",
         "verbatim = ''",
+        *(f"body = json_set(CAST(body AS TEXT), '$.{place}', {value})" for place, value in WRONG_VALUES),
     ],
 )
 async def test_a_damaged_record_is_set_aside_and_the_others_are_read(

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from cri_py.cdi.edits import Edits, Hook, Mount, NetDevice
-from cri_py.errors import Unimplemented
+from cri_py.cdi.edits import Edits, Hook, Mount, NetDevice, Rdt
+from cri_py.errors import InvalidArgument
 from cri_py.pods import spec_cdi
 from tests.unit.pods.builders import document
 
@@ -41,7 +41,6 @@ def test_hooks_are_the_documents_by_their_stage() -> None:
     built = document()
     first = Hook("createContainer", "/bin/link", ("link", "x"), ("A=b",), 3)
     edits = Edits(hooks=(first, Hook("prestart", "/bin/p"), Hook("createContainer", "/bin/second")))
-    spec_cdi.check(edits)
     spec_cdi.apply(built, edits)
     assert built["hooks"] == {
         "createContainer": [
@@ -58,14 +57,36 @@ def test_nothing_asked_for_changes_nothing() -> None:
     assert built == document()
 
 
-@pytest.mark.parametrize(
-    ("edits", "word"),
-    [
-        (Edits(net_devices=(NetDevice("enp1", "eth1"),)), "enp1"),
-        (Edits(rdt=True), "intelRdt"),
-        (Edits(hooks=(Hook("poststop", "/bin/hook"),)), "poststop hook /bin/hook"),
-    ],
-)
-def test_what_can_t_be_done_is_refused_by_name(edits: Edits, word: str) -> None:
-    with pytest.raises(Unimplemented, match=word):
-        spec_cdi.check(edits)
+def test_interfaces_and_a_class_of_caches_are_told_in_ocis_words() -> None:
+    built = document()
+    edits = Edits(
+        net_devices=(NetDevice("enp1", "eth1"),), rdt=Rdt("gold", mem_bw_schema="MB:0=50", schemata=("L3:0=f",))
+    )
+    spec_cdi.apply(built, edits)
+    assert built["linux"]["netDevices"] == {"enp1": {"name": "eth1"}}
+    assert built["linux"]["intelRdt"] == {"closID": "gold", "memBwSchema": "MB:0=50", "schemata": ["L3:0=f"]}
+
+
+def test_a_class_without_words_is_one_of_the_containers_own() -> None:
+    built = document()
+    spec_cdi.apply(built, Edits(rdt=Rdt()))
+    assert built["linux"]["intelRdt"] == {}
+
+
+def test_of_two_classes_the_later_counts() -> None:
+    assert (Edits(rdt=Rdt("a")) + Edits(rdt=Rdt("b")) + Edits()).rdt == Rdt("b")
+
+
+def test_the_monitor_is_told_which_hooks_are_left_to_it() -> None:
+    built = document()
+    hooks = (Hook("poststop", "/bin/a"), Hook("createContainer", "/bin/b"), Hook("poststart", "/bin/c"))
+    assert spec_cdi.later_hooks(built) == ""
+    spec_cdi.apply(built, Edits(hooks=hooks))
+    assert spec_cdi.later_hooks(built) == "poststart poststop"
+
+
+def test_an_interface_of_the_node_is_not_moved_into_the_nodes_own_network() -> None:
+    edits = Edits(net_devices=(NetDevice("enp1", "eth1"),))
+    spec_cdi.check(edits, host_network=False)
+    with pytest.raises(InvalidArgument, match="enp1"):
+        spec_cdi.check(edits, host_network=True)

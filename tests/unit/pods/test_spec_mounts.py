@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from cri_py import model
-from cri_py.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from tests.unit.pods.builders import FILES, IMAGE, container, defaults, document, sandbox
+from cri_py.errors import FailedPrecondition, InvalidArgument
+from tests.unit.pods.builders import FILES, IMAGE, POLICY, container, defaults, document, sandbox
 
+LABELLED = defaults(selinux=POLICY)
 Propagation = model.MountPropagation
 
 
@@ -212,8 +213,16 @@ def test_terminals_belong_to_the_group_tty_where_it_is_mapped() -> None:
     assert "gid=5" not in mounted(pod=pod)["/dev/pts"]["options"]
 
 
-def test_relabelling_is_nothing_without_selinux_and_refused_with_it() -> None:
-    config = container(mounts=(model.Mount("/m", "/h", selinux_relabel=True),))
-    assert document(config=config)
-    with pytest.raises(Unimplemented, match="selinux_relabel"):
-        document(config=config, defaults=defaults(selinux=True))
+def test_relabelling_is_nothing_without_selinux() -> None:
+    asked = model.Mount("/m", "/h", selinux_relabel=True), model.Mount("/n", "/h")
+    config = container(mounts=asked)
+    assert "Z" not in mounted(*asked)["/m"]["options"]
+    labelled = {each["destination"]: each["options"] for each in document(config=config, defaults=LABELLED)["mounts"]}
+    assert ("Z" in labelled["/m"], "Z" in labelled["/n"]) == (True, False)
+
+
+@pytest.mark.parametrize("path", ["/", "/etc/", "/./usr", "/proc", "/home"])
+def test_what_the_node_needs_is_not_relabelled(path: str) -> None:
+    config = container(mounts=(model.Mount("/m", path, selinux_relabel=True),))
+    with pytest.raises(InvalidArgument, match="may not be relabelled"):
+        document(config=config, defaults=LABELLED)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cri_py.errors import FailedPrecondition, InvalidArgument
-from cri_py.model import SelinuxOption
+from cri_py.model import NamespaceMode, NamespaceOption, SelinuxOption
 from cri_py.pods import spec_selinux
-from cri_py.pods.spec_selinux import Contexts, Label, Labels, contexts, labels, mount_option, pod_level, relabelled
+from cri_py.pods.spec_selinux import Label, Labels, contexts, labels, pod_level, policy_of
+from tests.unit.pods.builders import POLICY, container, defaults, document, sandbox
 
 # As Fedora's container-selinux has it.
 LXC_CONTEXTS = """\
@@ -15,9 +18,6 @@ file = "system_u:object_r:container_file_t:s0"
 ro_file="system_u:object_r:container_ro_file_t:s0"
 sandbox_kvm_process = "system_u:system_r:container_kvm_t:s0"
 """
-POLICY = Contexts(
-    Label("system_u", "system_r", "container_t", "s0"), Label("system_u", "object_r", "container_file_t", "s0")
-)
 
 
 def labelled(asked: SelinuxOption | None = None, *, unconfined: bool = False) -> Labels:
@@ -44,6 +44,50 @@ def test_what_is_asked_for_replaces_its_part() -> None:
     )
     whole = labelled(SelinuxOption("u", "r", "t", "s1"))
     assert whole == Labels("u:r:t:s1", "system_u:object_r:container_file_t:s1")
+
+
+def test_what_a_container_leaves_out_is_as_its_pod_has_it() -> None:
+    pod = replace(sandbox(selinux=SelinuxOption(type="pod_t", level="s0:c8,c9")), selinux_level="s0:c8,c9")
+    found = document(pod, container({"selinux": SelinuxOption(user="mine_u")}), defaults=defaults(selinux=POLICY))
+    assert found["process"]["selinuxLabel"] == "mine_u:system_r:pod_t:s0:c8,c9"
+    assert found["linux"]["mountLabel"] == "system_u:object_r:container_file_t:s0:c8,c9"
+    own = document(pod, container({"selinux": SelinuxOption(level="s0:c1,c3")}), defaults=defaults(selinux=POLICY))
+    assert own["process"]["selinuxLabel"] == "system_u:system_r:pod_t:s0:c1,c3"
+
+
+def test_files_of_what_is_not_confined_belong_to_its_pod_all_the_same() -> None:
+    pod = replace(sandbox(privileged=True), selinux_level="s0:c8,c9")
+    found = document(pod, container({"privileged": True}), defaults=defaults(selinux=POLICY))
+    assert found["process"]["selinuxLabel"] == "system_u:system_r:spc_t:s0"
+    assert found["linux"]["mountLabel"] == "system_u:object_r:container_file_t:s0:c8,c9"
+
+
+def test_who_shares_the_nodes_processes_is_not_confined() -> None:
+    for shared in (NamespaceOption(pid=NamespaceMode.NODE), NamespaceOption(ipc=NamespaceMode.NODE)):
+        pod = replace(sandbox(namespaces=shared), selinux_level="s0:c8,c9")
+        found = document(pod, container({"namespaces": shared}), defaults=defaults(selinux=POLICY))
+        assert ":spc_t:" in found["process"]["selinuxLabel"]
+
+
+def test_without_a_policy_there_are_no_labels() -> None:
+    found = document()
+    assert "selinuxLabel" not in found["process"]
+    assert "mountLabel" not in found["linux"]
+
+
+def test_a_policy_without_levels_has_labels_without_them() -> None:
+    policy = contexts(LXC_CONTEXTS, levels=False)
+    assert labels(policy, "", None, unconfined=False) == Labels(
+        "system_u:system_r:container_t", "system_u:object_r:container_file_t"
+    )
+    with pytest.raises(FailedPrecondition, match="no levels"):
+        spec_selinux.check(SelinuxOption(level="s0"), policy)
+    spec_selinux.check(SelinuxOption(type="t"), policy)
+
+
+def test_the_policy_is_that_of_its_config() -> None:
+    assert policy_of("# SELINUXTYPE=no\nSELINUX=enforcing\nSELINUXTYPE = mls \n") == "mls"
+    assert policy_of("") == "targeted"
 
 
 def test_what_shares_the_nodes_pids_or_is_privileged_is_not_confined_unless_a_type_is_named() -> None:
@@ -76,31 +120,17 @@ def test_every_pair_can_be_had_and_then_none(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("level", ["s0", "s0:c1", "s0:c1,c2", "s0-s0:c0.c1023", "s15:c1,c3.c5"])
 def test_levels_as_policies_have_them_are_taken(level: str) -> None:
-    spec_selinux.check(SelinuxOption(level=level), enabled=True)
+    spec_selinux.check(SelinuxOption(level=level), POLICY)
 
 
 @pytest.mark.parametrize("level", ["c1,c2", "s0:", "s0:c1,", "s0:c1 c2", 's0"', "s0:c12345"])
 def test_other_levels_are_not(level: str) -> None:
     with pytest.raises(InvalidArgument, match=r"selinux_options\.level"):
-        spec_selinux.check(SelinuxOption(level=level), enabled=True)
+        spec_selinux.check(SelinuxOption(level=level), POLICY)
 
 
 def test_asking_where_there_is_no_selinux_is_refused_and_asking_for_nothing_is_not() -> None:
-    with pytest.raises(FailedPrecondition, match="no SELinux"):
-        spec_selinux.check(SelinuxOption(role="r"), enabled=False)
-    spec_selinux.check(SelinuxOption(), enabled=False)
-    spec_selinux.check(None, enabled=False)
-
-
-def test_a_mount_option_keeps_the_comma_of_categories() -> None:
-    assert mount_option("u:r:t:s0:c1,c2") == 'context="u:r:t:s0:c1,c2"'
-
-
-@pytest.mark.parametrize("path", ["/", "//", "/etc/", "/./usr", "/proc", "/home"])
-def test_what_the_node_needs_is_not_relabelled(path: str) -> None:
-    with pytest.raises(InvalidArgument, match="may not be relabelled"):
-        relabelled(path, spec_selinux.PROTECTED)
-
-
-def test_a_volume_is() -> None:
-    assert relabelled("/var/lib//kubelet/pods/x/", spec_selinux.PROTECTED) == "/var/lib/kubelet/pods/x"
+    with pytest.raises(FailedPrecondition, match="labels no containers"):
+        spec_selinux.check(SelinuxOption(role="r"), None)
+    spec_selinux.check(SelinuxOption(), None)
+    spec_selinux.check(None, None)

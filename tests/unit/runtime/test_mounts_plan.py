@@ -111,3 +111,22 @@ def test_a_bind_from_the_root_itself_is_a_volume_of_the_image() -> None:
     assert planned("bind", source="/bundle/root/data").fstype == OWN
     assert planned("bind", source="/bundle/root").fstype == "bind"
     assert planned("bind", source="/bundle/rootless").fstype == "bind"
+
+
+LABEL = "u:object_r:container_file_t:s0:c1,c2"
+
+
+def test_what_is_made_for_the_container_has_its_label_and_what_is_the_nodes_or_the_kernels_has_not() -> None:
+    kinds = ("tmpfs", "devpts", "mqueue", "overlay", "cgroup", "proc", "sysfs", "bind")
+    found = {
+        each.fstype: each.label
+        for each in plan([{"destination": "/m", "type": kind, "source": "/h"} for kind in kinds], "/r", LABEL)
+    }
+    assert {kind for kind, label in found.items() if label == LABEL} == set(kinds[:5])
+    assert not any(found[kind] for kind in kinds[5:])
+
+
+def test_a_volume_to_be_relabelled_is_told_to_us_and_not_to_the_file_system() -> None:
+    assert planned("bind", "rbind", "Z").relabel
+    assert planned("bind", "rbind", "Z").options == ""
+    assert not planned("bind", "rbind").relabel

@@ -208,6 +208,33 @@ async def test_clients_beyond_the_limit_are_turned_away_and_room_comes_again() -
         assert await talk(url, head_of(url)) == b"here is the monitor\n"
 
 
+class BusyMonitor(MonitorSimulator):
+    """Answers the client at once, and the daemon later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def hand_over(
+        self, request: StreamRequest, agreement: Agreement, rest: bytes, connection: socket.socket
+    ) -> None:
+        await super().hand_over(request, agreement, rest, connection)
+        await self.gate.wait()
+
+
+async def test_a_client_that_hears_of_its_session_keeps_nobody_out_any_more() -> None:
+    monitor = BusyMonitor()
+    async with front(monitor, max_waiting_connections=1) as served:
+        for _ in range(3):
+            url = served.open(REQUEST)
+            parts = urlsplit(url)
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            writer.write(head_of(url))
+            assert await asyncio.wait_for(reader.readline(), 5) == b"here is the monitor\n"
+            writer.close()
+        monitor.gate.set()
+
+
 # ------------------------------------------------------------------------ TLS
 
 
