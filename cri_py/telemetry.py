@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from typing import Any, Final, ParamSpec, Protocol, TextIO, TypeVar
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -36,6 +36,7 @@ deadline: Final[ContextVar[float | None]] = ContextVar("deadline", default=None)
 # ------------------------------------------------------------------ series
 
 REGISTRY: Final = CollectorRegistry()
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
 
 
 class Reading(Collector):
@@ -166,10 +167,14 @@ BUILD: Final = Gauge("cri_py_build_info", "Always 1", ["version", "python"], reg
 ProcessCollector(registry=REGISTRY)  # the process_* series that every dashboard knows
 
 
+Metadata = Iterable[tuple[str, str | bytes]]
+"""What gRPC carries beside a request."""
+
+
 class Spans(Protocol):
     """What makes spans of a trace; see cri_py.rpc.tracing."""
 
-    def call(self, name: str, metadata: Iterable[tuple[str, str | bytes]], /) -> AbstractContextManager[object]: ...
+    def call(self, name: str, metadata: Metadata, /) -> AbstractContextManager[object]: ...
     def stage(self, name: str, /) -> AbstractContextManager[object]: ...
 
 
@@ -178,9 +183,9 @@ class Tracing:
 
     spans: Spans | None = None
 
-    def call(self, name: str, metadata: Iterable[tuple[str, str | bytes]]) -> AbstractContextManager[object]:
-        """For as long as a call takes; ``metadata`` is what came with it, the caller's trace among it."""
-        return _NO_SPAN if self.spans is None else self.spans.call(name, metadata)
+    def call(self, name: str, metadata: Callable[[], Metadata | None]) -> AbstractContextManager[object]:
+        """For as long as a call takes; ``metadata`` tells what came with it, the caller's trace among it."""
+        return _NO_SPAN if self.spans is None else self.spans.call(name, metadata() or ())
 
     def stage(self, name: str) -> AbstractContextManager[object]:
         """For as long as a stage takes."""

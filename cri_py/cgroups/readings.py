@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _READ_BYTES = 16384
 _MISSING = -1
 _NO_CHILDREN = 2  # links of a directory without directories: "." and its name
+_MOST_CHILDREN = 64  # execs have few; a container that makes groups of its own may make thousands
 _V1_UNLIMITED = 1 << 62  # the kernel rounds its largest number down to a page
 
 
@@ -204,8 +205,11 @@ class V2Group(Group):
         """As Group.members. Here an exec's group is the container's child, on version 1 in another hierarchy only."""
         found = super().members()
         try:
-            if found is None or os.stat(self._directory).st_nlink <= _NO_CHILDREN:
+            children = os.stat(self._directory).st_nlink - _NO_CHILDREN
+            if found is None or children <= 0:
                 return found
+            if children > _MOST_CHILDREN:
+                return None
         except FileNotFoundError:
             return ()
         below = [files.read_if_there(f"{child}/cgroup.procs") for child in files.below(self._directory)]

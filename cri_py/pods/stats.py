@@ -49,6 +49,7 @@ _T = TypeVar("_T")
 _MEMINFO: Final = "/proc/meminfo"
 _SOON_S: Final = 1.0
 _YOUNG_NS: Final = 5_000_000_000
+_KEPT_S: Final = 300.0  # longer than anybody who asks again and again waits between two calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class Statistics:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stats")
         self._watched: dict[str, _Watched] = {}  # by id; this and the next belong to the thread
         self._networks: dict[str, HolderNetwork] = {}
+        self._lent_at = 0.0  # when files were last opened for others, by time.monotonic(); 0: none are open
         self._background: list[asyncio.Task[None]] = []
         self._young: dict[SandboxId, Sandbox] = {}
         self._stopping = False
@@ -282,7 +284,12 @@ class Statistics:
         return network.interfaces()
 
     def group(self, owner: Sandbox | Container) -> Group:
-        """The open files of what is not removed yet; they stay the statistics'. To be called in ``run`` alone."""
+        """The open files of what is not removed yet; they stay the statistics'. To be called in ``run`` alone.
+
+        What is opened beyond the statistics' own files is closed when nobody has asked for some minutes: each open
+        file of a group costs the kernel a page.
+        """
+        self._lent_at = time.monotonic()
         return self._watch(owner).group
 
     def _note(self, owners: Sequence[Sandbox | Container], known: Set[str] | None = None) -> None:
@@ -292,6 +299,10 @@ class Statistics:
             except KernelError as error:
                 log.warning("a group's CPU time can't be noted", id=owner.id, cgroup=owner.cgroup, cause=str(error))
         if known is not None:
+            if self._lent_at and time.monotonic() - self._lent_at > _KEPT_S:
+                self._lent_at = 0.0
+                for watched in self._watched.values():
+                    watched.group.close()
             for object_id in (self._watched.keys() | self._networks.keys()) - known:
                 self._forget(object_id)
 

@@ -108,7 +108,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         telemetry.request_id.set(call_id := secrets.token_hex(4))
         structlog.contextvars.bind_contextvars(request_id=call_id, **subjects(request))
         try:
-            with telemetry.TRACING.call(name, context.invocation_metadata() or ()):
+            with telemetry.TRACING.call(name, context.invocation_metadata):
                 _set_deadline(name, context)
                 yield
         except asyncio.CancelledError:

@@ -8,7 +8,7 @@ OTEL_SERVICE_NAME …) are read by its own SDK: opentelemetry.io/docs/specs/otel
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ class Spans:
         self._extract = propagate.extract
         self._server = trace.SpanKind.SERVER
 
-    def call(self, name: str, metadata: Iterable[tuple[str, str | bytes]]) -> AbstractContextManager[object]:
+    def call(self, name: str, metadata: telemetry.Metadata) -> AbstractContextManager[object]:
         """A call's span; an error that leaves it makes it a failed one."""
         carried = {key: value for key, value in metadata if isinstance(value, str)}
         span: AbstractContextManager[object] = self._tracer.start_as_current_span(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from cri_py.cgroups import detect
 from cri_py.cgroups.counters import Numbers, count
 from cri_py.cgroups.readings import open_group
+from cri_py.cgroups.v1 import V1
 from cri_py.rpc.gen import api_pb2 as pb
-from tests.simulators.kubelet import Kubelet, Pod, wait_for
+from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
 
 MIB = 1 << 20
 PERIOD = 100_000
@@ -23,6 +25,13 @@ def limits(**fields: Any) -> pb.LinuxContainerConfig:
 
 def update(kubelet: Kubelet, container: str, **fields: Any) -> None:
     kubelet.UpdateContainerResources(container_id=container, linux=pb.LinuxContainerResources(**fields))
+
+
+def controllers() -> set[str]:
+    node = detect()
+    if isinstance(node, V1):
+        return {name for hierarchy in node.hierarchies for name in hierarchy.controllers}
+    return set(Path(node.mounts[0], "cgroup.controllers").read_text().split())
 
 
 def numbers(pod: Pod, container: str) -> Numbers:
@@ -82,8 +91,12 @@ def test_a_raised_memory_limit_lets_a_container_live(kubelet: Kubelet, pod: Pod)
     wait_for(lambda: [line.text for line in kubelet.log(container)], lambda lines: lines == [b"kept"])
 
 
-def test_a_cpuset_is_met_by_affinity(kubelet: Kubelet, pod: Pod) -> None:
+def test_a_cpuset_is_met_by_affinity_or_refused_by_name(kubelet: Kubelet, pod: Pod) -> None:
     first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    if "cpuset" not in controllers():  # user-mode Linux
+        with refused("INVALID_ARGUMENT", "cpuset.cpus"):
+            kubelet.create(pod, "true", linux=limits(cpuset_cpus=str(first)))
+        return
     container = kubelet.run(pod, "sleep", "1000", linux=limits(cpuset_cpus=str(first)))
     allowed = "sed -n 's/^Cpus_allowed_list:\\t//p' /proc/self/status"
     assert kubelet.shell(container, allowed).strip() == str(first)

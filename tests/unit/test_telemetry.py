@@ -161,3 +161,10 @@ async def test_a_caller_who_leaves_is_no_failure_of_the_step() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert _value("cri_py_stage_errors_total", stage="abandoned") == 0
+
+
+def test_no_counter_has_a_second_series_for_its_birth() -> None:
+    telemetry.RPC_ERRORS.labels("Born", "INTERNAL").inc()
+    _, body = telemetry.exposition("application/openmetrics-text; version=1.0.0")
+    assert b'cri_py_rpc_errors_total{code="INTERNAL",method="Born"} 1.0' in body
+    assert b"_created" not in body

@@ -176,6 +176,14 @@ def test_the_processes_of_execs_are_the_containers_too(tmp_path: Path) -> None:
     one.close()
 
 
+def test_a_container_that_fills_its_group_with_children_costs_no_walk(tmp_path: Path) -> None:
+    group = version2(tmp_path)
+    for number in range(65):
+        (tmp_path / f"pod/child-{number}").mkdir()  # without cgroup.procs: a look into one would fail
+    assert group.members() is None
+    group.close()
+
+
 def test_a_list_of_processes_too_long_to_read_is_told_as_unknown(tmp_path: Path) -> None:
     group = version2(tmp_path, cgroup_procs="1234567\n" * 3000)
     assert group.members() is None
