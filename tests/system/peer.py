@@ -36,6 +36,9 @@ LACKS_MODULES: Final = {
     "test_node": "it asks what ours says about itself",
     "test_propagation": "containerd runs in a mount namespace of its own here",
     "test_faults": "1.6 does not undo what a caller has left",
+    "test_updates": "1.6 refuses with UNKNOWN, and reports swap that was not asked for",
+    "test_metrics": "1.6 has no metrics",
+    "test_top": "it asks our own command",
 }
 LACKS: Final = {
     "test_a_retried_run_of_a_pod_is_answered_with_the_same_id": _RETRIES,
@@ -77,6 +80,13 @@ LACKS: Final = {
     "test_hostname_hosts_and_resolver_are_the_pods": "1.6 gives pods the node's hosts file",
     "test_every_byte_is_logged": "1.6 marks an unfinished last line differently",
     "test_a_log_that_cannot_be_opened_holds_nothing_up": "1.6 does not start a container without its log",
+    "test_a_running_container_has_its_numbers_from_the_first_call_on": "1.6 has no rate at first",
+    "test_available_memory_is_what_the_limit_leaves": "1.6 tells the node's memory where there is no limit",
+    "test_what_a_container_wrote_is_in_its_layer": "1.6 fails for a container that has ended",
+    "test_created_and_ended_containers_are_told_too": "1.6 tells them without numbers",
+    "test_filters_are_those_of_the_lists": _STREAMS,
+    "test_a_pods_numbers_cover_its_containers": "1.6 counts the pause container's processes alone",
+    "test_a_stopped_pod_is_not_listed_and_told_without_numbers": "1.6 fails for a stopped pod",
     "test_a_call_about_an_image_needs_its_name": "1.6 answers UNKNOWN",
     "test_what_is_no_image_ref_is_not_pulled": "1.6 answers UNKNOWN",
     "test_images_are_listed_by_name": "1.6 lists its pause image, too",
