@@ -205,6 +205,7 @@ _NUMBERS = {
     "execve": (59, 221),
     "execveat": (322, 281),
     "exit_group": (231, 94),
+    "faccessat2": (439, 439),
     "fchdir": (81, 50),
     "fchown": (93, 55),
     "fcntl": (72, 25),

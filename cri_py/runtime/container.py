@@ -462,6 +462,7 @@ def execute(launch: Launch) -> None:
         # As execve would find, for a tenth of the time, and before a filter may forbid to look.
         candidates = [candidate for candidate in candidates if os.access(candidate, os.F_OK)]
     if secure is not None:
+        _refuse_early(name, candidates)
         security.load(secure)
     refusal: OSError | None = None
     for candidate in candidates:
@@ -470,6 +471,25 @@ def execute(launch: Launch) -> None:
         except OSError as error:
             if refusal is None or not isinstance(error, FileNotFoundError | NotADirectoryError):
                 refusal = error
+    raise _told(name, refusal)
+
+
+def _refuse_early(name: str, candidates: list[str]) -> None:
+    """What execve would say of a program that is not there, said before a filter may forbid to say anything."""
+    if any(os.access(candidate, os.X_OK, effective_ids=True) for candidate in candidates):
+        return
+    refusal: OSError | None = None
+    for candidate in candidates:
+        try:
+            os.stat(candidate)
+        except OSError as error:
+            refusal = refusal or error
+        else:
+            refusal = refusal or PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    raise _told(name, refusal)
+
+
+def _told(name: str, refusal: OSError | None) -> StartError:
     if refusal is None or (isinstance(refusal, FileNotFoundError) and "/" not in name):
-        raise StartError(f'exec: "{name}": executable file not found in $PATH')
-    raise StartError(f'exec: "{name}": {(refusal.strerror or "").lower()}')
+        return StartError(f'exec: "{name}": executable file not found in $PATH')
+    return StartError(f'exec: "{name}": {(refusal.strerror or "").lower()}')
