@@ -214,6 +214,7 @@ _NUMBERS = {
     "fsopen": (430, 430),
     "getcwd": (79, 17),
     "ioctl": (16, 29),
+    "keyctl": (250, 219),
     "mkdirat": (258, 34),
     "mount": (165, 40),
     "mount_setattr": (442, 442),

@@ -71,6 +71,7 @@ _STX_RDEV: Final = 0x80
 _STX_TYPE: Final = 1
 _TIOCSCTTY: Final = 0x540E
 _F_GETFD: Final = 1
+_JOIN_SESSION_KEYRING: Final = 1
 _AT_EACCESS: Final = 0x200
 # What it takes to become the user and to drop all else, and to give a terminal to its user.
 _NEEDED_INSIDE: Final = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_CHOWN")
@@ -142,7 +143,7 @@ def template(
             identity.uid,
             tuple(_labelled(process, linux.get("task_files", ()))),
             (step_parts.filtered(secure),) if secure else (),
-            0 if uids else sum(_granted(process, secure, rights)) | capabilities.mask(_NEEDED_INSIDE) & rights.held,
+            0 if uids else _kept(process, secure, rights),
         )
     except ValueError as error:
         raise InvalidArgument(f"nothing can be executed in the container: {error}", hint="leave NULs out") from error
@@ -244,6 +245,8 @@ def _labelled(process: Mapping[str, Any], files: Sequence[str]) -> Iterator[Step
         yield from _written(LABEL_FILE, f"exec {profile}".encode())
     if label := process.get("selinuxLabel"):
         yield from _written(labels.EXEC_FILE, label.encode())
+        yield from _written(labels.KEY_FILE, label.encode())
+    yield Step("keyctl", (_JOIN_SESSION_KEYRING, 0), Then.MAY)  # the inherited one is the daemon's; some kernels have none
 
 
 def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[Step]:
@@ -333,11 +336,17 @@ def _reduced(process: Mapping[str, Any], identity: Identity, secure: Filter | No
             yield Step("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0))
 
 
+def _kept(process: Mapping[str, Any], secure: Filter | None, rights: Rights) -> int:
+    """All that it needs once the container sees it, and what the container may have."""
+    permitted, loading = _granted(process, secure, rights)
+    return permitted | loading | capabilities.mask(_NEEDED_INSIDE) & rights.held
+
+
 def _granted(process: Mapping[str, Any], secure: Filter | None, rights: Rights) -> tuple[int, int]:
     """The permitted capabilities, and what else loads the filter."""
     permitted = capabilities.mask(process.get("capabilities", {}).get("permitted", ())) & rights.held
     admin = capabilities.mask(("CAP_SYS_ADMIN",)) & rights.held
-    return permitted, admin & ~permitted if secure and not process.get("noNewPrivileges") else 0
+    return permitted, admin if secure and not process.get("noNewPrivileges") else 0
 
 
 def _settled(process: Mapping[str, Any]) -> Iterator[Step]:

@@ -171,6 +171,7 @@ def _init(world: World, body: bytes) -> None:
     secure = security.read_filter(request["seccomp"])
     if "intelRdt" in document["linux"]:
         resctrl.enter(document["linux"]["intelRdt"], os.path.basename(request["bundle"]))
+    security.leave_keys(process)
     if not birth.crosses:
         _join(birth, holder_fd)
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
@@ -321,7 +322,7 @@ def _make_own_devices(linux: dict[str, Any], path: str, operations: list[mounts.
             taken[number] = trees.take_devices(*owner, operation)
             inside = [each for each in devices if each["path"].startswith("/dev/")]
             relative = [{**each, "path": each["path"].removeprefix("/dev")} for each in inside]
-            mounts.make_devices(relative, mounts.Root(fd=taken[number]), "/")
+            mounts.make_devices(relative, mounts.Root(fd=taken[number]), "/", owner)
             devices = [each for each in devices if each not in inside]
     for device in devices:
         mounts.make_device(device, elsewhere)

@@ -113,6 +113,13 @@ def test_the_selinux_label_is_written_alone_by_the_nodes_proc() -> None:
     assert not [step for step in listed() if b"/proc/self/attr/exec\0" in step.arguments]
 
 
+def test_keys_of_the_daemon_are_left_behind_for_a_ring_that_the_container_may_use() -> None:
+    assert at(listed(), "keyctl", 1, 0) < at(listed(), "setns")
+    found = listed(selinuxLabel="u:r:t:s0")
+    opened = at(found, "openat", k.AT_FDCWD, b"/proc/self/attr/keycreate\0")
+    assert opened < at(found, "keyctl")
+
+
 def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> None:
     found = listed()
     fork = at(found, "clone3")
