@@ -246,7 +246,8 @@ def _labelled(process: Mapping[str, Any], files: Sequence[str]) -> Iterator[Step
     if label := process.get("selinuxLabel"):
         yield from _written(labels.EXEC_FILE, label.encode())
         yield from _written(labels.KEY_FILE, label.encode())
-    yield Step("keyctl", (_JOIN_SESSION_KEYRING, 0), Then.MAY)  # the inherited one is the daemon's; some kernels have none
+    # The inherited one is the daemon's; some kernels have none.
+    yield Step("keyctl", (_JOIN_SESSION_KEYRING, 0), Then.MAY)
 
 
 def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[Step]:
