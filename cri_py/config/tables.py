@@ -200,7 +200,11 @@ class RuntimeConfig:
         "What becomes of a volume whose host_path is not there: refuse, as CRI asks, or make, a directory.",
         one_of("refuse", "make"),
     )
-    shm_bytes: int = key(64 << 20, "How much a pod's /dev/shm may hold, in bytes.", within(4096, 1 << 40))
+    shm_bytes: int = key(
+        64 << 20,
+        "How much a pod's /dev/shm may hold, in bytes, if the annotation shm-size.crio.io names no other size.",
+        within(4096, 1 << 40),
+    )
     apparmor_profile: str = key(
         "cri-py-default",
         'What containers get that name no AppArmor profile, loaded at the start where the kernel has it; "" is none.',

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 # Takes the label that the process has from its next execve on; a line, as AppArmor's own file beside it takes one.
 EXEC_FILE = "/proc/self/attr/exec"
+KEY_FILE = "/proc/self/attr/keycreate"  # the same for keys that it makes, until that execve
 _XATTR = "security.selinux"
 
 

@@ -65,6 +65,8 @@ _NR_SIGNALFD4 = 289 if _X86 else 74
 _NR_RT_SIGPROCMASK = 14 if _X86 else 135
 _SIG_SETMASK = 2
 _NR_SECCOMP = 317 if _X86 else 277
+_NR_KEYCTL = 250 if _X86 else 219
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _NR_RT_SIGACTION = 13 if _X86 else 134
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -174,6 +176,17 @@ def prctl(option: int, value: int = 0, third: int = 0, fourth: int = 0, fifth: i
     if result < 0:
         raise _fail("prctl", str(option))
     return result
+
+
+def join_new_session_keyring() -> bool:
+    """Leave the session keyring that this process has inherited for an empty one (keyctl(2)); False if the kernel has
+    no keys."""
+    _begin("keyctl", "")
+    if _libc.syscall(_NR_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, 0) >= 0:
+        return True
+    if ctypes.get_errno() != errno.ENOSYS:
+        raise _fail("keyctl")
+    return False
 
 
 def signalfd(number: int) -> int:

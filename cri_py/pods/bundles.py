@@ -189,8 +189,9 @@ class Bundles:
             document["linux"]["seccomp"] = profile
         return document
 
-    def replace_resources(self, container: Container, resources: Mapping[str, Any]) -> dict[str, Any]:
-        """Write other limits into the OCI document, its device rules kept; returns those it had. Raises Internal."""
+    def replace_resources(self, container: Container, resources: Mapping[str, Any], score: int) -> dict[str, Any]:
+        """Write other limits into the OCI document, its device rules kept, and another oom_score_adj; returns the
+        limits that it had. Raises Internal."""
         path = f"{self._places.bundle(container.sandbox_id, container.id)}/config.json"
         document = read_document(path)
         if not document:
@@ -198,6 +199,7 @@ class Bundles:
         before: dict[str, Any] = document["linux"]["resources"]
         kept = {"devices": before["devices"]} if "devices" in before else {}
         document["linux"]["resources"] = {**resources, **kept}
+        document["process"]["oomScoreAdj"] = score
         try:
             _write(f"{path}.new", document)
             os.rename(f"{path}.new", path)

@@ -70,6 +70,11 @@ _PTMX_IN_STATX: Final = 5 | 2 << 32  # stx_rdev_major and stx_rdev_minor
 _STX_RDEV: Final = 0x80
 _STX_TYPE: Final = 1
 _TIOCSCTTY: Final = 0x540E
+_F_GETFD: Final = 1
+_JOIN_SESSION_KEYRING: Final = 1
+_AT_EACCESS: Final = 0x200
+# What it takes to become the user and to drop all else, and to give a terminal to its user.
+_NEEDED_INSIDE: Final = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_CHOWN")
 _SIG_SETMASK: Final = 2
 # What the spawner ignores or glibc's posix_spawn leaves ignored would be ignored by the program too (signal(7)).
 _CHANGED_SIGNALS: Final = tuple(
@@ -100,13 +105,15 @@ class Template(NamedTuple):
     """What all execs in a container have in common; ``template`` makes it."""
 
     limited: tuple[Step, ...]  # done outside of the container
-    settled: tuple[Step, ...]  # done inside, up to execve
+    settled: tuple[Step, ...]  # done inside, up to the filter
     environment: tuple[Argument, ...]  # envp
     path: str  # PATH of that
     own_users: bool = False  # whether the container has a user namespace
     owner: tuple[int, int] = (0, 0)  # (uid, gid) on the node
     uid: int = 0  # in the container
     labelled: tuple[Step, ...] = ()  # done outside of the container before anything is limited
+    filtered: tuple[Step, ...] = ()  # the last before execve
+    kept: int = 0  # capabilities that it has from its birth in the container on, 0 for all
 
 
 def template(
@@ -128,13 +135,15 @@ def template(
     try:
         return Template(
             tuple(_limited(process, rights.limits)),
-            (*_reduced(process, identity, secure, rights), *_settled(process, secure)),
+            (*_reduced(process, identity, secure, rights), *_settled(process)),
             vector([text(os.fsdecode(key + b"=" + value)) for key, value in environment.items()]),
             os.fsdecode(environment.get(b"PATH", b"")),
             bool(uids),
             (userns.outside(uids, identity.uid), userns.outside(gids, identity.gid)),
             identity.uid,
             tuple(_labelled(process, linux.get("task_files", ()))),
+            (step_parts.filtered(secure),) if secure else (),
+            0 if uids else _kept(process, secure, rights),
         )
     except ValueError as error:
         raise InvalidArgument(f"nothing can be executed in the container: {error}", hint="leave NULs out") from error
@@ -150,8 +159,10 @@ def steps(common: Template, command: Sequence[str], scope: ExecScope, *, termina
         tries = [*_tries(command, common)]
     except ValueError as error:
         raise InvalidArgument(f"the command can't be executed: {error}", hint="leave NULs out") from error
-    outside = [*_begun(scope), *common.labelled, *_opened(scope), *common.limited, *_born_inside(scope)]
-    return [*outside, *_at_home(common, terminal=terminal), *common.settled, *tries]
+    outside = [*_begun(scope), *common.labelled, *_opened(scope), *common.limited, *_born_inside(scope, common.kept)]
+    looked_up = _looked_up(command[0], common) if common.filtered else ()
+    inside = [*_at_home(common, terminal=terminal), *common.settled, *looked_up, *common.filtered]
+    return [*outside, *inside, *tries]
 
 
 def refusal(step: Step, number: int) -> CriError:
@@ -181,10 +192,12 @@ def _opened(scope: ExecScope) -> Iterator[Step]:
         yield step_parts.opened(text(file), os.O_WRONLY | os.O_CLOEXEC, file)
 
 
-def _born_inside(scope: ExecScope) -> Iterator[Step]:
+def _born_inside(scope: ExecScope, kept: int) -> Iterator[Step]:
     """The child that goes on is a sibling, so that the monitor is its parent; on v2 it is born into its group.
 
     That group's descriptor, which it has for a moment, is of a mount that nothing else belongs to: ``..`` ends there.
+    And it has only the capabilities ``kept``, if not 0: one with CAP_SYS_PTRACE can make it do what it could not do
+    itself.
     """
     flags, group, later = CLONE_PARENT, 0, 0
     if scope.groups.born_into:
@@ -192,6 +205,9 @@ def _born_inside(scope: ExecScope) -> Iterator[Step]:
         flags, group = flags | CLONE_INTO_CGROUP, _FIRST_FREE
     yield Step("setns", (TARGET_FD, CLONE_NEWPID), words=Words("setns of the pid namespace", _ENDING))
     yield Step("setns", (TARGET_FD, _ALL & ~later), words=Words("setns", _ENDING))
+    if kept:
+        kept |= capabilities.mask(("CAP_SYS_ADMIN",)) if later else 0
+        yield step_parts.capability_sets(kept, kept, 0)
     clone_arguments = (flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, group)
     size = 8 * len(clone_arguments)
     yield Step("clone3", (clone_arguments, size), Then.FORK, Words("clone3", _ENDING))
@@ -229,6 +245,9 @@ def _labelled(process: Mapping[str, Any], files: Sequence[str]) -> Iterator[Step
         yield from _written(LABEL_FILE, f"exec {profile}".encode())
     if label := process.get("selinuxLabel"):
         yield from _written(labels.EXEC_FILE, label.encode())
+        yield from _written(labels.KEY_FILE, label.encode())
+    # The inherited one is the daemon's; some kernels have none.
+    yield Step("keyctl", (_JOIN_SESSION_KEYRING, 0), Then.MAY)
 
 
 def _limited(process: Mapping[str, Any], ours: Mapping[int, int]) -> Iterator[Step]:
@@ -294,13 +313,10 @@ def _reduced(process: Mapping[str, Any], identity: Identity, secure: Filter | No
     bounding set (capabilities(7)).
     """
     sets = process.get("capabilities", {})
-    permitted = capabilities.mask(sets.get("permitted", ())) & rights.held
-    loading = 0
+    permitted, loading = _granted(process, secure, rights)
     yield Step("umask", (0o022,))
     if process.get("noNewPrivileges"):
         yield Step("prctl", (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    elif secure:
-        loading = capabilities.mask(("CAP_SYS_ADMIN",)) & rights.held
     bounding = capabilities.mask(sets.get("bounding", ())) & rights.held
     for number in range(rights.last_capability + 1):
         if not bounding >> number & 1:
@@ -321,7 +337,20 @@ def _reduced(process: Mapping[str, Any], identity: Identity, secure: Filter | No
             yield Step("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0))
 
 
-def _settled(process: Mapping[str, Any], secure: Filter | None) -> Iterator[Step]:
+def _kept(process: Mapping[str, Any], secure: Filter | None, rights: Rights) -> int:
+    """All that it needs once the container sees it, and what the container may have."""
+    permitted, loading = _granted(process, secure, rights)
+    return permitted | loading | capabilities.mask(_NEEDED_INSIDE) & rights.held
+
+
+def _granted(process: Mapping[str, Any], secure: Filter | None, rights: Rights) -> tuple[int, int]:
+    """The permitted capabilities, and what else loads the filter."""
+    permitted = capabilities.mask(process.get("capabilities", {}).get("permitted", ())) & rights.held
+    admin = capabilities.mask(("CAP_SYS_ADMIN",)) & rights.held
+    return permitted, admin if secure and not process.get("noNewPrivileges") else 0
+
+
+def _settled(process: Mapping[str, Any]) -> Iterator[Step]:
     directory = process["cwd"]
     entered = Words(f"the working directory {directory!r} can't be entered")
     yield Step("chdir", (text(directory),), words=entered)  # as the user: what it may not enter it must not work in
@@ -335,8 +364,17 @@ def _settled(process: Mapping[str, Any], secure: Filter | None) -> Iterator[Step
     yield Step("rt_sigprocmask", (_SIG_SETMASK, bytes(8), 0, 8))
     # Set anew: a change of the user clears it. A monitor's death takes its containers along.
     yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
-    if secure:
-        yield step_parts.filtered(secure)
+
+
+def _looked_up(name: str, common: Template) -> Iterator[Step]:
+    """What execve would say of a program that is not there, said before a filter may forbid to say anything."""
+    if "/" in name:
+        yield Step("faccessat2", (AT_FDCWD, text(name), os.X_OK, _AT_EACCESS), words=Words(f'exec: "{name}"'))
+        return
+    for place in filter(None, common.path.split(":")):
+        yield Step("openat", (AT_FDCWD, text(f"{place}/{name}"), os.O_PATH | os.O_CLOEXEC), Then.MAY)
+    missing = {errno.EBADF: f'exec: "{name}": executable file not found in $PATH'}
+    yield Step("fcntl", (TARGET_FD, _F_GETFD), words=Words(f'exec: "{name}"', missing))  # the first that was found
 
 
 def _environment(pairs: Sequence[str], home: str) -> dict[bytes, bytes]:

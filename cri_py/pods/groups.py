@@ -95,6 +95,14 @@ class Groups:
         """Undo a ``change``."""
         await self._run(changes.take_back, undo)
 
+    async def rescore(self, group: str, before: int, after: int) -> None:
+        """Give another oom_score_adj to those of the group's processes that have ``before``: others have their own."""
+        await self._run(self._rescore, group, before, after)
+
+    def _rescore(self, group: str, before: int, after: int) -> None:
+        for pid in self.cgroups.processes(group):
+            rescore(pid, before, after)
+
     async def remove(self, group: str) -> None:
         await self._run(self.cgroups.remove, group)
 
@@ -181,6 +189,20 @@ class Groups:
             self._sweep.cancel()
         self._pool.submit(self._remove_parents)
         self._pool.shutdown(wait=True)
+
+
+def rescore(pid: int, before: int, after: int) -> None:
+    """Give a process another oom_score_adj, if it has ``before``. One that has ended is fine, and so is one that root
+    may not lower here (CAP_SYS_RESOURCE), as at its start."""
+    path = f"/proc/{pid}/oom_score_adj"
+    try:
+        with open(path) as file:
+            has = int(file.read())
+        if has == before:
+            with open(path, "w") as file:
+                file.write(str(after))
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return
 
 
 def _removed(directory: str, until: float) -> bool:

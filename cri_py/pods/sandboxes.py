@@ -304,7 +304,8 @@ class Sandboxes:
                     labels.give(path, label)
             if sandbox.config.namespaces.ipc is not NamespaceMode.NODE:
                 os.makedirs(places.shm, exist_ok=True)
-                options = f"mode=1777,size={self._config.shm_bytes},uid={root[0]},gid={root[1]}"
+                size = spec_limits.shm_bytes(sandbox.config, self._config.shm_bytes)
+                options = f"mode=1777,size={size},uid={root[0]},gid={root[1]}"
                 options = labels.with_context(options, label)
                 syscalls.mount("shm", places.shm, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
 

@@ -28,6 +28,14 @@ _CPU_QUOTA_US: Final = 1000
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _CPUSET = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _PAGE_SIZE = re.compile(r"[1-9]\d*[KMG]B")
+_SHM_SIZES: Final = ("shm-size.crio.io", "io.kubernetes.cri-o.ShmSize")
+_SHM_MOST: Final = 1 << 40
+_QUANTITY = re.compile(r"([0-9]{1,15})(|[kMGT]|[KMGT]i)", re.ASCII)
+_UNITS: Final = {"": 1} | {
+    unit: base**power
+    for base, units in ((1000, ("k", "M", "G", "T")), (1024, ("Ki", "Mi", "Gi", "Ti")))
+    for power, unit in enumerate(units, 1)
+}
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_.:-]+")
 # namespaced ones, by the namespace that holds them (sysctl(8); the kernel's ipc/ipc_sysctl.c and mq_sysctl.c)
 _IPC_SYSCTLS = re.compile(r"kernel/(shm[a-z_]+|msg[a-z_]+|sem|sem_next_id)|fs/mqueue/[a-z_]+")
@@ -53,6 +61,7 @@ def validate_sandbox_config(config: SandboxConfig) -> None:
         raise InvalidArgument("a sandbox can't have pid: TARGET", hint="TARGET is for containers; use POD or CONTAINER")
     resolv_conf_text(config.dns, "")
     sandbox_sysctls(config)
+    shm_bytes(config, 0)
 
 
 def validate_container_config(config: ContainerConfig, sandbox: SandboxConfig) -> None:
@@ -115,6 +124,24 @@ def sandbox_sysctls(config: SandboxConfig) -> dict[str, str]:
             )
         sysctls[path] = value
     return sysctls
+
+
+def shm_bytes(config: SandboxConfig, usual: int) -> int:
+    """How much the pod's /dev/shm may hold. CRI has no field for it; CRI-O's annotations are taken for one.
+
+    Raises InvalidArgument for what is no quantity of Kubernetes', or none at all. What is in it counts as memory of the
+    pod, whose limit holds all the same.
+    """
+    for name in _SHM_SIZES:
+        if name in config.annotations:
+            found = _QUANTITY.fullmatch(config.annotations[name])
+            size = int(found[1]) * _UNITS[found[2]] if found else 0
+            if not 0 < size <= _SHM_MOST:
+                raise InvalidArgument(
+                    f"the annotation {name} is {config.annotations[name]!r}", hint="a size reads like 128Mi, up to 1Ti"
+                )
+            return size
+    return usual
 
 
 def _sysctl_path(name: str) -> str:

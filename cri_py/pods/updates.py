@@ -6,10 +6,11 @@ what is reported is always what holds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
-from cri_py.model import Container, Created, LinuxResources, Running
+from cri_py.model import Container, ContainerId, Created, LinuxResources, Running
 from cri_py.pods import spec, spec_limits
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.groups import Groups
@@ -19,10 +20,12 @@ from cri_py.pods.ledger import Ledger
 class Updates:
     """In-place resizes."""
 
-    def __init__(self, ledger: Ledger, groups: Groups, bundles: Bundles) -> None:
+    def __init__(self, ledger: Ledger, groups: Groups, bundles: Bundles, forget: Callable[[ContainerId], None]) -> None:
+        """``forget``: is called for a container whose next execs are to inherit something else."""
         self._ledger = ledger
         self._groups = groups
         self._bundles = bundles
+        self._forget = forget
 
     async def container(self, container_id: str, asked: LinuxResources) -> None:
         """Change the limits of a container; what is not asked for stays.
@@ -40,14 +43,19 @@ class Updates:
 
     async def _change(self, container: Container, resources: LinuxResources) -> None:
         limits = spec.linux_resources(resources)
+        was, score = (container.resources or LinuxResources()).oom_score_adj, resources.oom_score_adj
         async with AsyncExitStack() as undo:
             if isinstance(container.state, Created | Running):
                 before = await self._groups.change(container.cgroup, limits)
                 undo.push_async_callback(self._groups.take_back, before)
-            replaced = self._bundles.replace_resources(container, limits)
-            undo.callback(self._bundles.replace_resources, container, replaced)
+                if score != was:
+                    await self._groups.rescore(container.cgroup, was, score)
+                    undo.push_async_callback(self._groups.rescore, container.cgroup, score, was)
+            replaced = self._bundles.replace_resources(container, limits, score)
+            undo.callback(self._bundles.replace_resources, container, replaced, was)
             await self._ledger.put_container(replace(container, resources=resources), past=False)
             undo.pop_all()
+        self._forget(container.id)
 
     async def sandbox(self, sandbox_id: str, overhead: LinuxResources | None, resources: LinuxResources | None) -> None:
         """Record what the pod has now. Its group is the kubelet's, who has changed it before it tells."""

@@ -171,6 +171,7 @@ def _init(world: World, body: bytes) -> None:
     secure = security.read_filter(request["seccomp"])
     if "intelRdt" in document["linux"]:
         resctrl.enter(document["linux"]["intelRdt"], os.path.basename(request["bundle"]))
+    security.leave_keys(process)
     if not birth.crosses:
         _join(birth, holder_fd)
     notes = [note for note in [security.set_oom_score(process.get("oomScoreAdj"))] if note]
@@ -321,7 +322,7 @@ def _make_own_devices(linux: dict[str, Any], path: str, operations: list[mounts.
             taken[number] = trees.take_devices(*owner, operation)
             inside = [each for each in devices if each["path"].startswith("/dev/")]
             relative = [{**each, "path": each["path"].removeprefix("/dev")} for each in inside]
-            mounts.make_devices(relative, mounts.Root(fd=taken[number]), "/")
+            mounts.make_devices(relative, mounts.Root(fd=taken[number]), "/", owner)
             devices = [each for each in devices if each not in inside]
     for device in devices:
         mounts.make_device(device, elsewhere)
@@ -462,6 +463,7 @@ def execute(launch: Launch) -> None:
         # As execve would find, for a tenth of the time, and before a filter may forbid to look.
         candidates = [candidate for candidate in candidates if os.access(candidate, os.F_OK)]
     if secure is not None:
+        _refuse_early(name, candidates)
         security.load(secure)
     refusal: OSError | None = None
     for candidate in candidates:
@@ -470,6 +472,25 @@ def execute(launch: Launch) -> None:
         except OSError as error:
             if refusal is None or not isinstance(error, FileNotFoundError | NotADirectoryError):
                 refusal = error
+    raise _told(name, refusal)
+
+
+def _refuse_early(name: str, candidates: list[str]) -> None:
+    """What execve would say of a program that is not there, said before a filter may forbid to say anything."""
+    if any(os.access(candidate, os.X_OK, effective_ids=True) for candidate in candidates):
+        return
+    refusal: OSError | None = None
+    for candidate in candidates:
+        try:
+            os.stat(candidate)
+        except OSError as error:
+            refusal = refusal or error
+        else:
+            refusal = refusal or PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    raise _told(name, refusal)
+
+
+def _told(name: str, refusal: OSError | None) -> StartError:
     if refusal is None or (isinstance(refusal, FileNotFoundError) and "/" not in name):
-        raise StartError(f'exec: "{name}": executable file not found in $PATH')
-    raise StartError(f'exec: "{name}": {(refusal.strerror or "").lower()}')
+        return StartError(f'exec: "{name}": executable file not found in $PATH')
+    return StartError(f'exec: "{name}": {(refusal.strerror or "").lower()}')

@@ -449,10 +449,12 @@ _LINKS = (
 )
 
 
-def make_devices(devices: list[dict[str, Any]], root: Root, directory: str = "/dev") -> None:
+def make_devices(
+    devices: list[dict[str, Any]], root: Root, directory: str = "/dev", owner: tuple[int, int] = (0, 0)
+) -> None:
     """The device nodes of the document and the links that OCI runtime-spec (config-linux.md#default-devices) asks.
 
-    ``directory``: where /dev is in ``root``.
+    ``directory``: where /dev is in ``root``; ``owner``: (uid, gid) of the links.
     """
     for device in devices:
         make_device(device, root)
@@ -460,6 +462,8 @@ def make_devices(devices: list[dict[str, Any]], root: Root, directory: str = "/d
     for target, name in _LINKS:
         try:
             os.symlink(target, name, dir_fd=fd)
+            if owner != (0, 0):
+                os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
         except FileExistsError:
             continue  # the image or a volume brings its own
     os.close(fd)

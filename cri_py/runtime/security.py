@@ -78,6 +78,14 @@ def set_label(process: dict[str, Any], apparmor_file: str = LABEL_FILE, selinux_
             ) from error
 
 
+def leave_keys(process: dict[str, Any], file: str = labels.KEY_FILE) -> None:
+    """Have a session keyring of one's own (session-keyring(7)): one that is inherited is the daemon's and, through it,
+    every other container's. Under SELinux it gets the label of the process that is to use it."""
+    if label := process.get("selinuxLabel"):
+        _write(file, label)
+    syscalls.join_new_session_keyring()
+
+
 def _write(path: str, word: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

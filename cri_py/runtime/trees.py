@@ -35,6 +35,7 @@ from cri_py.kernel.constants import (
     MS_RDONLY,
     MS_REC,
     MS_SHARED,
+    MS_SLAVE,
     OPEN_TREE_CLOEXEC,
     OPEN_TREE_CLONE,
 )
@@ -77,16 +78,19 @@ class Namespaces:
 def take_shared(operations: list[MountOp], progress: Progress) -> list[int]:
     """For each operation that shares its mounts with the node a copy of its source, else -1. The caller closes them.
 
-    To be taken while this namespace's mounts are still peers of the node's: the copies stay so.
+    To be taken while this namespace's mounts are still peers of the node's: the copies stay so. Others that are to hear
+    of the node's mounts are looked at for whether they can.
     """
-    return [_take_shared(operation, progress) if operation.propagation & MS_SHARED else -1 for operation in operations]
+    return [_take_shared(operation, progress) for operation in operations]
 
 
 def _take_shared(operation: MountOp, progress: Progress) -> int:
+    if operation.fstype != "bind" or not operation.propagation & (MS_SHARED | MS_SLAVE):
+        return -1
     progress.at(operation)
     is_directory(operation)  # for its error
-    _check_shared(operation)
-    return _take_bind(operation, -1)
+    _check_propagation(operation)
+    return _take_bind(operation, -1) if operation.propagation & MS_SHARED else -1
 
 
 def take_rest(
@@ -207,8 +211,9 @@ def take_devices(uid: int, gid: int, operation: MountOp) -> int:
         os.close(context)
 
 
-def _check_shared(operation: MountOp) -> None:
-    """CRI asks for an error where nothing would travel back (mount_namespaces(7), Mount.propagation)."""
+def _check_propagation(operation: MountOp) -> None:
+    """Where nothing would travel, one who waits for it would wait for ever: CRI asks for an error for BIDIRECTIONAL,
+    and peers refuse HOST_TO_CONTAINER too (mount_namespaces(7), Mount.propagation)."""
     fd = os.open(operation.source, os.O_PATH | os.O_CLOEXEC)
     try:
         number = _field(f"/proc/self/fdinfo/{fd}", b"mnt_id:")
@@ -216,10 +221,12 @@ def _check_shared(operation: MountOp) -> None:
         os.close(fd)
     with open("/proc/self/mountinfo", "rb") as file:
         line = next((line for line in file if line.split(b" ", 1)[0] == number), b"")
-    before, _, _ = line.partition(b" - ")
-    if not any(tag.startswith(b"shared:") for tag in before.split(b" ")[6:]):
+    tags = {tag.partition(b":")[0] for tag in line.partition(b" - ")[0].split(b" ")[6:]}
+    both = bool(operation.propagation & MS_SHARED)
+    if not tags & ({b"shared"} if both else {b"shared", b"master"}):
         raise FailedPrecondition(
-            f"the volume at {operation.destination} can't be bidirectional: {operation.source} is on no shared mount",
+            f"the volume at {operation.destination} can't be {'bidirectional' if both else 'host to container'}: "
+            f"{operation.source} is on {'no shared' if both else 'a private'} mount",
             hint="mount --make-rshared the mount that it is on, or ask for another propagation",
         )
 

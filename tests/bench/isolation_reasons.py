@@ -8,10 +8,33 @@ from typing import Final
 
 # Property, pods ("" for all), reason. The first that fits is told.
 _REASONS: Final[tuple[tuple[str, str, str], ...]] = (
+    # containerd 1.6 does not know userns_options and runs the pod without, silently: its column is a default pod's.
+    ("namespace (user|uid_map|gid_map)", "user namespace", "what was asked for; 1.6 leaves it out without a word"),
+    ("(exec )?status (Uid|Gid|Groups)", "user namespace", "root inside is somebody without rights on the node"),
     (
-        "refused",
+        "mount /(dev|dev/pts|dev/shm|proc/keys|proc/timer_list)",
         "user namespace",
-        "1.6 does not know userns_options and runs the pod without, silently; the comparison needs a newer containerd",
+        "it belongs to the root inside, and is otherwise the same",
+    ),
+    (
+        "mount /(proc/acpi|proc/asound|proc/scsi|sys/firmware)",
+        "user namespace",
+        "an empty tmpfs that belongs to the root inside; ours is one for all such places",
+    ),
+    (
+        "device /dev/mqueue",
+        "user namespace",
+        "the kernel makes it with the IPC namespace, before its maker is anybody inside; all may use it",
+    ),
+    (
+        r"sysctl net\.ipv4\.ping_group_range",
+        "user namespace",
+        "all groups of the node, which holds for those inside; their numbers say nothing there",
+    ),
+    (
+        r"sysctl net\.ipv4\.ip_unprivileged_port_start",
+        "",
+        "in a pod's own network ports below 1024 need no capability; containerd has a setting for that",
     ),
     ("mount /", "", "volatile spares the sync at unmount: a container's root is never mounted a second time"),
     (

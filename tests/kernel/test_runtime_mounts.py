@@ -22,6 +22,7 @@ from cri_py.kernel.constants import (
     MS_REC,
     MS_REMOUNT,
     MS_SHARED,
+    MS_SLAVE,
 )
 from cri_py.runtime import mounts, overlay, trees
 from cri_py.runtime.mounts import MountOp, Root
@@ -242,6 +243,23 @@ def test_a_bidirectional_volume_has_to_be_on_a_shared_mount(host: Path) -> None:
         syscalls.mount("", str(host), "", MS_SHARED)
         (tree,) = trees.take_shared([operation], mounts.Progress("/a/b/c", []))
         os.close(tree)
+
+    apart(body)
+
+
+def test_a_volume_that_is_to_hear_of_the_nodes_mounts_can_not_be_on_a_private_one(host: Path) -> None:
+    operation = MountOp("bind", str(host), "/volume", MS_BIND | MS_REC, MS_SLAVE | MS_REC, "")
+    progress = mounts.Progress("/a/b/c", [])
+
+    def body() -> None:  # all mounts are private here
+        with pytest.raises(FailedPrecondition, match=r"/volume can't be host to container: .* is on a private mount"):
+            trees.take_shared([operation], progress)
+        syscalls.mount(str(host), str(host), "", MS_BIND)
+        syscalls.mount("", str(host), "", MS_SHARED)
+        assert trees.take_shared([operation], progress) == [-1]
+        syscalls.mount(str(host), str(host), "", MS_BIND)  # a peer, from which to be cut off
+        syscalls.mount("", str(host), "", MS_SLAVE)
+        assert trees.take_shared([operation], progress) == [-1]
 
     apart(body)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cri_py.kernel import steps
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.kubelet import Kubelet, Pod, namespaces, refused, wait_for
 from tests.system.daemon import Daemon
@@ -108,6 +112,40 @@ def test_a_ptmx_that_is_none_is_not_taken_for_a_terminal(kubelet: Kubelet, pod: 
 
 
 # --------------------------------------------------------------- other pods
+
+
+ADD_KEY, KEYCTL = (248, 250) if platform.machine() == "x86_64" else (217, 219)
+SEARCH, UNLINK = 10, 9
+SESSION, USER_SESSION = -3, -5
+
+
+@pytest.fixture
+def key() -> Iterator[bytes]:
+    """The description of a key where the daemon finds it: its session is ours, or its user's where it has none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    name, rings = b"cri-py-test\0", [ctypes.c_int(ring) for ring in (SESSION, USER_SESSION)]
+    numbers = [libc.syscall(ADD_KEY, b"user", name, b"x", ctypes.c_size_t(1), ring) for ring in rings]
+    assert min(numbers) > 0, os.strerror(ctypes.get_errno())
+    yield name
+    for number, ring in zip(numbers, rings, strict=True):
+        libc.syscall(KEYCTL, UNLINK, ctypes.c_int(number), ring)
+
+
+def test_keys_that_the_daemon_can_find_are_none_of_a_container(
+    kubelet: Kubelet, pod: Pod, tmp_path: Path, key: bytes
+) -> None:
+    """A program that says by its exit whether it finds the key: only then it executes another."""
+    look = steps.Step("keyctl", (SEARCH, SESSION, b"user\0", key, 0))
+    found = steps.Step("execve", (b"/bin/true\0", steps.vector([b"true\0"]), steps.vector([])), steps.Then.TRY)
+    program = tmp_path / "look"
+    program.write_bytes(steps.program([look, found, steps.Step("", (), steps.Then.GIVE_UP)]))
+    program.chmod(0o755)
+    assert subprocess.run([program], check=False).returncode == 0
+    volume = pb.Mount(container_path="/look", host_path=str(program))
+    context = secure(seccomp=UNCONFINED)
+    assert kubelet.outcome(pod, "/look", name="init", mounts=[volume], linux=context)[0].exit_code == 128
+    running = kubelet.run(pod, "sleep", "1000", mounts=[volume], linux=context)
+    assert kubelet.exec(running, "/look").exit_code == 128
 
 
 def test_a_pod_reaches_no_other_pods_memory_queues_or_loopback(kubelet: Kubelet) -> None:

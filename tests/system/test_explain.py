@@ -116,6 +116,43 @@ def test_namespaces_are_told_with_whom_they_are_shared(kubelet: Kubelet, explain
     assert found["pid"]["from"] == {"of": "container", "field": f"{field}.pid", "asked": "CONTAINER"}
 
 
+def test_of_a_pod_with_a_user_namespace_it_tells_who_is_who_and_finds_nothing_amiss(
+    kubelet: Kubelet, explain: Explain, tmp_path: Path
+) -> None:
+    mapping = [pb.IDMapping(host_id=200000, container_id=0, length=65536)]
+    users = pb.UserNamespace(mode=pb.POD, uids=mapping, gids=mapping)
+    config = kubelet.pod_config()
+    config.linux.security_context.namespace_options.CopyFrom(namespaces(userns_options=users))
+    pod = kubelet.run_pod(config)
+    volume = pb.Mount(container_path="/vol", host_path=str(tmp_path), readonly=True)
+    wanted = kubelet.container_config("sleep", "1000", mounts=[volume])
+    wanted.linux.security_context.namespace_options.CopyFrom(namespaces(userns_options=users))
+    wanted.linux.security_context.run_as_user.value = 1000
+    wanted.linux.resources.oom_score_adj = 500
+    container = kubelet.create(pod, config=wanted)
+    kubelet.start(container)
+    told = document(explain, container)
+    found = facts(told, "namespaces")
+    pid = told["container"]["pid"]
+    for name, fact in found.items():
+        assert f"{name}:[{fact['value']['id']}]" == os.readlink(f"/proc/{pid}/ns/{name}")
+    sharing = {name: fact["value"]["sharing"] for name, fact in found.items()}
+    assert [sharing[name] for name in ("user", "net", "ipc", "uts", "pid", "mnt")] == ["pod"] * 4 + ["own"] * 2
+    field = "linux.security_context.namespace_options.userns_options"
+    assert found["user"]["from"]["field"].startswith(field)
+    user = values(told, "user")
+    assert (user["uid"], user["uid_map"]) == (201000, [{"inside": 0, "outside": 200000, "length": 65536}])
+    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    mounts = told["sections"]["mounts"]["facts"]
+    assert [fact["name"] for fact in mounts] == [line.split()[4] for line in lines]
+    assert next(fact for fact in mounts if fact["name"] == "/vol")["from"]["field"] == "mounts[0]"
+    differing = [fact["name"] for each in told["sections"].values() for fact in each["facts"] if fact["differs"]]
+    assert set(differing) <= {"RLIMIT_NOFILE"}
+    page = explain(container)
+    assert page.returncode == 0, page.stderr
+    assert "200000" in page.stdout
+
+
 def test_mounts_are_those_of_mountinfo_each_with_its_field(
     kubelet: Kubelet, pod: Pod, explain: Explain, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.busybox import CUSTOM
-from tests.simulators.kubelet import MASKED, READONLY, Kubelet, Pod, namespaces, wait_for
+from tests.simulators.kubelet import MASKED, READONLY, Kubelet, Pod, namespaces, refused, wait_for
 from tests.system.daemon import Daemon
 from tests.system.test_userns import own as own_users
 
@@ -140,6 +140,14 @@ def test_shared_memory_is_the_pods(kubelet: Kubelet, pod: Pod) -> None:
         "shared",
         "65536",
     ]
+
+
+def test_a_pod_may_ask_for_more_shared_memory(kubelet: Kubelet) -> None:
+    pod = kubelet.run_pod(kubelet.pod_config(annotations={"shm-size.crio.io": "128Mi"}))
+    container = container_in(kubelet, pod)
+    assert kubelet.shell(container, "df -k /dev/shm | tail -1 | awk '{print $2}'").strip() == "131072"
+    with refused("INVALID_ARGUMENT", "shm-size.crio.io"):
+        kubelet.run_pod(kubelet.pod_config(annotations={"shm-size.crio.io": "much"}))
 
 
 # ---------------------------------------------------------------- security

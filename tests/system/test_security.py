@@ -67,6 +67,27 @@ def test_a_profile_need_not_allow_what_only_the_runtime_calls(
         assert field_of(said, name) == "0" * 16
 
 
+@pytest.mark.parametrize("no_new_privs", [False, True])
+def test_a_program_that_is_not_there_is_told_though_the_profile_lets_nobody_write(
+    kubelet: Kubelet, pod: Pod, tmp_path: Path, no_new_privs: bool
+) -> None:
+    own = localhost(tmp_path, {"names": ["write", "writev"], "action": "SCMP_ACT_ERRNO"})
+    context = secure(seccomp=own, no_new_privs=no_new_privs, run_as_user=pb.Int64Value(value=1000))
+    running = kubelet.run(pod, "sleep", "1000", linux=context)
+    for number, (program, words) in enumerate(
+        (
+            ("none", 'exec: "none": executable file not found in $PATH'),
+            ("/bin/none", 'exec: "/bin/none": no such file or directory'),
+            ("/etc/passwd", 'exec: "/etc/passwd": permission denied'),
+        )
+    ):
+        with refused("UNKNOWN", words):
+            kubelet.exec(running, program)
+        with refused("UNKNOWN", words):
+            kubelet.start(kubelet.create(pod, program, name=str(number), linux=context))
+    assert kubelet.exec(running, "true").exit_code == 0
+
+
 def test_rules_count_by_the_containers_capabilities(kubelet: Kubelet, pod: Pod, tmp_path: Path) -> None:
     rule = {"names": CHMOD, "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_NET_ADMIN"]}}
     own = localhost(tmp_path, rule)

@@ -60,6 +60,18 @@ def test_a_created_container_starts_with_its_new_limits(kubelet: Kubelet, pod: P
     assert kernel(pod, container) == kernel(pod, wanted)
 
 
+def test_an_oom_score_holds_for_all_processes_but_those_that_have_chosen_their_own(kubelet: Kubelet, pod: Pod) -> None:
+    script = "(echo 700 > /proc/self/oom_score_adj; exec sleep 1000) & sleep 1000 & echo ready; wait"
+    container = kubelet.run(pod, "sh", "-c", script, linux=limits(oom_score_adj=300))
+    wait_for(lambda: kubelet.log(container), bool)
+    scores = "for pid in 1 $(pidof sleep); do cat /proc/$pid/oom_score_adj; done | sort"
+    wait_for(lambda: kubelet.shell(container, scores).split(), lambda found: found == ["300", "300", "700"])
+    update(kubelet, container, oom_score_adj=600)
+    assert kubelet.shell(container, scores).split() == ["600", "600", "700"]
+    assert kubelet.shell(container, "cat /proc/self/oom_score_adj").strip() == "600"
+    assert reported(kubelet, container).oom_score_adj == 600
+
+
 def test_of_an_ended_container_the_record_changes(kubelet: Kubelet, pod: Pod) -> None:
     container = kubelet.run(pod, "true", linux=limits(**SMALL))
     kubelet.wait(container)

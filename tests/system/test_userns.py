@@ -120,7 +120,8 @@ def test_devices_are_right_inside(kubelet: Kubelet, pod: Pod) -> None:
     container = run(kubelet, pod)
     names = set(kubelet.shell(container, "ls /dev").split())
     assert {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "fd", "mqueue"} <= names
-    assert kubelet.shell(container, "stat -c %u:%g /dev /dev/null /dev/shm /dev/pts /dev/tty").split() == ["0:0"] * 5
+    owned = "/dev /dev/null /dev/shm /dev/pts /dev/tty /dev/fd /dev/stdin /dev/ptmx"
+    assert kubelet.shell(container, f"stat -c %u:%g {owned}").split() == ["0:0"] * 8
     assert kubelet.shell(container, "echo x > /dev/null; head -c 3 /dev/zero | od -An -tx1").split() == ["00"] * 3
     assert "not permitted" in kubelet.shell(container, "mknod /dev/mem c 1 1 2>&1; mknod /tmp/m c 1 1 2>&1; true")
     kubelet.shell(container, "echo x > /dev/shm/x; echo said > /dev/stdout; echo said > /dev/stderr")

@@ -40,6 +40,10 @@ def v2() -> ExecScope:
     return V2("/g").exec_scope("/pod/ctr", "exec-1")
 
 
+def last(found: list[Step], call: str) -> int:
+    return max(number for number, step in enumerate(found) if step.call == call)
+
+
 def listed(
     scope: ExecScope | None = None, secure: Filter | None = FILTER, rights: Rights = RIGHTS, **changes: Any
 ) -> list[Step]:
@@ -109,6 +113,13 @@ def test_the_selinux_label_is_written_alone_by_the_nodes_proc() -> None:
     assert not [step for step in listed() if b"/proc/self/attr/exec\0" in step.arguments]
 
 
+def test_keys_of_the_daemon_are_left_behind_for_a_ring_that_the_container_may_use() -> None:
+    assert at(listed(), "keyctl", 1, 0) < at(listed(), "setns")
+    found = listed(selinuxLabel="u:r:t:s0")
+    opened = at(found, "openat", k.AT_FDCWD, b"/proc/self/attr/keycreate\0")
+    assert opened < at(found, "keyctl")
+
+
 def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> None:
     found = listed()
     fork = at(found, "clone3")
@@ -121,7 +132,7 @@ def test_a_child_is_born_into_the_pid_namespace_and_is_its_makers_sibling() -> N
 
 def test_on_v1_the_child_enters_its_groups_by_files_that_its_maker_has_opened() -> None:
     """They may be frozen; the maker is waited for. A limit on files may not keep it from opening them."""
-    found = listed(v1())
+    found = listed(v1(), secure=None)
     written = [step.arguments[1] for step in found if step.call == "openat"]
     assert written == [
         b"/proc/self/oom_score_adj\0",
@@ -143,12 +154,13 @@ def test_on_v2_the_child_is_born_into_its_group() -> None:
     assert found[at(found, "open_tree")].arguments[1] == b"/g/pod/ctr/exec-1\0"
     assert arguments[10] == 5  # the lowest free descriptor
     assert fork < at(found, "setns", 4, k.CLONE_NEWCGROUP)  # from inside of it no group of the node's is reached
-    assert [step.arguments[1] for step in found if step.call == "openat"] == [b"/proc/self/oom_score_adj\0"]
+    opened = [step.arguments[1] for step in listed(v2(), secure=None) if step.call == "openat"]
+    assert opened == [b"/proc/self/oom_score_adj\0"]
 
 
 def test_groups_go_before_the_gid_the_gid_before_the_uid_and_capabilities_last() -> None:
     found = listed()
-    order = [at(found, call) for call in ("setgroups", "setresgid", "setresuid", "capset")]
+    order = [*(at(found, call) for call in ("setgroups", "setresgid", "setresuid")), last(found, "capset")]
     assert order == sorted(order)
     assert found[order[0]].arguments == (2, b"\x1e\0\0\0\x28\0\0\0")
     assert found[order[1]].arguments == (2000,) * 3
@@ -161,10 +173,34 @@ def test_the_filter_is_the_last_before_execve() -> None:
         assert calls(found)[at(found, "seccomp") + 1] == "execve"
 
 
+def test_a_program_that_is_not_there_is_told_before_the_filter_may_forbid_to_tell() -> None:
+    for args in (["true"], ["/bin/true"]):
+        found = listed(args=args)
+        looked = at(found, "faccessat2") if "/" in args[0] else at(found, "fcntl", 4, 1)
+        assert at(found, "chdir") < looked < at(found, "seccomp")
+    missing = listed()[at(listed(), "fcntl", 4, 1)]
+    assert str(refusal(missing, errno.EBADF)) == 'exec: "true": executable file not found in $PATH'
+    assert not {"faccessat2"}.intersection(calls(listed(secure=None, args=["/bin/true"])))
+
+
+@pytest.mark.parametrize("scope", [v1(), v2()], ids=["v1", "v2"])
+def test_from_its_birth_on_it_has_few_more_rights_than_the_container(scope: ExecScope) -> None:
+    few = {"CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"}
+    for secure, more in ((None, set()), (FILTER, {"CAP_SYS_ADMIN"})):
+        found = listed(scope, secure=secure)
+        wanted = few | more | ({"CAP_SYS_ADMIN"} if scope.groups.born_into else set())  # to join the cgroup namespace
+        lessened = next(step for step in found if step.call == "capset")
+        assert found.index(lessened) < at(found, "clone3")
+        sets = lessened.arguments[1]
+        assert isinstance(sets, bytes)
+        assert int.from_bytes(sets[:4], "little") == sum(1 << NUMBERS[name] for name in wanted)
+        assert sets[:4] == sets[4:8]
+
+
 def test_without_no_new_privs_the_right_to_load_the_filter_is_kept_till_then_and_not_passed_on() -> None:
     def permitted(**changes: Any) -> int:
         found = listed(**changes)
-        sets = found[at(found, "capset")].arguments[1]
+        sets = found[last(found, "capset")].arguments[1]
         assert isinstance(sets, bytes)
         assert sets[8:12] == bytes(4)  # nothing is inheritable
         return int.from_bytes(sets[4:8], "little")
@@ -174,7 +210,7 @@ def test_without_no_new_privs_the_right_to_load_the_filter_is_kept_till_then_and
     assert not permitted(noNewPrivileges=True) & admin
     assert not permitted(secure=None) & admin
     found = listed()
-    assert at(found, "prctl", k.PR_CAPBSET_DROP, NUMBERS["CAP_SYS_ADMIN"]) < at(found, "capset")
+    assert at(found, "prctl", k.PR_CAPBSET_DROP, NUMBERS["CAP_SYS_ADMIN"]) < last(found, "capset")
 
 
 def test_no_new_privs_comes_before_anything_is_given_up() -> None:

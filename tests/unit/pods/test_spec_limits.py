@@ -7,6 +7,7 @@ import pytest
 
 from cri_py import model
 from cri_py.errors import InvalidArgument
+from cri_py.pods import spec_limits
 from cri_py.pods.spec_limits import (
     container_log_path,
     sandbox_sysctls,
@@ -191,3 +192,17 @@ def test_a_value_is_one_line() -> None:
 
 def test_a_slice_is_refused_by_its_driver() -> None:
     refuses_sandbox("driver cgroupfs", cgroup_parent="kubepods-burstable-pod1.slice")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("128Mi", 128 << 20), ("1G", 10**9), ("4096", 4096), ("2k", 2000), ("1Ti", 1 << 40)]
+)
+def test_the_size_of_shared_memory_may_be_an_annotations(text: str, size: int) -> None:
+    for name in ("shm-size.crio.io", "io.kubernetes.cri-o.ShmSize"):
+        assert spec_limits.shm_bytes(sandbox(annotations={name: text}).config, 7) == size
+    assert spec_limits.shm_bytes(sandbox().config, 7) == 7
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "12 Mi", "1.5Gi", "12mb", "2Ti", "9" * 40, "1Ki,nr_inodes=1"])
+def test_a_size_of_shared_memory_that_is_none_is_refused(text: str) -> None:
+    refuses_sandbox("shm-size", annotations={"shm-size.crio.io": text})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cri_py.errors import FailedPrecondition, InvalidArgument
-from cri_py.kernel import labels
+from cri_py.kernel import labels, syscalls
 from cri_py.runtime import security
 
 
@@ -30,6 +30,15 @@ def test_a_label_that_the_kernel_refuses_is_told(tmp_path: Path) -> None:
         security.set_label({"selinuxLabel": "u:r:t"}, selinux_file=str(tmp_path))
     with pytest.raises(FailedPrecondition, match="'strict' is not loaded"):
         security.set_label({"apparmorProfile": "strict"}, str(tmp_path / "none"))
+
+
+def test_the_keyring_gets_the_processs_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, joined = tmp_path / "keycreate", []
+    file.touch()
+    monkeypatch.setattr(syscalls, "join_new_session_keyring", lambda: joined.append(file.read_text()))
+    security.leave_keys({"selinuxLabel": "u:r:t:s0"}, str(file))
+    security.leave_keys({}, str(tmp_path / "not-there"))
+    assert joined == ["u:r:t:s0", "u:r:t:s0"]
 
 
 def test_a_context_is_quoted_for_the_comma_of_its_categories() -> None:
