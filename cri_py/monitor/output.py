@@ -85,41 +85,26 @@ class LogFile:
             self._fd = -1
 
 
-class _Tap:
-    """A pipe's write end, for a client that is to have all that a stream says.
+class _Patience:
+    """How long a stream waits for those who are to have all that it says, and may only not have had a processor.
 
-    A stream waits for its reader, who may only not have had a processor: a quarter of a second if he takes nothing, two
-    seconds altogether, and in the long run a twentieth of the time. Then it goes on without.
+    For one who takes nothing a quarter of a second, for all together two seconds, and in the long run a twentieth of
+    the time. Then it goes on without.
     """
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._patience_s = _PATIENCE_S
+    def __init__(self) -> None:
+        self._left_s = _PATIENCE_S
         self._waited_at = time.monotonic()
 
-    def feed(self, data: bytes) -> bool:
-        """False if the reader has gone or is too slow."""
-        rest = memoryview(data)
-        while True:
-            try:
-                rest = rest[os.write(self.fd, rest) :]
-            except BlockingIOError:
-                pass
-            except OSError:
-                return False
-            if not rest:
-                return True
-            if not self._wait_for_room():
-                return False
-
-    def _wait_for_room(self) -> bool:
+    def wait_for_room(self, fd: int) -> bool:
+        """Until the pipe takes more; False if that is too long."""
         begun = time.monotonic()
-        patience_s = min(_PATIENCE_S, self._patience_s + (begun - self._waited_at) * _REGAINED)
+        left_s = min(_PATIENCE_S, self._left_s + (begun - self._waited_at) * _REGAINED)
         poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
-        happened = poll.poll(max(0.0, min(_STUCK_S, patience_s)) * 1000)
+        poll.register(fd, select.POLLOUT)
+        happened = poll.poll(max(0.0, min(_STUCK_S, left_s)) * 1000)
         self._waited_at = time.monotonic()
-        self._patience_s = patience_s - (self._waited_at - begun)
+        self._left_s = left_s - (self._waited_at - begun)
         return bool(happened)
 
 
@@ -131,32 +116,47 @@ class OutputStream:
         self.name = name
         self._log = log
         self._cutter = LineCutter(name, line_bytes)
-        self._taps: list[_Tap] = []
+        self._taps: list[int] = []
+        self._patience = _Patience()
         os.set_blocking(fd, False)
 
     def take_tap(self, fd: int) -> None:
         """Let a pipe's write end have all that comes from now on, as long as its reader keeps up."""
         os.set_blocking(fd, False)
-        self._taps.append(_Tap(fd))
+        self._taps.append(fd)
 
     def drop_unread_taps(self) -> None:
         """Close those whose reader has gone. A write would tell, but the stream may be silent for ever."""
         poll = select.poll()
-        for tap in self._taps:
-            poll.register(tap.fd, 0)  # a pipe without readers is an error, which needs not be asked for
-        unread = {fd for fd, _ in poll.poll(0)}
-        for tap in [tap for tap in self._taps if tap.fd in unread]:
-            self._drop_tap(tap)
+        for fd in self._taps:
+            poll.register(fd, 0)  # a pipe without readers is an error, which needs not be asked for
+        for fd, _ in poll.poll(0):
+            self._drop_tap(fd)
 
     def _feed_taps(self, data: bytes) -> None:
         """One that does not take all gets nothing more, and its reader sees the end."""
-        for tap in list(self._taps):
-            if not tap.feed(data):
-                self._drop_tap(tap)
+        for fd in list(self._taps):
+            if not self._feed(fd, data):
+                self._drop_tap(fd)
 
-    def _drop_tap(self, tap: _Tap) -> None:
-        self._taps.remove(tap)
-        os.close(tap.fd)
+    def _feed(self, fd: int, data: bytes) -> bool:
+        """False if the reader has gone or is too slow."""
+        rest = memoryview(data)
+        while True:
+            try:
+                rest = rest[os.write(fd, rest) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
+            if not rest:
+                return True
+            if not self._patience.wait_for_room(fd):
+                return False
+
+    def _drop_tap(self, fd: int) -> None:
+        self._taps.remove(fd)
+        os.close(fd)
 
     def read_once(self) -> bool:
         """Take what is there, up to a buffer's length; False once the stream has ended."""
@@ -196,5 +196,5 @@ class OutputStream:
 
     def close(self) -> None:
         os.close(self.fd)
-        for tap in list(self._taps):
-            self._drop_tap(tap)
+        for fd in list(self._taps):
+            self._drop_tap(fd)

@@ -21,7 +21,7 @@ from cri_py.errors import Internal
 from cri_py.state.migrations import migrate
 
 COMMIT_S: Final = 60.0  # for which a disk may be busy with what others write; after that it hangs
-CLOSE_S: Final = 10.0
+CLOSE_S: Final = 30.0  # for each of two stores; who stops the daemon waits 90 s by default (systemd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -17,39 +18,117 @@ from tests.guest import machine
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
-# What user-mode Linux can't do; the guest in qemu runs it.
-NOT_IN_UML: Final = {
-    "test_kill_ends_processes_that_fork_away": "its kernel panics when a fork is interrupted by a kill",
-    "test_a_kill_ends_a_fork_bomb_that_fills_its_group": "the same",
-    "test_a_fork_bomb_that_fills_its_pod_is_stopped": "the same",
-    "test_what_leaves_the_node_is_masqueraded": "it has no nft nat",
+_STARTS: Final = "many starts, of the daemon, of commands or of containers: seconds each in a guest"
+_KILLS: Final = "kills what forks all the time, which user-mode Linux answers with a panic (mmput in copy_process)"
+_BYTES: Final = "moves many bytes or calls, which have one way on every node"
+_LAYERS: Final = "images and their layers are files, on whatever node"
+# Below tests/, for the guest in qemu: what user-mode Linux, which runs all else, can't do, and what is best seen there.
+IN_QEMU: Final = {
+    "kernel/test_cgroups.py": f"wants cpuset and the like, and {_KILLS}",
+    "kernel/test_hostports.py": "wants nft nat",
+    "kernel/test_network.py": "wants nft nat",
+    "system/test_attacks.py::test_a_fork_bomb_that_fills_its_pod_is_stopped": _KILLS,
+    "system/test_host_ports.py::test_a_host_port_survives_a_crash_and_goes_with_its_pod": "wants nft nat",
+    "system/test_host_ports.py::test_on_the_hosts_network_a_port_needs_no_rule": "wants nft",
+    "system/test_isolation.py::test_limits_are_the_kernels": "wants cpuset",
+    "system/test_life.py": "the daemon at work on a kernel as nodes have it",
 }
-# Left to the host: each of their kills costs a start of the daemon, seconds in a guest, or hits a process that forks,
-# which user-mode Linux answers with a panic (mmput in copy_process); what they prove is no matter of cgroups. Nor is
-# what the tests of pulls and archives prove, which move hundreds of megabytes and want skopeo and umoci.
-# Host ports want nft nat.
-NOT_IN_GUESTS: Final = (
-    *("system/test_faults_sweep.py", "system/test_faults.py", "system/test_stops.py"),
-    *("system/test_pulls.py", "system/test_registries.py", "system/test_image_exchange.py"),
-    *("system/test_host_ports.py", "kernel/test_hostports.py"),
-    *("system/test_prometheus.py", "system/test_tracing.py"),  # no Prometheus, no OpenTelemetry
-)
-UML_PANIC: Final = "fork_handler"  # on its console when it has died of that
-BOOTS: Final = 3
-BOOT_S: Final = 2400  # several times what it takes on a quiet machine: a slow one is no failure
-ALL_BOOTS_S: Final = BOOTS * BOOT_S + 600  # and to make the guest before them
+# Left to the host, below tests/: no matter of cgroups, systemd or AppArmor, and slow or impossible in a guest.
+NOT_IN_GUESTS: Final = {
+    "kernel/test_cni.py": "plugins get seconds, and less, for what takes longer in an emulated machine; wants nft nat",
+    "kernel/test_full_disk.py": _LAYERS,
+    "kernel/test_layer_forms.py": _LAYERS,
+    "kernel/test_layerize_overlay.py": _LAYERS,
+    "kernel/test_layers.py": _LAYERS,
+    "system/test_attacks.py::test_an_exec_shows_nothing_of_the_node_to_who_watches_it_come": _KILLS,
+    "system/test_attacks.py::test_nobody_who_shares_pids_finds_the_node_behind_a_container_that_is_being_made": _KILLS,
+    "system/test_cni.py": f"{_STARTS}, and nft nat",
+    "system/test_devices.py::test_a_cdi_device_brings_nodes_environment_mounts_and_groups": _STARTS,
+    "system/test_devices.py::test_a_hook_that_fails_is_told_and_leaves_nothing": _STARTS,
+    "system/test_exec.py::test_output_is_cut_at_16_mib": _BYTES,
+    "system/test_explain.py::test_of_a_container_that_has_ended_the_record_is_told": _STARTS,
+    "system/test_explain.py::test_one_that_waits_to_be_started_is_told_of_by_its_record": _STARTS,
+    "system/test_explain.py::test_what_a_container_puts_into_its_dev_leads_nowhere": _STARTS,
+    "system/test_explain.py::test_what_is_wrong_is_told_in_one_line_with_the_way_out": _STARTS,
+    "system/test_faults.py": _STARTS,
+    "system/test_faults_sweep.py": _STARTS,
+    "system/test_host_ports.py": f"{_STARTS}, and nft nat",
+    "system/test_image_commands.py": _STARTS,
+    "system/test_image_exchange.py": "wants skopeo and umoci",
+    "system/test_images.py": _LAYERS,
+    "system/test_mount_attacks.py::test_a_place_that_turns_into_a_link_meanwhile_leads_no_volume_out": _STARTS,
+    "system/test_node.py::test_a_config_over_the_limits_is_refused_however_long_it_is": _BYTES,
+    "system/test_node.py::test_a_stop_of_the_daemon_ends_event_streams_with_a_status": _STARTS,
+    "system/test_node.py::test_requests_and_answers_may_be_longer_than_16_mib": _BYTES,
+    "system/test_node.py::test_the_socket_may_belong_to_a_group": _STARTS,
+    "system/test_prometheus.py": "wants Prometheus",
+    "system/test_pulls.py": _LAYERS,
+    "system/test_registries.py": _LAYERS,
+    "system/test_stops.py": _KILLS,
+    "system/test_streaming.py::test_a_hundred_sessions_at_once_all_end": _BYTES,
+    "system/test_streaming.py::test_every_kind_of_session_transfers_while_the_daemon_is_killed_and_restarted": _STARTS,
+    "system/test_streaming.py::test_over_tls_with_a_certificate_of_its_own_sessions_go_as_well": _STARTS,
+    "system/test_tracing.py": "wants OpenTelemetry",
+    "system/test_volumes.py::test_a_missing_host_path_is_an_error_unless_it_is_to_be_made": _STARTS,
+    "system/test_volumes.py::test_volumes_survive_the_daemon": _STARTS,
+}
 ONLY_WITH_APPARMOR: Final = ("tests/system/apparmor_in_guest.py",)  # the host's kernel may have none
-ONLY_IN_QEMU: Final = (
-    "tests/kernel/test_cgroups.py",
-    "tests/kernel/test_network.py",
-    "tests/system/test_life.py",
-    "tests/system/test_isolation.py::test_limits_are_the_kernels",  # cpuset among them
-    "tests/system/test_attacks.py::test_a_fork_bomb_that_fills_its_pod_is_stopped",
-)
+UML_PANIC: Final = "fork_handler"  # on its console when it has died of that
+TRIES: Final = 3
+BOOT_S: Final = 2400  # many times what it takes on a quiet machine: a slow one is no failure
+SHARDS: Final = 4  # user-mode Linux has one processor, and a panic costs no more than a shard
+AT_ONCE: Final = min(os.cpu_count() or 1, SHARDS)
+ALL_S: Final = (1 + SHARDS) * TRIES * BOOT_S
 
 
-@pytest.fixture
-def share(tmp_path: Path) -> Path:
+class Boot(NamedTuple):
+    """One guest, and what pytest is told there."""
+
+    engine: str
+    arguments: tuple[str, ...]
+
+
+class Outcome(NamedTuple):
+    """How it ended. ``cases``: of the report, None if there is none."""
+
+    status: int
+    output: str
+    cases: list[ElementTree.Element] | None
+
+
+def _shards() -> dict[str, Boot]:
+    """All else, file by file, dealt out to guests of user-mode Linux."""
+    left_out = {f"tests/{name}" for name in (*IN_QEMU, *NOT_IN_GUESTS)}
+    found = [path for room in ("kernel", "system") for path in (machine.ROOT / "tests" / room).glob("test_*.py")]
+    files = [*sorted({str(path.relative_to(machine.ROOT)) for path in found} - left_out), *ONLY_WITH_APPARMOR]
+    single = [f"--deselect={name}" for name in sorted(left_out) if "::" in name]
+    return {f"uml {n + 1} of {SHARDS}": Boot("uml", (*files[n::SHARDS], *single)) for n in range(SHARDS)}
+
+
+ALL: Final[Mapping[str, Boot]] = {"qemu": Boot("tcg", tuple(f"tests/{name}" for name in IN_QEMU)), **_shards()}
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Of all guests that are asked for: qemu by itself, since it has two processors, then as many as this machine has.
+
+    None outlives this: other tests look for processes that were left behind.
+    """
+    machine.machine()
+    machine.packages()  # both are made here at the latest, and not by two at once
+    asked = [name for item in request.session.items if isinstance(item, pytest.Function) for name in _asked(item)]
+    shares = {name: _share(tmp_path_factory.mktemp("share")) for name in asked}
+    ended = {name: _run(ALL[name], shares[name]) for name in asked if ALL[name].engine == "tcg"}
+    others = [name for name in asked if name not in ended]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return ended | dict(zip(others, pool.map(lambda name: _run(ALL[name], shares[name]), others), strict=True))
+
+
+def _asked(item: pytest.Function) -> list[str]:
+    return [item.callspec.params["guest"]] if item.originalname == test_the_guest_passes.__name__ else []
+
+
+def _share(directory: Path) -> Path:
     """A folder for the guest: the project's files as they are now, and the packages."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -59,13 +138,13 @@ def share(tmp_path: Path) -> Path:
         text=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
-        source, target = machine.ROOT / name, tmp_path / "src" / name
+        source, target = machine.ROOT / name, directory / "src" / name
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    shutil.copytree(machine.packages(), tmp_path / "site", copy_function=_link)
-    shutil.copy2(machine.HERE / "inside", tmp_path / "inside")
-    return tmp_path
+    shutil.copytree(machine.packages(), directory / "site", copy_function=_link)
+    shutil.copy2(machine.HERE / "inside", directory / "inside")
+    return directory
 
 
 def _link(source: str, target: str) -> None:
@@ -76,31 +155,26 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-@pytest.mark.timeout(ALL_BOOTS_S)
-def test_kernel_and_system_tests_pass_in_user_mode_linux(share: Path) -> None:
-    left_out = " and ".join(f"not {name}" for name in NOT_IN_UML)
-    ignored = [f"--ignore=tests/{name}" for name in NOT_IN_GUESTS]
-    chosen = ["tests/kernel", "tests/system", *ONLY_WITH_APPARMOR, *ignored, "-k", left_out]
-    _pass_inside(chosen, engine="uml", share=share)
-
-
-@pytest.mark.timeout(ALL_BOOTS_S)
-def test_the_kernels_own_side_passes_on_debians_kernel(share: Path) -> None:
-    _pass_inside([*ONLY_IN_QEMU], engine="tcg", share=share)
-
-
-def _pass_inside(arguments: Sequence[str], *, engine: str, share: Path) -> None:
-    """Fails with the names and the texts of what failed inside, and if nothing ran."""
-    report = share / "junit.xml"
-    for _ in range(BOOTS):
-        command = f"bash inside {shlex.join(arguments)}"
-        status, output = machine.boot(command, engine=engine, share=share, timeout_s=BOOT_S)
+def _run(boot: Boot, share: Path) -> Outcome:
+    """Boot it, and again if its kernel died of what is no fault of ours."""
+    report, said = share / "junit.xml", ""
+    command = f"bash inside {shlex.join(boot.arguments)}"
+    for _ in range(TRIES):
+        status, output = machine.boot(command, engine=boot.engine, share=share, timeout_s=BOOT_S)
+        said += output
         if report.exists() or UML_PANIC not in output:
             break
-        print(f"the guest's own kernel died and is booted again:\n{output[-1500:]}")
-    if not report.exists():
+    cases = list(ElementTree.parse(report).getroot().iter("testcase")) if report.exists() else None
+    return Outcome(status, said, cases)
+
+
+@pytest.mark.timeout(ALL_S)
+@pytest.mark.parametrize("guest", ALL)
+def test_the_guest_passes(guest: str, outcomes: Mapping[str, Outcome]) -> None:
+    """Fails with the names and the texts of what failed inside, and if nothing ran."""
+    status, output, cases = outcomes[guest]
+    if cases is None:
         pytest.fail(f"the guest ended with status {status} and left no report:\n{output[-6000:]}", pytrace=False)
-    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     if bad or status:
         names = "\n".join(f"  {case.get('classname')}::{case.get('name')}" for case in bad)

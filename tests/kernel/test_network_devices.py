@@ -14,7 +14,7 @@ from cri_py.errors import FailedPrecondition, NotFound
 from cri_py.model import Attachment
 from cri_py.network import devices
 from cri_py.network.netlink import Netlink, add_address, make_bridge, make_veth
-from tests.kernel.test_network import inside, make, on_own_node
+from tests.kernel.test_network import inside, make, named, on_own_node
 
 pytestmark = pytest.mark.root
 ADDRESS = IPv4Interface("192.0.2.7/24")
@@ -50,7 +50,7 @@ async def a_pod(tmp_path: Path) -> AsyncIterator[Attachment]:
     make_cable()
     bridge = make(tmp_path)
     await bridge.start()
-    pod = await bridge.attach("pod")
+    pod = await bridge.attach(named("pod"))
     try:
         yield pod
     finally:

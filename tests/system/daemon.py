@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -290,7 +291,9 @@ def _read(path: str) -> bytes:
     """Empty for what has gone meanwhile, and for processes that may do more than this one: those are strangers."""
     try:
         return Path(path).read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENODEV):  # this of a cgroup
+            raise
         return b""
 
 

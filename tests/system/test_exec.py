@@ -129,6 +129,8 @@ def test_a_command_in_a_shared_pid_namespace_ends_with_its_timeout(kubelet: Kube
 
 def test_an_exec_leaves_no_descriptor_and_no_process(kubelet: Kubelet, container: str, daemon: Daemon) -> None:
     kubelet.exec(container, "true")
+    kubelet.ListPodSandboxStats()  # statistics open the files of new groups within a second, at the latest when asked
+    kubelet.ListContainerStats()
     descriptors, processes = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())), daemon.processes()
     for _ in range(20):
         kubelet.exec(container, "true")

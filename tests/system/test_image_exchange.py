@@ -16,6 +16,7 @@ from tests.simulators.busybox import BUSYBOX, PROGRAM
 from tests.simulators.kubelet import Kubelet, Pod
 from tests.simulators.registry import RegistrySimulator
 from tests.system.daemon import Daemon
+from tests.system.test_pulls import check
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 NAME = "example.test/exchanged:1"
@@ -31,14 +32,14 @@ def command(daemon: Daemon, kubelet: Kubelet, registry: RegistrySimulator) -> It
         return done
 
     yield run
-    for image in json.loads(run("ls", "--json").stdout):
-        for tag in image["tags"]:
+    for image in kubelet.ListImages().images:
+        for tag in image.repo_tags:
             if tag.startswith("example.test/"):
-                run("rm", tag)
-        if not image["tags"]:
-            run("rm", image["id"])
+                run("rm", tag)  # alone: CRI's call would take the image's other names along
+        if not image.repo_tags:
+            run("rm", image.id)
     kubelet.sweep()
-    assert run("check", "--deep").stdout == "nothing is wrong\n"
+    assert check(daemon) == "nothing is wrong\n"
     registry.hang_up()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 from cri_py.cli import run
 from cri_py.kernel import faults, procfs
 from cri_py.rpc.gen import api_pb2 as pb
-from tests.simulators.busybox import HOST
+from tests.simulators.busybox import BUSYBOX, HOST
 from tests.simulators.kubelet import Kubelet, wait_for
 from tests.simulators.registry import Fault, File, RegistrySimulator, tar_layer
 from tests.system.daemon import Daemon
@@ -39,10 +40,10 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     return Plan(tmp_path / "plan")
 
 
-def check(daemon: Daemon) -> str:
+def check(daemon: Daemon, *flags: str) -> str:
     """What ``cri-py image check`` says of the daemon's store."""
     out = io.StringIO()
-    run(["image", "check", "--deep", "--config", str(daemon.config_file), "--root", str(daemon.root)], out)
+    run(["image", "check", "--deep", "--config", str(daemon.config_file), "--root", str(daemon.root), *flags], out)
     return out.getvalue()
 
 
@@ -79,6 +80,32 @@ def test_a_pull_that_is_broken_off_at_any_step_leaves_nothing_that_looks_whole(
         places.add(place)
     expected = {"trace blob kept", "trace layer unpacked", "trace image synced", "trace image recorded"}
     assert places >= (expected if act == faults.KILL else {"syncfs "}), places
+
+
+def test_a_container_keeps_its_files_while_the_store_is_damaged_mended_and_its_records_are_lost(
+    make_daemon: Callable[[str], Daemon],
+) -> None:
+    daemon = make_daemon("")
+    kubelet = daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    daemon.kill()
+    (layer,) = (each for each in (daemon.root / "images/layers").iterdir() if not (each / "srv").exists())
+    (layer / "etc/not-executable").write_bytes(b"cut")
+    assert check(daemon, "--repair").endswith("1 found, 0 repaired, 1 left\n"), "nobody serves, but a container runs"
+    with contextlib.closing(sqlite3.connect(daemon.root / "images.db", isolation_level=None)) as database:
+        database.execute("UPDATE records SET body = '[1]' WHERE kind IN ('image', 'snapshot')")
+    offset = daemon.log_file.stat().st_size
+    daemon.start()
+    assert "a record is damaged" in daemon.log_since(offset)
+    assert kubelet.shell(container, "cat /etc/group").startswith("root:")
+    kubelet.pull(BUSYBOX)
+    again = kubelet.run(pod, "sleep", "1000", name="again")
+    assert kubelet.shell(again, "cat /etc/not-executable").startswith("#!")
+    kubelet.remove_pod(pod)
+    daemon.restart()
+    assert check(daemon) == "nothing is wrong\n"
+    assert not layer.exists()
 
 
 def test_a_killed_daemon_takes_its_unpacking_processes_along_and_the_blob_is_resumed(

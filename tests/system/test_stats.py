@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import time
 from pathlib import Path
 
@@ -53,8 +55,10 @@ def test_cpu_time_and_memory_are_the_kernels(kubelet: Kubelet, pod: Pod) -> None
     assert after.cpu_ns is not None
     assert before.cpu_ns <= stats.cpu.usage_core_nano_seconds.value <= after.cpu_ns
     assert before.memory is not None
-    assert stats.memory.usage_bytes.value == pytest.approx(before.memory.usage, rel=0.01)
-    assert stats.memory.working_set_bytes.value == pytest.approx(before.memory.working_set, rel=0.01)
+    # Each processor may have 64 pages of a group charged ahead, and gives them back when it likes (mm/memcontrol.c).
+    ahead = 64 * mmap.PAGESIZE * (os.cpu_count() or 1)
+    assert stats.memory.usage_bytes.value == pytest.approx(before.memory.usage, rel=0.01, abs=ahead)
+    assert stats.memory.working_set_bytes.value == pytest.approx(before.memory.working_set, rel=0.01, abs=ahead)
 
 
 def test_available_memory_is_what_the_limit_leaves(kubelet: Kubelet, pod: Pod) -> None:
