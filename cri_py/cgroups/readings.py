@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 16384
 _MISSING = -1
+_SURELY_ALL = 2048  # a page of a list that is not the last is nearly full
 _NO_CHILDREN = 2  # links of a directory without directories: "." and its name
 _MOST_CHILDREN = 64  # execs have few; a container that makes groups of its own may make thousands
 _V1_UNLIMITED = 1 << 62  # the kernel rounds its largest number down to a page
@@ -80,15 +81,18 @@ class Group(ABC):
         self._path = checked(path)
         self._fds: dict[str, int] = {}
 
-    def read(self, file: str) -> bytes:
-        """The content of a file; b"" where this kernel has none, or the group is gone."""
+    def read(self, file: str, offset: int = 0) -> bytes:
+        """The content of a file; b"" where this kernel has none, or the group is gone.
+
+        Of a list (cgroup.procs) the kernel gives a page at a time, of all others the whole.
+        """
         fd = self._fds.get(file)
         if fd is None:
             fd = self._fds[file] = self._open(file)
         if fd == _MISSING:
             return b""
         try:
-            return os.pread(fd, _READ_BYTES, 0)
+            return os.pread(fd, _READ_BYTES, offset)
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.EOPNOTSUPP):  # gone; PSI that is off (cgroup.pressure, psi=0)
                 return b""
@@ -113,7 +117,10 @@ class Group(ABC):
 
     def members(self) -> tuple[int, ...] | None:
         """The processes in the group and in the groups of execs below it; None for more than are worth a look."""
-        text = self.read("cgroup.procs")
+        text = part = self.read("cgroup.procs")
+        while len(part) > _SURELY_ALL and len(text) < _READ_BYTES:
+            part = self.read("cgroup.procs", len(text))
+            text += part
         return tuple(map(int, text.split())) if len(text) < _READ_BYTES else None
 
     def number(self, file: str) -> int | None:

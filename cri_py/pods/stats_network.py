@@ -47,7 +47,7 @@ class HolderNetwork:
         try:
             fd = os.open("net/dev", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
             try:
-                text = os.read(fd, _READ_BYTES)
+                text = b"".join(iter(lambda: os.read(fd, _READ_BYTES), b""))  # a read gives 4 KiB, 30 lines, at most
             finally:
                 os.close(fd)
         except OSError as error:

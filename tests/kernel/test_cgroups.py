@@ -21,6 +21,7 @@ import pytest
 
 from cri_py.cgroups import Cgroups, Made, detect, read_oom
 from cri_py.cgroups.devices import v2_program
+from cri_py.cgroups.readings import open_group
 from cri_py.cgroups.v1 import V1, Hierarchy
 from cri_py.cgroups.v2 import V2
 from cri_py.errors import InvalidArgument, KernelError
@@ -424,6 +425,25 @@ def test_a_fork_beyond_the_pids_limit_fails(groups: Cgroups, top: str, member: M
 
     pid = member(lambda: groups.enter(f"{top}/ctr"), fork)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == errno.EAGAIN
+
+
+def test_all_processes_of_a_group_are_listed_however_many(groups: Cgroups, top: str, member: MakeMember) -> None:
+    groups.create(f"{top}/ctr", {})
+
+    def fork_many() -> None:
+        for _ in range(799):
+            if os.fork() == 0:
+                signal.pause()
+        signal.pause()
+
+    member(lambda: groups.enter(f"{top}/ctr"), fork_many)
+    group = open_group(groups, f"{top}/ctr")
+    deadline = time.monotonic() + 60
+    while len(groups.processes(f"{top}/ctr")) < 800:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert group.members() == tuple(groups.processes(f"{top}/ctr"))
+    group.close()
 
 
 @pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
