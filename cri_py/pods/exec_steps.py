@@ -75,6 +75,8 @@ _JOIN_SESSION_KEYRING: Final = 1
 _AT_EACCESS: Final = 0x200
 # What it takes to become the user and to drop all else, and to give a terminal to its user.
 _NEEDED_INSIDE: Final = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_CHOWN")
+# setns by a pidfd asks whether its process may be looked into, which is another user's, it may be (setns(2)).
+_NEEDED_TO_JOIN: Final = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 _SIG_SETMASK: Final = 2
 # What the spawner ignores or glibc's posix_spawn leaves ignored would be ignored by the program too (signal(7)).
 _CHANGED_SIGNALS: Final = tuple(
@@ -114,6 +116,7 @@ class Template(NamedTuple):
     labelled: tuple[Step, ...] = ()  # done outside of the container before anything is limited
     filtered: tuple[Step, ...] = ()  # the last before execve
     kept: int = 0  # capabilities that it has from its birth in the container on, 0 for all
+    joining: int = 0  # those that it takes beside them to join a cgroup namespace afterwards
 
 
 def template(
@@ -144,6 +147,7 @@ def template(
             tuple(_labelled(process, linux.get("task_files", ()))),
             (step_parts.filtered(secure),) if secure else (),
             0 if uids else _kept(process, secure, rights),
+            capabilities.mask(_NEEDED_TO_JOIN) & rights.held,
         )
     except ValueError as error:
         raise InvalidArgument(f"nothing can be executed in the container: {error}", hint="leave NULs out") from error
@@ -159,7 +163,7 @@ def steps(common: Template, command: Sequence[str], scope: ExecScope, *, termina
         tries = [*_tries(command, common)]
     except ValueError as error:
         raise InvalidArgument(f"the command can't be executed: {error}", hint="leave NULs out") from error
-    outside = [*_begun(scope), *common.labelled, *_opened(scope), *common.limited, *_born_inside(scope, common.kept)]
+    outside = [*_begun(scope), *common.labelled, *_opened(scope), *common.limited, *_born_inside(scope, common)]
     looked_up = _looked_up(command[0], common) if common.filtered else ()
     inside = [*_at_home(common, terminal=terminal), *common.settled, *looked_up, *common.filtered]
     return [*outside, *inside, *tries]
@@ -192,12 +196,11 @@ def _opened(scope: ExecScope) -> Iterator[Step]:
         yield step_parts.opened(text(file), os.O_WRONLY | os.O_CLOEXEC, file)
 
 
-def _born_inside(scope: ExecScope, kept: int) -> Iterator[Step]:
+def _born_inside(scope: ExecScope, common: Template) -> Iterator[Step]:
     """The child that goes on is a sibling, so that the monitor is its parent; on v2 it is born into its group.
 
     That group's descriptor, which it has for a moment, is of a mount that nothing else belongs to: ``..`` ends there.
-    And it has only the capabilities ``kept``, if not 0: one with CAP_SYS_PTRACE can make it do what it could not do
-    itself.
+    And it has few capabilities: one with CAP_SYS_PTRACE can make it do what it could not do itself.
     """
     flags, group, later = CLONE_PARENT, 0, 0
     if scope.groups.born_into:
@@ -205,8 +208,8 @@ def _born_inside(scope: ExecScope, kept: int) -> Iterator[Step]:
         flags, group = flags | CLONE_INTO_CGROUP, _FIRST_FREE
     yield Step("setns", (TARGET_FD, CLONE_NEWPID), words=Words("setns of the pid namespace", _ENDING))
     yield Step("setns", (TARGET_FD, _ALL & ~later), words=Words("setns", _ENDING))
-    if kept:
-        kept |= capabilities.mask(("CAP_SYS_ADMIN",)) if later else 0
+    if common.kept:
+        kept = common.kept | (common.joining if later else 0)
         yield step_parts.capability_sets(kept, kept, 0)
     clone_arguments = (flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, group)
     size = 8 * len(clone_arguments)
