@@ -28,14 +28,13 @@ from critest.images.catalogue import HOSTS, entries
 from critest.images.make import push
 from critest.images.programs import cache
 from tests.bench.compare import installed, serving
-from tests.bench.peers import PAUSE, remove_groups
+from tests.bench.peers import PAUSE, cni_text, remove_groups
 from tests.simulators.kubelet import Kubelet, Pod, namespaces
 from tests.system.daemon import Daemon
 
 PEER: Final = "runc"
 CNI: Final = "cri_py+cni"
 NAMES: Final = ("cri_py", CNI, PEER)
-_CHAIN: Final = ("bridge", "portmap")  # as peers.py has it
 _PARENT: Final = "/cribench-network"
 _WORKERS: Final = 8
 _IPERF_S: Final = 30.0
@@ -49,7 +48,7 @@ ROWS: Final[Mapping[str, str]] = {
     "stop": "StopPodSandbox, ms",
     "parallel": "pods up per second, 8 workers",
     "pods": "iperf3, pod to pod, Gbit/s",
-    "host": "iperf3, pod to node, Gbit/s",
+    "host": "iperf3, node to pod, Gbit/s",
 }
 
 
@@ -78,7 +77,8 @@ def _serving(name: str, address: str) -> Iterator[str]:
             yield socket
         return
     tables = [f'[images.registries."{host}"]\nmirrors = ["http://{address}"]' for host in HOSTS]
-    daemon = Daemon(f"http://{address}", "\n".join(tables), cni=_CHAIN)
+    daemon = Daemon(f"http://{address}", "\n".join(tables), cni=["bridge"])
+    (daemon.directory / "net.d" / "10-debian.conflist").write_text(cni_text(daemon.bridge, daemon.directory))
     try:
         daemon.start()
         yield daemon.socket
@@ -146,7 +146,7 @@ class _Round:
         address = self._kubelet.pod_status(one).network.ip
         figures = {}
         for row, client in (("pods", self._inside(other)), ("host", [])):
-            with _listening([*self._inside(one), "iperf3", "--server", "--one-off"]):
+            with _listening([*self._inside(one), "iperf3", "--server", "--one-off", "--forceflush"]):
                 figures[row] = _gbits([*client, "iperf3", "--json", "--client", address, "--time", str(seconds)])
         return figures
 
@@ -185,7 +185,7 @@ def table(taken: Mapping[str, Sequence[Figures]]) -> str:
         cells = []
         for name in names:
             figure, theirs = medians[name][row], medians.get(PEER, {}).get(row)
-            ratio = f" ({figure / theirs:.2f})" if theirs and name != PEER else ""
+            ratio = f" ({figure / theirs:.2f})" if theirs and name != PEER and row != "network" else ""
             cells.append(f"{figure:.3g}{ratio}")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -70,6 +70,11 @@ _NETWORK: Final = """\
 """
 
 
+def cni_text(bridge: str, work: Path) -> str:
+    """The configuration of the chain that attaches pods; the leases are below ``work``."""
+    return _NETWORK.format(bridge=bridge, work=work)
+
+
 def missing(name: str) -> list[str]:
     """What a peer needs and this machine has not; empty for ours, which needs nothing."""
     if name not in RUNTIMES:
@@ -117,7 +122,7 @@ def _write_config(name: str, registry: str, work: Path) -> None:
     hosts.parent.mkdir(parents=True)
     hosts.write_text(f'[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n')
     (work / "cni").mkdir()
-    (work / "cni" / "10-bench.conflist").write_text(_NETWORK.format(bridge=_BRIDGE, work=work))
+    (work / "cni" / "10-bench.conflist").write_text(cni_text(_BRIDGE, work))
     (work / "config.toml").write_text(
         _CONFIG.format(work=work, name=name, binary=RUNTIMES[name], pause=PAUSE, cni=_CNI)
     )
