@@ -38,6 +38,7 @@ NAMES: Final = ("cri_py", CNI, PEER)
 _PARENT: Final = "/cribench-network"
 _WORKERS: Final = 8
 _IPERF_S: Final = 30.0
+_SETTLE_S: Final = 2.0
 
 Figures = dict[str, float]
 ROWS: Final[Mapping[str, str]] = {
@@ -143,6 +144,7 @@ class _Round:
 
     def _iperf(self, seconds: int) -> Figures:
         one, other = self._kubelet.run_pod(), self._kubelet.run_pod()
+        time.sleep(_SETTLE_S)  # what was removed before goes in the background
         address = self._kubelet.pod_status(one).network.ip
         figures = {}
         for row, client in (("pods", self._inside(other)), ("host", [])):
