@@ -62,7 +62,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 """
 
 _NETWORK: Final = """\
-{{"cniVersion": "1.0.0", "name": "bench", "plugins": [
+{{"cniVersion": "1.0.0", "name": "{bridge}", "plugins": [
   {{"type": "bridge", "bridge": "{bridge}", "isGateway": true, "ipMasq": true,
     "ipam": {{"type": "host-local", "dataDir": "{work}/ipam", "ranges": [[{{"subnet": "10.231.0.0/16"}}]],
              "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
