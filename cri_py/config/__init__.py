@@ -12,6 +12,7 @@ from cri_py.config.loading import DEFAULT_FILE, Flag, Loaded, files_of, load
 from cri_py.config.rules import Path
 from cri_py.config.tables import (
     CgroupConfig,
+    CniHandlerConfig,
     Config,
     ImagesConfig,
     LogConfig,
@@ -27,6 +28,7 @@ from cri_py.config.text import default_text, effective_text, toml
 __all__ = [
     "DEFAULT_FILE",
     "CgroupConfig",
+    "CniHandlerConfig",
     "Config",
     "Flag",
     "ImagesConfig",

@@ -14,12 +14,16 @@ from typing import Any, Final, TypeVar
 
 from cri_py.config.lines import line_of, spell
 from cri_py.config.rules import Path, Rule
-from cri_py.config.tables import Config, RegistryConfig, keys, kinds
+from cri_py.config.tables import CniHandlerConfig, Config, RegistryConfig, keys, kinds
 from cri_py.errors import ConfigError
 
 DEFAULT_FILE: Final = "/etc/cri_py/config.toml"
 
 _T = TypeVar("_T")
+_NAMED: Final[Mapping[Path, type]] = {
+    ("images", "registries"): RegistryConfig,
+    ("network", "cni_handlers"): CniHandlerConfig,
+}  # whose tables the user names
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +207,8 @@ def _suggest(path: Path, word: str) -> str:
     """The nearest key beside it, or else one of the same or nearly the same name in another table."""
     names = [name for name, _ in keys(Config, ())]
     siblings = {name[len(path)] for name in names if name[: len(path)] == path and len(name) > len(path)}
-    if path[:2] == ("images", "registries"):
-        siblings = {part.name for part in fields(RegistryConfig)}
+    if len(path) > 2 and path[:2] in _NAMED:
+        siblings = {part.name for part in fields(_NAMED[path[:2]])}
     near = difflib.get_close_matches(word, sorted(siblings), n=1)
     if near:
         return f"did you mean {spell((*path, near[0]))}?"

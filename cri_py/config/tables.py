@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, Final
 
 from cri_py.config.rules import (
     ABSOLUTE,
@@ -127,6 +127,13 @@ class ImagesConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CniHandlerConfig:
+    """The CNI network of pods of one runtime handler."""
+
+    conf_dir: str = key("", 'Where its CNI configuration is; "" is cni_conf_dir.', ABSOLUTE_OR_NONE)
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkConfig:
     """The pods' network: built in (one bridge), or made by CNI plugins."""
 
@@ -148,6 +155,9 @@ class NetworkConfig:
     mtu: int = key(1500, "Of the bridge and of the pods' interfaces.", within(68, 65535))
     cni_conf_dir: str = key(
         "/etc/cni/net.d", "Where the CNI configuration is: the first .conf, .conflist or .json by name.", ABSOLUTE
+    )
+    cni_handlers: Mapping[str, CniHandlerConfig] = key(
+        {}, "One table for each runtime handler whose pods have another CNI network, see below."
     )
     cni_bin_dirs: tuple[str, ...] = key(
         ("/opt/cni/bin", "/usr/lib/cni"), "Where CNI plugins are looked for, in this order.", each(ABSOLUTE)
@@ -275,6 +285,10 @@ class Config:
     @property
     def cni_cache_dir(self) -> str:
         return self.network.cni_cache_dir or f"{self.server.root}/cni"
+
+
+EXAMPLES: Final[Mapping[type, str]] = {RegistryConfig: "registry.example.com", CniHandlerConfig: "handler"}
+"""What a table that the user names is called in ``cri-py config default``."""
 
 
 def kinds(cls: type) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from cri_py.config.lines import spell
 from cri_py.config.loading import Loaded
 from cri_py.config.rules import Path
-from cri_py.config.tables import Config, kinds
+from cri_py.config.tables import EXAMPLES, Config, kinds
 
 
 def default_text() -> str:
@@ -33,7 +33,7 @@ def default_text() -> str:
 
 def _example_table(path: Path, inner: type) -> list[str]:
     """A commented table of the kind that the user names."""
-    lines = ["", f"# {inner.__doc__}", f"# [{spell((*path, 'registry.example.com'))}]"]
+    lines = ["", f"# {inner.__doc__}", f"# [{spell((*path, EXAMPLES[inner]))}]"]
     for part in fields(inner):
         lines += [f"#   {part.metadata['comment']}", f"# {part.name} = {toml(part.default)}"]
     return lines

@@ -62,12 +62,17 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 """
 
 _NETWORK: Final = """\
-{{"cniVersion": "1.0.0", "name": "bench", "plugins": [
+{{"cniVersion": "1.0.0", "name": "{bridge}", "plugins": [
   {{"type": "bridge", "bridge": "{bridge}", "isGateway": true, "ipMasq": true,
     "ipam": {{"type": "host-local", "dataDir": "{work}/ipam", "ranges": [[{{"subnet": "10.231.0.0/16"}}]],
              "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
 """
+
+
+def cni_text(bridge: str, work: Path) -> str:
+    """The configuration of the chain that attaches pods; the leases are below ``work``."""
+    return _NETWORK.format(bridge=bridge, work=work)
 
 
 def missing(name: str) -> list[str]:
@@ -117,7 +122,7 @@ def _write_config(name: str, registry: str, work: Path) -> None:
     hosts.parent.mkdir(parents=True)
     hosts.write_text(f'[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n')
     (work / "cni").mkdir()
-    (work / "cni" / "10-bench.conflist").write_text(_NETWORK.format(bridge=_BRIDGE, work=work))
+    (work / "cni" / "10-bench.conflist").write_text(cni_text(_BRIDGE, work))
     (work / "config.toml").write_text(
         _CONFIG.format(work=work, name=name, binary=RUNTIMES[name], pause=PAUSE, cni=_CNI)
     )

@@ -7,12 +7,13 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cri_py.config import NetworkConfig
+from cri_py.config import CniHandlerConfig, NetworkConfig
 from cri_py.errors import (
     AlreadyExists,
     CriError,
@@ -107,6 +108,23 @@ async def test_an_address_family_may_be_preferred(tmp_path: Path) -> None:
         pod = await attach(cni, "web")
         assert pod.ips == ("fd77::2", "10.77.0.2")
         await cni.detach(pod)
+
+
+@on_own_node
+async def test_a_handler_may_have_another_network(tmp_path: Path, plugin: PluginSimulator) -> None:
+    other = PluginSimulator(tmp_path, "other")
+    other.configure(tmp_path / "kata.d", plugin={"address": "10.78.0"})
+    handlers = {"kata": CniHandlerConfig(str(tmp_path / "kata.d")), "usual": CniHandlerConfig()}
+    async with serving(tmp_path, cni_handlers=handlers) as cni:
+        pods = [
+            await cni.attach(replace(named(name or "none"), runtime_handler=name), lambda: None, 0)
+            for name in ("", "usual", "kata")
+        ]
+        assert sorted(plugin.leases().values()) == ["none", "usual"]
+        assert list(other.leases().values()) == ["kata"]
+        assert cni.verbose()["lastCNILoadStatus.kata"] == "OK"
+        for pod in pods:
+            await cni.detach(pod)
 
 
 # --------------------------------------------------------------- bad plugins

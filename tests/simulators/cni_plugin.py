@@ -98,7 +98,7 @@ def main(directory: str) -> None:
 
 
 def _add(place: Path, told: dict[str, Any]) -> None:
-    _answer(told, _lease(place))
+    _answer(told, _lease(place, told.get("address", "10.77.0")))
 
 
 def _answer(told: dict[str, Any], address: str) -> None:
@@ -115,14 +115,14 @@ def _answer(told: dict[str, Any], address: str) -> None:
     print(json.dumps(result))
 
 
-def _lease(place: Path) -> str:
+def _lease(place: Path, network: str = "10.77.0") -> str:
     for number in range(2, 250):
         try:
-            with (place / "leases" / f"10.77.0.{number}").open("x") as lease:
+            with (place / "leases" / f"{network}.{number}").open("x") as lease:
                 lease.write(os.environ["CNI_CONTAINERID"])
         except FileExistsError:
             continue
-        return f"10.77.0.{number}"
+        return f"{network}.{number}"
     raise SystemExit("no address is left")
 
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -49,6 +50,7 @@ class Daemon:
         self.bridge = f"crt{mark}"
         self.subnet = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(256)}.0/24"
         self.config_file = self.directory / "config.toml"
+        self._has_cni = bool(cni)
         if cni:
             settings = f"{settings}\n{self._configure_cni(cni)}"
         self.config_file.write_text(
@@ -73,7 +75,7 @@ class Daemon:
         plugins = [{**first, "ipam": ipam}]
         plugins += [{"type": kind, "capabilities": _CAPABILITIES.get(kind, {})} for kind in chain if kind != "bridge"]
         (self.directory / "net.d").mkdir()
-        document = {"cniVersion": "1.0.0", "name": "debian", "plugins": plugins}
+        document = {"cniVersion": "1.0.0", "name": self.bridge, "plugins": plugins}
         (self.directory / "net.d" / "10-debian.conflist").write_text(json.dumps(document))
         return f'[network]\nplugin = "cni"\ncni_conf_dir = "{self.directory}/net.d"\nnetns_dir = "{self.state}/netns"\n'
 
@@ -187,8 +189,21 @@ class Daemon:
                 os.rmdir(directory)
         for interface in (*self._ports(), self.bridge):
             subprocess.run(["ip", "link", "del", interface], check=False, capture_output=True)
-        for table in (("ip", f"cri_py_{self.bridge}"), ("inet", f"cri_py_{self.bridge}_ports")):
+        name = f"cri_py_{self.bridge}"
+        for table in (("ip", name), ("ip6", name), ("inet", name), ("inet", f"{name}_ports")):
             subprocess.run(["nft", "delete", "table", *table], check=False, capture_output=True)
+        if self._has_cni:
+            for program in ("iptables", "ip6tables"):
+                self._remove_masquerading(program)
+
+    def _remove_masquerading(self, program: str) -> None:
+        """Debian's bridge plugin leaves its rules when DEL is told that the namespace is gone; a reboot takes them."""
+        listed = subprocess.run([program, "-t", "nat", "-S", "POSTROUTING"], check=True, capture_output=True, text=True)
+        rules = [shlex.split(line) for line in listed.stdout.splitlines() if f'\\"{self.bridge}\\"' in line]
+        for rule in rules:
+            chain = rule[-1]
+            for command in (["-D", *rule[1:]], ["-F", chain], ["-X", chain]):
+                subprocess.run([program, "-w", "-t", "nat", *command], check=False, capture_output=True)
 
     # --------------------------------------------------------------- looking
 

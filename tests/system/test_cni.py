@@ -27,7 +27,7 @@ def driven(daemon: Daemon) -> Iterator[Kubelet]:
 
 def leases(daemon: Daemon) -> list[str]:
     """The addresses that host-local has given; its other files are lock and last_reserved_ip.N."""
-    return sorted(name for name in os.listdir(daemon.directory / "ipam" / "debian") if not name.startswith("l"))
+    return sorted(name for name in os.listdir(daemon.directory / "ipam" / daemon.bridge) if not name.startswith("l"))
 
 
 def ips(kubelet: Kubelet, pod: Pod) -> list[str]:
@@ -86,7 +86,7 @@ def test_a_status_shows_what_the_plugins_answered(make_daemon: MakeDaemon) -> No
         assert addresses == ips(kubelet, pod)
         assert os.path.basename(shown["netns"]).startswith(f"cri-default-{pod.config.metadata.name}-{pod.id[:12]}-")
         node = kubelet.Status(verbose=True).info
-        assert json.loads(node["cniconfig"])["network"]["name"] == "debian"
+        assert json.loads(node["cniconfig"])["network"]["name"] == daemon.bridge
         assert node["lastCNILoadStatus"] == "OK"
 
 

@@ -49,7 +49,10 @@ class Cni:
         self._pins = Pins(netns_dir, owner)
         self._plugins = Plugins(config.cni_bin_dirs, config.cni_timeout_s)
         self._cache = Cache(cache_dir)
-        self._networks = Networks(config.cni_conf_dir, self._plugins, config.cni_status_period_s)
+        self._networks = self._of(config.cni_conf_dir)
+        self._by_handler = {
+            name: self._of(handler.conf_dir) for name, handler in config.cni_handlers.items() if handler.conf_dir
+        }
         self._tasks = tasks
         self._running: list[asyncio.Task[None]] = []
         self._attached: dict[str, str] = {}  # container id by the pin's path, also while it is being made
@@ -77,8 +80,9 @@ class Cni:
             self._cache.load()
         except OSError as error:
             raise Internal(f"the CNI network can't be started: {error}") from error
-        await self._networks.refresh()
-        self._running.append(self._tasks.create_task(self._networks.follow()))
+        for networks in self._all():
+            await networks.refresh()
+            self._running.append(self._tasks.create_task(networks.follow()))
 
     async def stop(self) -> None:
         """Take no more pods."""
@@ -95,10 +99,11 @@ class Cni:
         return Condition("NetworkReady", True)
 
     def verbose(self) -> dict[str, str]:
+        """Under containerd's names; the networks of single handlers by their status alone."""
         loaded = self._networks.loaded
         network = {"version": loaded.version, "network": loaded.network.document} if loaded else None
-        status = self._networks.fault or "OK"
-        return {"cniconfig": json.dumps(network), "lastCNILoadStatus": status}
+        handlers = {f"lastCNILoadStatus.{name}": each.fault or "OK" for name, each in self._by_handler.items()}
+        return {"cniconfig": json.dumps(network), "lastCNILoadStatus": self._networks.fault or "OK", **handlers}
 
     async def update_pod_cidr(self, cidr: str) -> None:
         """What the kubelet says the node's pods should have: for plugins with the capability ipRanges, and for the
@@ -136,7 +141,7 @@ class Cni:
         Raises FailedPrecondition (network not ready), InvalidArgument (annotations), AlreadyExists, and what the
         plugins refuse (``answers``).
         """
-        loaded = self._networks.current()
+        loaded = self._by_handler.get(sandbox.runtime_handler, self._networks).current()
         pin = self.pin_of(sandbox)
         about = subject(sandbox, pin, self._pod_cidrs)
         if pin in self._attached:
@@ -228,9 +233,9 @@ class Cni:
                 log.warning("a CNI network is not taken back yet", pod=found.container_id, cause=str(error))
             if found.netns not in self._attached:
                 _unpin(found.netns)
-        loaded = self._networks.loaded
-        if loaded is None:
-            return
+        await asyncio.gather(*(self._collect(networks.loaded) for networks in self._all() if networks.loaded))
+
+    async def _collect(self, loaded: Loaded) -> None:
         valid = [(found.container_id, found.interface) for found in self._cache.entries().values()]
         try:
             await chain.collect(self._plugins, loaded, valid)
@@ -250,6 +255,12 @@ class Cni:
                 log.warning("a pod's network is damaged", pod=found.container_id, cause=str(error))
 
     # ---------------------------------------------------------------- parts
+
+    def _of(self, conf_dir: str) -> Networks:
+        return Networks(conf_dir, self._plugins, self._config.cni_status_period_s)
+
+    def _all(self) -> list[Networks]:
+        return [self._networks, *self._by_handler.values()]
 
     async def _add(self, pending: Entry, loaded: Loaded) -> Attachment:
         self._cache.put(pending)

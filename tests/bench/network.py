@@ -1,0 +1,197 @@
+"""Measure the pods' network: ours built in, ours by CNI, containerd by the same CNI chain, in turn in one run.
+
+    .venv/bin/python -m tests.bench.network [--only NAME] [--rounds 3] [--pods 50] [--seconds 3]
+
+Prints medians, and in brackets how many times the figure of containerd ours is. ``network of a run`` is what a
+RunPodSandbox takes longer than one on the node's network. Needs iperf3 beside what ``compare`` needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from cri_py.rpc.gen import api_pb2 as pb
+from critest import registry
+from critest.images.catalogue import HOSTS, entries
+from critest.images.make import push
+from critest.images.programs import cache
+from tests.bench.compare import installed, serving
+from tests.bench.peers import PAUSE, cni_text, remove_groups
+from tests.simulators.kubelet import Kubelet, Pod, namespaces
+from tests.system.daemon import Daemon
+
+PEER: Final = "runc"
+CNI: Final = "cri_py+cni"
+NAMES: Final = ("cri_py", CNI, PEER)
+_PARENT: Final = "/cribench-network"
+_WORKERS: Final = 8
+_IPERF_S: Final = 30.0
+_SETTLE_S: Final = 2.0
+
+Figures = dict[str, float]
+ROWS: Final[Mapping[str, str]] = {
+    "run": "RunPodSandbox, ms",
+    "network": "network of a run, ms",
+    "port": "RunPodSandbox with a host port, ms",
+    "many": "RunPodSandbox beside as many pods as --pods, ms",
+    "stop": "StopPodSandbox, ms",
+    "parallel": "pods up per second, 8 workers",
+    "pods": "iperf3, pod to pod, Gbit/s",
+    "host": "iperf3, node to pod, Gbit/s",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=NAMES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pods", type=int, default=50)
+    parser.add_argument("--seconds", type=int, default=3, help="of each iperf3")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
+    taken: dict[str, list[Figures]] = {}
+    with registry.running(cache() / "registry") as address:
+        push(address, [e for e in entries() if PAUSE.partition("/")[2] in e.names], quiet=True)
+        for name in list(installed(options.only or NAMES)) * options.rounds:
+            with _serving(name, address) as socket:
+                taken.setdefault(name, []).append(_measured(socket, options.pods, options.seconds))
+    print(table(taken))
+    return 0
+
+
+@contextlib.contextmanager
+def _serving(name: str, address: str) -> Iterator[str]:
+    if name != CNI:
+        with serving(name, address) as socket:
+            yield socket
+        return
+    tables = [f'[images.registries."{host}"]\nmirrors = ["http://{address}"]' for host in HOSTS]
+    daemon = Daemon(f"http://{address}", "\n".join(tables), cni=["bridge"])
+    (daemon.directory / "net.d" / "10-debian.conflist").write_text(cni_text(daemon.bridge, daemon.directory))
+    try:
+        daemon.start()
+        yield daemon.socket
+    finally:
+        daemon.destroy()
+
+
+def _measured(socket: str, pods: int, seconds: int) -> Figures:
+    """One round with a runtime that listens at ``socket``."""
+    with (
+        tempfile.TemporaryDirectory(prefix="network-") as directory,
+        Kubelet(socket, Path(directory) / "logs", _PARENT) as kubelet,
+    ):
+        try:
+            return _Round(kubelet).all(pods, seconds)
+        finally:
+            kubelet.sweep()
+            remove_groups(_PARENT)
+
+
+class _Round:
+    def __init__(self, kubelet: Kubelet) -> None:
+        self._kubelet = kubelet
+        self._stops: list[float] = []
+
+    def all(self, pods: int, seconds: int) -> Figures:
+        self._runs(3, [])  # what is made once is made
+        run = self._runs(20, [])
+        node = self._runs(20, [], on_node=True)
+        port = self._runs(10, [pb.PortMapping(protocol=pb.TCP, container_port=80, host_port=28080)])
+        self._stops.clear()
+        self._runs(20, [])
+        stop = statistics.median(self._stops)
+        figures = {"run": run, "network": run - node, "port": port, "stop": stop, **self._iperf(seconds)}
+        return {**figures, "parallel": self._parallel(pods), "many": self._runs(20, [])}
+
+    def _runs(self, count: int, ports: Sequence[pb.PortMapping], *, on_node: bool = False) -> float:
+        """The median of runs of a pod, one after the other, in ms."""
+        return statistics.median(self._run_ms(ports, on_node) for _ in range(count))
+
+    def _run_ms(self, ports: Sequence[pb.PortMapping], on_node: bool) -> float:
+        config = self._kubelet.pod_config(port_mappings=ports)
+        if on_node:
+            config.hostname = ""
+            config.linux.security_context.namespace_options.CopyFrom(namespaces(network=pb.NODE))
+        since = time.perf_counter()
+        pod = self._kubelet.run_pod(config)
+        took = time.perf_counter() - since
+        since = time.perf_counter()
+        self._kubelet.StopPodSandbox(pod_sandbox_id=pod.id)
+        self._stops.append((time.perf_counter() - since) * 1e3)
+        self._kubelet.remove_pod(pod)
+        return took * 1e3
+
+    def _parallel(self, pods: int) -> float:
+        """Pods per second; they stay."""
+        configs = [self._kubelet.pod_config() for _ in range(pods)]
+        since = time.perf_counter()
+        with ThreadPoolExecutor(_WORKERS) as workers:
+            list(workers.map(self._kubelet.run_pod, configs))
+        return pods / (time.perf_counter() - since)
+
+    def _iperf(self, seconds: int) -> Figures:
+        one, other = self._kubelet.run_pod(), self._kubelet.run_pod()
+        time.sleep(_SETTLE_S)  # what was removed before goes in the background
+        address = self._kubelet.pod_status(one).network.ip
+        figures = {}
+        for row, client in (("pods", self._inside(other)), ("host", [])):
+            with _listening([*self._inside(one), "iperf3", "--server", "--one-off", "--forceflush"]):
+                figures[row] = _gbits([*client, "iperf3", "--json", "--client", address, "--time", str(seconds)])
+        return figures
+
+    def _inside(self, pod: Pod) -> list[str]:
+        shown = json.loads(self._kubelet.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"])
+        return ["nsenter", "--net", "--target", str(shown["pid"])]
+
+
+@contextlib.contextmanager
+def _listening(command: Sequence[str]) -> Iterator[None]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+        assert server.stdout is not None
+        try:
+            while b"listening" not in server.stdout.readline():
+                pass
+            yield
+            server.communicate(timeout=_IPERF_S)
+        finally:
+            server.kill()
+
+
+def _gbits(command: Sequence[str]) -> float:
+    done = subprocess.run(command, check=True, capture_output=True, timeout=_IPERF_S)
+    return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def table(taken: Mapping[str, Sequence[Figures]]) -> str:
+    """Medians over the rounds; in brackets how many times the peer's figure each is."""
+    names = list(taken)
+    medians = {
+        name: {row: statistics.median(figures[row] for figures in rounds) for row in ROWS}
+        for name, rounds in taken.items()
+    }
+    lines = [f"| p50 | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    for row, label in ROWS.items():
+        cells = []
+        for name in names:
+            figure, theirs = medians[name][row], medians.get(PEER, {}).get(row)
+            ratio = f" ({figure / theirs:.2f})" if theirs and name != PEER and row != "network" else ""
+            cells.append(f"{figure:.3g}{ratio}")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
