@@ -193,19 +193,14 @@ class Statistics:
             await asyncio.sleep(self._period_s)
 
     async def _follow_events(self) -> None:
-        """Begin with what is made, and let go of what has ended."""
+        """Begin with what is made, and let go of what is gone."""
         async with self._events.subscribe() as events:
-            for container in self._ledger.containers():
-                self._layers.want_later(container.id)
             async for event in events:
                 await self._follow(event)
 
     async def _follow(self, event: Event) -> None:
         sandbox = event.sandbox
-        about = next((each for each in event.containers if each.id == event.container_id), None)
-        if about is not None and event.kind is not EventKind.DELETED:
-            self._layers.want_later(about.id)
-        elif about is None and sandbox is not None and sandbox.id == event.container_id:
+        if sandbox is not None and sandbox.id == event.container_id:
             if event.kind is EventKind.CREATED:
                 self._expect(sandbox)
             elif event.kind in (EventKind.STOPPED, EventKind.DELETED):

@@ -3,8 +3,8 @@
 Nothing tells the size of a tree but a walk, unless the filesystem keeps quotas per project. So no call walks: it
 answers the last count with its time, and thereby asks for the next one. One thread walks, one tree after the other, and
 takes at most a share of a core, in slices, whatever the trees' sizes: a tree of a million files is counted late, not
-dearly. A container's first count comes some seconds after its start, or when somebody asks, who then waits a moment for
-it; from then on nothing walks where nobody asks. A layer whose container has ended is counted once more and then known.
+dearly. Where nobody asks, nothing walks: who asks first waits a moment for the first count. A layer whose container has
+ended is counted once more and then known.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ log = structlog.get_logger()
 _SHARE: Final = 0.05  # of a core, at most
 _SLICE_S: Final = 0.002  # as long as the walk keeps the interpreter from others
 _FILES_A_LOOK: Final = 128  # entries between two looks at the clock
-_LATER_S: Final = 5.0  # most of what a container does to its layer, it does first; and many don't live that long
 _PATIENCE_S: Final = 0.05  # of a call for counts that were never made
 _BLOCK_BYTES: Final = 512  # the unit of st_blocks (stat(2))
 
@@ -41,7 +40,6 @@ class Layers:
         self._period_ns = int(period_s * 1e9)
         self._counted: dict[ContainerId, FilesystemUsage] = {}
         self._wanted: dict[ContainerId, None] = {}  # in the order in which they were asked for
-        self._later: dict[ContainerId, float] = {}  # from when on, of time.monotonic; the first is the next
         self._woken = asyncio.Event()
         self._news = asyncio.Condition()  # a walk has ended
         self._closing = False
@@ -65,11 +63,6 @@ class Layers:
         self._wanted[container_id] = None
         self._woken.set()
 
-    def want_later(self, container_id: ContainerId) -> None:
-        """Have it counted in some seconds, unless it is gone by then."""
-        self._later.setdefault(container_id, time.monotonic() + _LATER_S)
-        self._woken.set()
-
     async def first(self, containers: Iterable[Container]) -> None:
         """Wait for those that were never counted, but no longer than a call may take."""
         missing = [container.id for container in containers if container.id not in self._counted]
@@ -82,32 +75,17 @@ class Layers:
     def forget(self, container_id: ContainerId) -> None:
         """The container is gone."""
         self._wanted.pop(container_id, None)
-        self._later.pop(container_id, None)
         self._counted.pop(container_id, None)
 
     async def run(self) -> None:
         """Count what is wanted, until cancelled."""
         while True:
-            self._ripen(time.monotonic())
-            if self._wanted:
+            await self._woken.wait()
+            self._woken.clear()
+            while self._wanted:
                 await self._count(next(iter(self._wanted)))
                 async with self._news:
                     self._news.notify_all()
-                continue
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._next()):
-                    await self._woken.wait()
-            self._woken.clear()
-
-    def _ripen(self, now: float) -> None:
-        """Those whose time has come are wanted; all wait equally long, so the oldest stand first."""
-        while self._later and (container_id := next(iter(self._later))) and self._later[container_id] <= now:
-            del self._later[container_id]
-            self._wanted.setdefault(container_id)
-
-    def _next(self) -> float | None:
-        """When the next ripens, on the loop's clock, which is time.monotonic's."""
-        return next(iter(self._later.values()), None)
 
     async def _count(self, container_id: ContainerId) -> None:
         at = self._clock()  # what is written during the walk may be missing in it

@@ -127,10 +127,9 @@ async def test_a_first_call_waits_no_longer_than_a_call_may_take(tmp_path: Path,
     layers.close()
 
 
-async def test_a_new_layer_is_counted_a_while_later_unless_somebody_asks(
+async def test_where_nobody_asks_nothing_is_counted(
     tmp_path: Path, upper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cri_py.pods.stats_layers._LATER_S", 0.3)
     walked: list[str] = []
 
     def measure(_: Layers, path: str) -> tuple[int, int]:
@@ -139,12 +138,9 @@ async def test_a_new_layer_is_counted_a_while_later_unless_somebody_asks(
 
     monkeypatch.setattr(Layers, "_measure", measure)
     async with counting(tmp_path, Clock()) as layers:
-        layers.want_later(ID)
-        layers.want_later(model.ContainerId("gone"))
-        layers.forget(model.ContainerId("gone"))
         await asyncio.sleep(0.05)
         assert not walked
-        await until_counted(layers)
+        await layers.first([RUNNING])
     assert walked == [str(upper)]
 
 
