@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +22,7 @@ SEARCH_PATH: Final = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin"
 OUTPUT_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 1 << 16
 _KILLED: Final = -1000  # no exit code
+_DYING_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ async def run(
         finally:
             if code == _KILLED:
                 os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the number is still its group's
-                _reap(pid)
+                _reap_killed(pid)
         return Ended(code, bytes(output.kept), bytes(errors.kept))
 
 
@@ -157,5 +160,21 @@ async def _end(name: str, pidfd: int, pipes: tuple[_Pipe, _Pipe], limit: int) ->
 
 
 def _reap(pid: int) -> int:
-    """The exit code of a child that has ended or was just killed: there is nothing to wait for."""
+    """The exit code of a child that has ended: there is nothing to wait for."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _reap_killed(pid: int) -> None:
+    """It dies at once, unless the kernel holds it, in a wait that nothing ends or in a frozen group: then a thread
+    waits for it, and not the loop."""
+    pidfd = pidfd_open(pid)
+    try:
+        dying = select.poll()
+        dying.register(pidfd, select.POLLIN)
+        dead = bool(dying.poll(_DYING_S * 1000))
+    finally:
+        os.close(pidfd)
+    if dead:
+        _reap(pid)
+    else:
+        threading.Thread(target=_reap, args=(pid,), name=f"reap-{pid}", daemon=True).start()

@@ -140,11 +140,14 @@ class Bundles:
     async def _filter(self, profile: Mapping[str, Any]) -> dict[str, Any]:
         """Compile a profile once (10 ms); it lies in the state directory under its hash, its filter beside it."""
         key = self._key_of(profile)
-        if key not in self._filters:
+        if not self._is_there(key):
             loop = asyncio.get_running_loop()
             path = await loop.run_in_executor(self._compiler, self._compile, profile, key)
             self._filters[key] = {"path": path, "flags": seccomp.filter_flags(profile)}
         return self._filters[key]
+
+    def _is_there(self, key: str) -> bool:
+        return key in self._filters and os.path.exists(self._filters[key]["path"])
 
     def _key_of(self, profile: Mapping[str, Any]) -> str:
         """Its hash; of the profile that came last it is known."""
@@ -156,7 +159,7 @@ class Bundles:
 
     def _compile(self, profile: Mapping[str, Any], key: str) -> str:
         path = f"{self._places.seccomp}/{key}"
-        if not os.path.exists(path):
+        if not (os.path.exists(path) and os.path.exists(f"{path}{_PROFILE}")):
             _write(f"{path}{_PROFILE}", profile)
             with open(f"{path}.new", "wb") as file:
                 file.write(seccomp.compile_profile(profile))
@@ -217,7 +220,13 @@ class Bundles:
         path = profile.removesuffix(_PROFILE)
         key = os.path.basename(path)
         if key not in self._filters:  # compiled by an earlier daemon
-            self._filters[key] = {"path": path, "flags": seccomp.filter_flags(read_document(profile))}
+            found = read_document(profile)
+            if not found:
+                raise FailedPrecondition(
+                    f"the seccomp profile of container {container.id} is gone: {profile}",
+                    hint="nothing can be executed in it as it should; start a new one",
+                )
+            self._filters[key] = {"path": path, "flags": seccomp.filter_flags(found)}
         return read_document(f"{directory}/config.json"), self._filters[key]
 
     async def leave_class(self, container: Container) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from cri_py.cgroups import Cgroups
 from cri_py.config import RuntimeConfig
-from cri_py.errors import DeadlineExceeded
+from cri_py.errors import DeadlineExceeded, FailedPrecondition
 from cri_py.kernel import procfs, resctrl, steps, syscalls
 from cri_py.kernel.faults import trace
 from cri_py.kernel.null import open_null
@@ -88,8 +88,11 @@ class Execs:
     def _filter(self, found: dict[str, Any]) -> Filter:
         path = found["path"]
         if path not in self._compiled:
-            with open(path, "rb") as file:
-                self._compiled[path] = file.read()
+            try:
+                with open(path, "rb") as file:
+                    self._compiled[path] = file.read()
+            except OSError as error:
+                raise FailedPrecondition(f"the container's seccomp filter {path} can't be read: {error}") from error
         return Filter(self._compiled[path], found["flags"])
 
     async def run(self, monitor: MonitorClient, command: Exec, timeout_s: int) -> ExecResult:

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cri_py.errors import KernelError
+
 
 class GroupParents:
     """For the threads that make and remove groups; ``note`` is the file, which belongs to this object."""
@@ -33,32 +35,39 @@ class GroupParents:
     def below(self, parents: Iterable[str]) -> Iterator[None]:
         """While groups are made below ``parents``: what is missing of these is ours, and none goes meanwhile."""
         with self._lock:
-            self._making += 1
             missing = {directory for parent in parents for directory in _missing(parent)} - self._ours
             if missing:
+                self._write(self._ours | missing)
                 self._ours |= missing
-                self._write()
+            self._making += 1
         try:
             yield
         finally:
             with self._lock:
                 self._making -= 1
 
-    def sweep(self) -> None:
-        """Remove those that are empty; nothing while groups are being made."""
+    def sweep(self) -> bool:
+        """Remove those that are empty; False, and nothing is done, while groups are being made."""
         with self._lock:
-            if self._making or not self._ours:
-                return
+            if self._making:
+                return False
             gone = {directory for directory in sorted(self._ours, key=len, reverse=True) if _removed(directory)}
             if gone:
                 self._ours -= gone
-                self._write()
+                self._write(self._ours)
+        return True
 
-    def _write(self) -> None:
-        """Replaced, never half there: a line that was cut would name a group above, which may be somebody else's."""
+    def _write(self, directories: Iterable[str]) -> None:
+        """Replaced, never half there: a line that was cut would name a group above, which may be somebody else's.
+
+        Raises KernelError.
+        """
         beside = self._note.with_name(f".{self._note.name}.new")
-        beside.write_text("".join(f"{directory}\n" for directory in sorted(self._ours)), errors="surrogateescape")
-        beside.rename(self._note)
+        try:
+            beside.write_text("".join(f"{each}\n" for each in sorted(directories)), errors="surrogateescape")
+            beside.rename(self._note)
+        except OSError as error:
+            raise KernelError(error.errno or 0, error.strerror or str(error), "write", str(self._note)) from error
 
 
 def _lines(note: Path) -> list[str]:

@@ -148,13 +148,16 @@ class Groups:
 
     def _begin_sweep(self) -> None:
         self._sweep = None
-        self._pool.submit(self._remove_parents)
+        swept = asyncio.wrap_future(self._pool.submit(self._remove_parents))
+        swept.add_done_callback(lambda done: None if done.cancelled() or done.result() else self.sweep_soon())
 
-    def _remove_parents(self) -> None:
+    def _remove_parents(self) -> bool:
+        """Whether it need not be tried again soon."""
         try:
-            self._parents.sweep()
+            return self._parents.sweep()
         except OSError as error:
-            log.warning("the groups above pods can't be removed; it is tried again", cause=str(error))
+            log.warning("the groups above pods can't be removed", cause=str(error))
+            return True
 
     async def end_pod(self, pod: str, sandbox_id: str, made: Iterable[str]) -> None:
         """Of a pod that never was recorded: ours is emptied and removed, the kubelet's group stays."""

@@ -161,6 +161,7 @@ def _born(own: Own) -> Iterator[Step]:
     """The child that goes on is a sibling, so that the monitor is its parent."""
     arguments = (own.flags() | CLONE_PARENT, *[0] * 10)
     yield Step("clone3", (arguments, 8 * len(arguments)), Then.FORK)
+    yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
     yield from step_parts.awaited()
 
 
@@ -174,7 +175,7 @@ def _entered(group_files: Sequence[str]) -> Iterator[Step]:
 def _settled(own: Own) -> Iterator[Step]:
     if own.users:
         yield from step_parts.root_inside()
-    yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))
+        yield Step("prctl", (PR_SET_PDEATHSIG, signal.SIGKILL))  # set anew: a change of ids clears it
     if own.network:
         yield Step("setns", (_NETWORK_FD, CLONE_NEWNET), words=Words("setns of the network"))
     yield Step("close", (_NETWORK_FD,))

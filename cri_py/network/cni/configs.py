@@ -60,7 +60,7 @@ def parse(file: str, content: bytes) -> Network:
     """The network of a configuration file: a list of plugins, or one. Raises ConfigError, which names the file."""
     try:
         document = msgspec.json.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON: {error}", hint="mend it, or remove it") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{file} is no JSON object", hint="mend it, or remove it")

@@ -88,7 +88,7 @@ class Networks:
             network = await asyncio.to_thread(_first, self._directory)
             supported = {plugin.type: await self._plugins.versions(plugin.type) for plugin in network.plugins}
             loaded = Loaded(network, negotiate(network.name, network.offered, supported))
-        except CriError as error:
+        except (CriError, OSError) as error:  # a plugin that goes while it is looked at, too
             self._loaded, self._fault = None, str(error)
         else:
             self._loaded = loaded
@@ -99,7 +99,7 @@ class Networks:
             for plugin in loaded.network.plugins:
                 self._plugins.find(plugin.type)
             await chain.status(self._plugins, loaded)
-        except CriError as error:
+        except (CriError, OSError) as error:
             self._fault = str(error)
         else:
             self._fault = ""
@@ -131,10 +131,15 @@ def _first(directory: str) -> Network:
         )
     path = f"{directory}/{names[0]}"
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             content = file.read(_LARGEST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
     if len(content) > _LARGEST_BYTES:
         raise ConfigError(f"{path} has more than {_LARGEST_BYTES} bytes", hint="this is no CNI configuration")
     return parse(path, content)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """For a fifo, which else is opened when somebody writes."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -25,6 +26,7 @@ from cri_py.network.cni import cache, chain, results
 from cri_py.network.cni.cache import Cache, Entry
 from cri_py.network.cni.calls import INTERFACE, subject
 from cri_py.network.cni.configs import Loaded, candidates
+from cri_py.network.cni.gate import Gate
 from cri_py.network.cni.networks import Networks
 from cri_py.network.cni.plugins import Plugins
 from cri_py.network.cni.template import facts, render
@@ -56,7 +58,9 @@ class Cni:
         self._tasks = tasks
         self._running: list[asyncio.Task[None]] = []
         self._attached: dict[str, str] = {}  # container id by the pin's path, also while it is being made
-        self._locks: dict[str, asyncio.Lock] = {}  # by container id; each has one interface
+        # By container id; each has one interface. A lock lives as long as somebody holds it or waits for it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._gate = Gate()
         self._refused: Counter[str] = Counter()
         self._pod_cidrs: tuple[str, ...] = ()
         self._stopping = False
@@ -148,7 +152,7 @@ class Cni:
             raise AlreadyExists(f"{sandbox.id} has a network already", hint="detach it first")
         self._attached[pin] = sandbox.id
         try:
-            async with self._lock(sandbox.id):
+            async with self._lock(sandbox.id), self._gate.together():
                 await self._make_netns(pin, holder)
                 on_netns()
                 return await self._add(cache.entry(about, loaded), loaded)
@@ -166,7 +170,7 @@ class Cni:
         found = self._entry_at(pin)
         if found is not None:
             try:
-                async with self._lock(found.container_id):
+                async with self._lock(found.container_id), self._gate.together():
                     await self._delete(found)
             except CriError as error:
                 self._refused[pin] += 1
@@ -218,7 +222,10 @@ class Cni:
         await asyncio.sleep(_FIRST_TIDY_S)
         await self.check()
         while True:
-            await self.tidy()
+            try:
+                await self.tidy()
+            except CriError as error:
+                log.warning("what CNI plugins left could not be tidied; it is tried again", cause=str(error))
             await asyncio.sleep(self._config.cni_gc_period_s)
 
     async def tidy(self) -> None:
@@ -227,19 +234,23 @@ class Cni:
             if found.netns in self._attached:
                 continue
             try:
-                async with self._lock(found.container_id):
+                async with self._lock(found.container_id), self._gate.together():
                     await self._delete(found)
-            except CriError as error:
+            except (CriError, OSError) as error:
                 log.warning("a CNI network is not taken back yet", pod=found.container_id, cause=str(error))
             if found.netns not in self._attached:
                 _unpin(found.netns)
-        await asyncio.gather(*(self._collect(networks.loaded) for networks in self._all() if networks.loaded))
+        for networks in self._all():
+            if networks.loaded:
+                await self._collect(networks.loaded)
 
     async def _collect(self, loaded: Loaded) -> None:
-        valid = [(found.container_id, found.interface) for found in self._cache.entries().values()]
+        """GC, alone: a pod that is attached meanwhile would not be among the valid ones."""
         try:
-            await chain.collect(self._plugins, loaded, valid)
-        except CriError as error:
+            async with self._gate.alone():
+                valid = [(found.container_id, found.interface) for found in self._cache.entries().values()]
+                await chain.collect(self._plugins, loaded, valid)
+        except (CriError, OSError) as error:
             log.warning("CNI plugins did not collect what is left over", cause=str(error))
 
     async def check(self) -> None:
@@ -251,7 +262,7 @@ class Cni:
                 async with self._lock(found.container_id):
                     about = found.subject(has_netns=True)
                     await chain.check(self._plugins, found.chain(), about, found.result)
-            except CriError as error:
+            except (CriError, OSError) as error:
                 log.warning("a pod's network is damaged", pod=found.container_id, cause=str(error))
 
     # ---------------------------------------------------------------- parts

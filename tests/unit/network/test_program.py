@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from cri_py.errors import DeadlineExceeded, ResourceExhausted, Unavailable
+from cri_py.network import program
 from cri_py.network.program import Ended, run
 
 HANGING = ["/bin/sh", "-c", "tail -f /dev/null & wait"]
@@ -94,3 +97,20 @@ def _children_of(task: str) -> list[str]:
         return Path(f"/proc/self/task/{task}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+async def test_one_that_the_kernel_does_not_let_die_is_reaped_later_and_keeps_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here it is simply not killed."""
+    monkeypatch.setattr(program, "_DYING_S", 0.02)
+    monkeypatch.setattr(os, "killpg", lambda pid, _: held.append(pid))
+    held: list[int] = []
+    with pytest.raises(DeadlineExceeded):
+        await run(["/bin/sleep", "1000"], deadline_s=0.05)
+    monkeypatch.undo()
+    os.kill(held[0], signal.SIGKILL)
+    waiting = next(thread for thread in threading.enumerate() if thread.name == f"reap-{held[0]}")
+    waiting.join(10)
+    with pytest.raises(ProcessLookupError):
+        os.kill(held[0], 0)

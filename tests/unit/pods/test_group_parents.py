@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from cri_py.errors import KernelError
 from cri_py.pods.group_parents import GroupParents
 
 
@@ -72,3 +74,25 @@ def test_one_that_was_there_before_is_not_ours_even_if_it_becomes_empty(mount: P
     make(parents, mount / "kubepods").rmdir()
     parents.sweep()
     assert (mount / "kubepods").is_dir()
+
+
+def test_on_a_full_disk_nothing_is_made_and_later_sweeps_go_on(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = GroupParents(mount.parent / "note")
+    make(parents, mount / "ours").rmdir()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(KernelError, match="No space left"), parents.below([str(mount / "other")]):
+            pytest.fail("nobody may make what nobody can note")
+    assert parents.sweep()
+    assert not (mount / "ours").exists()
+
+
+def test_a_sweep_that_meets_a_pod_being_made_says_so(mount: Path) -> None:
+    parents = GroupParents(mount.parent / "note")
+    with parents.below([str(mount / "ours")]):
+        assert not parents.sweep()
+    assert parents.sweep()

@@ -67,8 +67,9 @@ def test_all_that_lies_on_the_node_is_opened_before_and_used_after_birth() -> No
 def test_it_waits_for_its_monitors_word_before_it_can_fail() -> None:
     found = listed()
     at = born(found)
-    assert calls(found)[at + 1] == "read"
-    assert found[at + 2].then is Then.EXPECT
+    assert found[at + 1].arguments[0] == k.PR_SET_PDEATHSIG  # a monitor that dies now leaves nobody
+    assert calls(found)[at + 2] == "read"
+    assert found[at + 3].then is Then.EXPECT
 
 
 def test_a_network_that_was_made_before_is_joined_and_one_of_a_user_namespace_is_not() -> None:

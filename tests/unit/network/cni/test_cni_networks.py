@@ -121,6 +121,20 @@ async def test_a_plugin_that_hangs_on_version_is_a_reason(plugin: PluginSimulato
     assert "did not end within 0.2 s and was killed" in network.fault
 
 
+async def test_a_fifo_and_a_file_nested_without_end_are_reasons(plugin: PluginSimulator, conf_dir: Path) -> None:
+    plugin.configure(conf_dir, "10-a.conf")
+    (conf_dir / "10-a.conf").unlink()
+    os.mkfifo(conf_dir / "10-a.conf")
+    network = of(plugin, conf_dir)
+    async with asyncio.timeout(5):
+        await network.refresh()
+    assert "10-a.conf is not JSON" in network.fault
+    (conf_dir / "10-a.conf").unlink()
+    (conf_dir / "10-a.conf").write_text("[" * 100_000)
+    await network.refresh()
+    assert "10-a.conf is not JSON" in network.fault
+
+
 async def test_a_file_too_large_to_be_one_is_not_read(plugin: PluginSimulator, conf_dir: Path) -> None:
     os.mkdir(conf_dir)
     os.mknod(conf_dir / "1.conf", 0o644)
