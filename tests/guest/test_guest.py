@@ -42,6 +42,7 @@ NOT_IN_GUESTS: Final = {
     "kernel/test_layers.py": _LAYERS,
     "system/test_attacks.py::test_an_exec_shows_nothing_of_the_node_to_who_watches_it_come": _KILLS,
     "system/test_attacks.py::test_nobody_who_shares_pids_finds_the_node_behind_a_container_that_is_being_made": _KILLS,
+    "system/test_built_in_network.py::test_three_pods_outlive_the_daemon_and_are_gone_after_a_reboot": "wants nft nat",
     "system/test_cni.py": f"{_STARTS}, and nft nat",
     "system/test_devices.py::test_a_cdi_device_brings_nodes_environment_mounts_and_groups": _STARTS,
     "system/test_devices.py::test_a_hook_that_fails_is_told_and_leaves_nothing": _STARTS,

@@ -21,7 +21,7 @@ def tell(kubelet: Kubelet, cidr: str) -> None:
     kubelet.UpdateRuntimeConfig(runtime_config=pb.RuntimeConfig(network_config=network))
 
 
-def test_three_pods_reach_each_other_over_the_daemons_death_and_are_gone_after_a_reboot(
+def test_three_pods_outlive_the_daemon_and_are_gone_after_a_reboot(
     make_daemon: MakeDaemon,
 ) -> None:
     daemon = make_daemon(BOTH)
