@@ -41,10 +41,12 @@ def _serve(daemon: Daemon) -> None:
 
 
 @pytest.fixture(scope="session")
-def daemon(registry: RegistrySimulator) -> Iterator[Daemon]:
+def daemon(request: pytest.FixtureRequest, registry: RegistrySimulator) -> Iterator[Daemon]:
     """One for all tests; it must not be killed. Tests ask for ``kubelet``, which cleans up after each."""
     serving = Daemon(registry.url)
     try:
+        if request.config.getoption("--alone"):
+            serving.make_cgroup_parent()
         _serve(serving)
         yield serving
     finally:

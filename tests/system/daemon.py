@@ -22,6 +22,7 @@ from typing import Final
 
 import grpc
 
+from cri_py.cgroups import detect
 from cri_py.kernel import procfs
 from tests.simulators.busybox import HOST
 from tests.simulators.kubelet import Kubelet, wait_for
@@ -176,6 +177,12 @@ class Daemon:
                     os.kill(pid, signal.SIGKILL)
             wait_for(self.processes, lambda pids: not pids)
             self._remove_traces()
+
+    def make_cgroup_parent(self) -> None:
+        """As a kubelet does. The daemon would keep one of its own for two seconds, which each test would wait for that
+        looks for leaks in the whole machine."""
+        for directory in detect().directories(self.cgroup_parent):
+            os.makedirs(directory)
 
     def _remove_traces(self) -> None:
         self._remove_kernel_traces()
