@@ -9,12 +9,12 @@ of a daemon that was killed are removed by the next.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cri_py.cgroups import files
 from cri_py.errors import KernelError
 
 
@@ -51,7 +51,7 @@ class GroupParents:
         with self._lock:
             if self._making:
                 return False
-            gone = {directory for directory in sorted(self._ours, key=len, reverse=True) if _removed(directory)}
+            gone = {directory for directory in sorted(self._ours, key=len, reverse=True) if files.drop(directory)}
             if gone:
                 self._ours -= gone
                 self._write(self._ours)
@@ -81,15 +81,3 @@ def _missing(directory: str) -> Iterator[str]:
     while not os.path.isdir(directory):
         yield directory
         directory = os.path.dirname(directory)
-
-
-def _removed(directory: str) -> bool:
-    try:
-        os.rmdir(directory)
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
-            return False
-        raise
-    return True

@@ -220,8 +220,8 @@ class Sandboxes:
         undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, sandbox.id, ())
         made = await self._groups.make_pod(sandbox.cgroup, sandbox.id)
         note = f"{self._places.pod(sandbox.id)}/cgroup"
-        with _told_as_ours(note):
-            _put(note, "\n".join((sandbox.cgroup, *made)))
+        with _told_as_ours(note):  # added to, not written anew: a death in between must not lose the group's name
+            _put(note, "".join(f"\n{directory}" for directory in made), mode="a")
 
     async def _spawn(self, sandbox: Sandbox, undo: AsyncExitStack) -> MonitorClient:
         """Its monitor, asked for once more if a spawner died over the request: nothing of the first is left then."""
@@ -497,8 +497,8 @@ def _read(path: str) -> str:
         return ""
 
 
-def _put(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+def _put(path: str, text: str, mode: str = "w") -> None:
+    with open(path, mode, encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
 
 

@@ -21,7 +21,7 @@ _TIMEOUT_S: Final = 10.0
 
 
 class Streams:
-    """``read`` gives a container's OCI document; ``open`` makes a URL under which a client gets a session, once."""
+    """``open`` makes a URL under which a client gets a session, once."""
 
     open: Callable[[StreamRequest], str]
 
