@@ -298,6 +298,7 @@ def execute(operation: MountOp, root: Root, tree: int = -1) -> None:
 _ASTRAY = frozenset(
     (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.EXDEV, errno.EINVAL, errno.ENAMETOOLONG)
 )
+_FORBIDDEN = frozenset((errno.EACCES, errno.EPERM))
 
 
 def _place(operation: MountOp, root: Root, *, directory: bool) -> int:
@@ -307,12 +308,16 @@ def _place(operation: MountOp, root: Root, *, directory: bool) -> int:
     try:
         return root.target(operation.destination, directory=directory)
     except OSError as error:
-        if error.errno not in _ASTRAY:
+        if error.errno in _ASTRAY:
+            hint = "a link, a file or a read-only volume of the image or the pod is in the way: mount it elsewhere"
+        elif error.errno in _FORBIDDEN:
+            hint = "root of the pod's user namespace has no rights there: let it write or make the directory before"
+        else:
             raise
         raise FailedPrecondition(
             f"{operation.source} can't be mounted: {operation.destination} can't be reached or made in the container: "
             f"{error.strerror}",
-            hint="a link, a file or a read-only volume of the image or the pod is in the way: mount it elsewhere",
+            hint=hint,
         ) from error
 
 

@@ -89,13 +89,16 @@ def test_a_place_that_turns_into_a_link_meanwhile_leads_no_volume_out(
     (shared / "a").mkdir()
     (shared / "b").symlink_to(f"../../../../../../..{host}")
     (volume / "inside").touch()
-    shared.chmod(0o777)
-    stop, libc = threading.Event(), ctypes.CDLL(None)
+    for directory in (shared, shared / "a"):
+        directory.chmod(0o777)
+    stop, libc, number = threading.Event(), ctypes.CDLL(None), 0
 
     def swap() -> None:
         while not stop.is_set():
             assert libc.renameat2(-100, bytes(shared / "a"), -100, bytes(shared / "b"), 2) == 0  # RENAME_EXCHANGE
             time.sleep(0.0005)
+            assert libc.renameat2(-100, bytes(shared / "a"), -100, bytes(shared / "b"), 2) == 0
+            time.sleep(0.0005 * 1.35**number)  # ever longer a directory: a slow machine gets through as well, later
 
     thread = threading.Thread(target=swap)
     thread.start()
@@ -117,6 +120,16 @@ def test_a_place_that_turns_into_a_link_meanwhile_leads_no_volume_out(
     assert made
     assert list(host.iterdir()) == []
     assert str(host) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_place_that_the_pods_root_may_not_make_is_refused_by_name(kubelet: Kubelet, tmp_path: Path) -> None:
+    (tmp_path / "shared" / "a").mkdir(parents=True)
+    mounts = [
+        pb.Mount(container_path="/shared", host_path=str(tmp_path / "shared")),
+        pb.Mount(container_path="/shared/a/deep", host_path=str(tmp_path)),
+    ]
+    with refused("FAILED_PRECONDITION", "/shared/a/deep", "Permission denied"):
+        run(kubelet, run_pod(kubelet), mounts=mounts)
 
 
 def test_a_readonly_volume_is_not_escaped_by_what_is_mounted_below(
