@@ -14,13 +14,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from functools import partial
+from typing import NamedTuple, NoReturn
 
 from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import CriError, FailedPrecondition, KernelError
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
 from cri_py.monitor import hooked, protocol, transport
+from cri_py.monitor.output import OutputStream
 from cri_py.monitor.stream import REPORT_BYTES, Attached, Executed, Forwarded, Target, report_of_killed, serve
 from cri_py.monitor.tracked import (
     ContainerProcess,
@@ -270,17 +272,17 @@ class Monitor:
         process = ContainerProcess(request, self._cgroups, self._executor.create)
         self._containers[container_id] = process
         process.asked = request.seq
-        self._watch(process.parent_fd, lambda: self._hear_init(process))
+        self._watch(process.parent_fd, partial(self._hear_init, process))
         for stream in process.streams:
             self._watch_stream(process, stream)
 
-    def _watch_stream(self, process: ContainerProcess, stream: Any) -> None:
-        def read() -> None:
-            if not stream.read_once():
-                self._forget(stream.fd)
-                process.end_stream(stream)
+    def _watch_stream(self, process: ContainerProcess, stream: OutputStream) -> None:
+        self._watch(stream.fd, partial(self._read_stream, process, stream))
 
-        self._watch(stream.fd, read)
+    def _read_stream(self, process: ContainerProcess, stream: OutputStream) -> None:
+        if not stream.read_once():
+            self._forget(stream.fd)
+            process.end_stream(stream)
 
     def _hear_init(self, process: ContainerProcess) -> None:
         """Init says ready, or what is wrong, or falls silent, which after ``start`` means execve."""
@@ -371,7 +373,7 @@ class Monitor:
             os.close(target)
         started = ExecProcess(request.seq, name, pid, parent, scope)
         self._execs[pid] = started
-        self._watch(parent.fd, lambda: self._hear_exec(started))
+        self._watch(parent.fd, partial(self._hear_exec, started))
 
     def _hear_exec(self, process: ExecProcess) -> None:
         """It has said its last word, or executed."""

@@ -1,12 +1,13 @@
 """What the spawner does before it forks, so that each monitor later copies as few pages as it can.
 
 A forked process shares its parent's memory until it writes, and an interpreter writes where one would not think of it.
-Three of its habits are over and done with if they happen before the fork:
+Four of its habits are over and done with if they happen before the fork:
 
 - Code adapts itself while it runs (PEP 659), and look-ups fill caches. So a monitor is played through here, with a
   daemon and children that only pretend: the same frames, the same forks, until nothing changes any more.
 - A new object takes the first hole of its size that the allocator has, wherever that is, and the books on that hole's
   neighbours change too. So the holes are filled, and all new objects of a size begin on one page of their own.
+- A call counts a reference in its code object, so the code that runs is put side by side: see ``monitor.packing``.
 - The garbage collector writes into every object that it visits: ``gc.freeze`` takes them out of its sight.
 
 What is left are reference counts. A monitor with one running container has 0.9 MB of its own instead of 1.6.
@@ -27,6 +28,7 @@ from cri_py.cgroups.v1 import V1
 from cri_py.kernel import procfs, steps
 from cri_py.kernel.constants import CLONE_PARENT
 from cri_py.monitor import protocol
+from cri_py.monitor.packing import code_that_runs, pack
 from cri_py.monitor.process import Executor, Monitor
 from cri_py.runtime import container, holder, mounts
 from cri_py.runtime import exec as runtime_exec
@@ -55,6 +57,7 @@ _DOCUMENT = json.dumps({"process": {"args": ["a"], "noNewPrivileges": True, "oom
 
 def rehearse() -> None:
     """Play a monitor's life through, some times. SIGCHLD must be blocked."""
+    pack(code_that_runs(_play))
     for _ in range(_ROUNDS):
         procfs.set_own_name("cri-spawner")
         _play()

@@ -43,7 +43,7 @@ class ContainerProcess:
 
     def __init__(self, request: Request, cgroups: Cgroups, create: Create) -> None:
         self.id, cgroup, log, line_bytes, stdin, stdin_once, tty, own_pids, new, joined, holder, later = request.words
-        self.cgroup = os.fsdecode(cgroup)
+        self.cgroup = cgroup.decode("utf-8", "surrogateescape")
         self.abandoned = 0  # seq of the request that its end answers
         self.asked = 0  # seq of the request that init's next word answers
         self.started_at = 0

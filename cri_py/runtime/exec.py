@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
 from typing import Any
 
 from cri_py.kernel.steps import FORKED, REPORT_BYTES, REPORT_FD, Report, read_report
@@ -112,5 +111,7 @@ def await_second(parent: Parent, first: int) -> int:
 
 def let_go_on(parent: Parent) -> None:
     """The child's pid is known, so it may say its first word."""
-    with suppress(BrokenPipeError):  # killed by now, as its exit will tell
+    try:
         parent.go()
+    except BrokenPipeError:
+        return  # killed by now, as its exit will tell

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -40,6 +42,27 @@ def test_a_rehearsal_leaves_no_descriptor_and_no_process() -> None:
         assert children() == []
 
     assert in_child(body) == 0
+
+
+_PAGES_OF_CODE = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+from cri_py.monitor import packing, rehearsal
+
+def pages():
+    return len({id(code) >> 12 for code in packing.code_that_runs(rehearsal._play)})
+
+before = pages()
+packing.pack(packing.code_that_runs(rehearsal._play))
+print(before, pages())
+"""
+
+
+def test_packed_code_lies_on_fewer_pages() -> None:
+    """In a fresh interpreter, as the spawner is: 101 pages become some 50."""
+    said = subprocess.run([sys.executable, "-c", _PAGES_OF_CODE], check=True, capture_output=True, text=True).stdout
+    before, after = map(int, said.split())
+    assert after < before * 0.75
 
 
 def test_what_settles_the_memory_fills_holes_and_no_more() -> None:
