@@ -87,14 +87,17 @@ class Plan:
         self.path = path
         path.write_bytes(bytes(faults.SIZE))
 
-    def set(self, side: int, left: int, act: int) -> None:
-        self._write(faults.PLACE, bytes(faults.SIZE - faults.PLACE))
+    def set(self, side: int, left: int, act: int, only: str = "") -> None:
+        """``only``: how the calls begin that are counted."""
+        self._write(
+            faults.PLACE, bytes(faults.ONLY - faults.PLACE) + only.encode().ljust(faults.SIZE - faults.ONLY, b"\0")
+        )
         self._write(side, struct.pack("=qq", left, act))
 
     def clear(self) -> str:
         """Nothing happens from now on; returns where it has happened, "" if it hasn't."""
         self._write(0, bytes(faults.PLACE))
-        return self.path.read_bytes()[faults.PLACE :].rstrip(b"\0").decode()
+        return self.path.read_bytes()[faults.PLACE : faults.ONLY].rstrip(b"\0").decode()
 
     def _write(self, offset: int, content: bytes) -> None:
         with self.path.open("r+b") as file:
