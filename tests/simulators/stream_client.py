@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections import defaultdict
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 from cri_py.wire import channels, spdy, websocket
@@ -22,7 +22,23 @@ PATIENCE_S: Final = 60.0
 _KEY: Final = "AAAAAAAAAAAAAAAAAAAAAA=="
 
 
-class _Client:
+class _Speaking(Protocol):
+    """What a transport brings along, and a session is driven by."""
+
+    received: dict[Any, bytearray]
+    ended: set[Any]
+    over: bool
+
+    def send(self, name: Any, content: bytes, *, last: bool = False) -> Self:
+        """``last``: nothing follows on this stream."""
+        ...
+
+    def take(self) -> bool:
+        """Read once; False at the end of the connection."""
+        ...
+
+
+class _Client(_Speaking, Protocol):
     """A connection to a URL, its upgrade, and what a session's streams have brought.
 
     ``received``: bytes by the type of their stream; of a port-forward by (type, request).
@@ -62,14 +78,6 @@ class _Client:
     def open(self, *_kinds: str) -> Self:
         """Streams of a remote command."""
         return self
-
-    def send(self, name: Any, content: bytes, *, last: bool = False) -> Self:
-        """``last``: nothing follows on this stream."""
-        raise NotImplementedError
-
-    def take(self) -> bool:
-        """Read once; False at the end of the connection."""
-        raise NotImplementedError
 
     def until(self, name: Any, content: bytes) -> Self:
         """Read until a stream has brought ``content``, at the pace of one who only reads: who is slow is cut off."""
