@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cri_py.monitor.client import SOCKET_NAME, listen
+from cri_py.monitor.protocol import PACKET_BYTES
 from cri_py.monitor.tracked import EXITS
 from cri_py.rpc.gen import api_pb2 as pb
 from cri_py.rpc.gen.api_pb2_grpc import RuntimeServiceStub
@@ -334,6 +337,40 @@ def test_a_monitor_that_hangs_at_the_start_is_killed_and_its_pod_lost(make_daemo
     assert kubelet.status(container).state == pb.CONTAINER_UNKNOWN
     kubelet.remove_pod(pod)
     assert daemon.left_over() == []
+
+
+def test_a_monitor_of_another_version_is_ended_and_its_pod_can_be_removed(fresh_daemon: Daemon) -> None:
+    """As of a daemon that was much older, or newer; here it is a stand-in on its socket."""
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    (monitor,) = fresh_daemon.monitors()
+    fresh_daemon.kill()
+    end(monitor)
+    place = fresh_daemon.state / "pods" / pod.id / SOCKET_NAME
+    place.unlink()
+    with listen(str(place.parent)) as listener, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(answer_as_another_version, listener)
+        fresh_daemon.start()
+        assert asked.result(PATIENCE_S) == [b"hello", b"end"]
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    status = kubelet.status(container)
+    assert (status.state, status.reason) == (pb.CONTAINER_UNKNOWN, "MonitorLost")
+    assert "spoke version 99 of the protocol, and this daemon speaks version" in status.message
+    kubelet.remove_pod(pod)
+    assert fresh_daemon.left_over() == []
+
+
+def answer_as_another_version(listener: socket.socket) -> list[bytes]:
+    """What it was asked until the connection ended."""
+    asked = []
+    connection, _ = listener.accept()
+    with connection:
+        while frame := connection.recv(PACKET_BYTES):
+            word, seq, *_ = frame.split(b"\0")
+            asked.append(word)
+            connection.send(seq + b"\0ok\0" + (b'{"version":99,"news":[1]}' if word == b"hello" else b""))
+    return asked
 
 
 def test_a_pod_starts_after_the_spawner_was_killed(fresh_daemon: Daemon) -> None:
