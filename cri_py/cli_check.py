@@ -15,7 +15,7 @@ from typing import Final
 
 from cri_py.config import Config
 from cri_py.errors import CriError, KernelError
-from cri_py.kernel import capabilities, constants, procfs, seccomp, syscalls
+from cri_py.kernel import capabilities, constants, procfs, seccomp, steps, syscalls
 from cri_py.rpc import listen
 
 
@@ -65,6 +65,7 @@ def findings(config: Config) -> list[Finding]:
         *_user(),
         *_namespaces(),
         *_system_calls(),
+        _programs_in_memory(),
         *_filesystems(),
         *_seccomp(config),
         *_cgroups(),
@@ -147,6 +148,20 @@ def _system_calls() -> Iterator[Finding]:
         )
     else:
         yield Finding("system calls", Verdict.OK, f"Linux {release}: {', '.join(probes)}")
+
+
+def _programs_in_memory() -> Finding:
+    """Holders and execs are such programs (docs/adr/0008)."""
+    try:
+        os.close(steps.in_memory(b""))
+    except OSError as error:
+        return Finding(
+            "programs in memory",
+            Verdict.MISSING,
+            f"refused: {error.strerror}; no pod can be run and nothing executed in one",
+            "sysctl vm.memfd_noexec=1, and see that no file of /etc/sysctl.d sets 2",
+        )
+    return Finding("programs in memory", Verdict.OK, "can be executed")
 
 
 def _answers(probe: Callable[[], object], lacking: int) -> bool:

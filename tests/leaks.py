@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -30,14 +30,15 @@ class Holdings:
 
 def take(alone: bool, temporary: Path) -> Holdings:
     """``alone``: nobody else uses the machine, so all that appears is the test's; else only what is surely its own."""
-    mounts = {f"{m.id} {m.path}": f"{m.fstype} on {m.path}" for m in procfs.mountinfo()}
+    found = procfs.mountinfo()
+    mounts = {f"{m.id} {m.path}": f"{m.fstype} on {m.path}" for m in found}
     if not alone:
         mounts = {number: text for number, text in mounts.items() if str(temporary) in text}
     return Holdings(
         descriptors=_descriptors(),
         children=_children(),
         mounts=mounts,
-        cgroups=_cgroups() if alone else {},
+        cgroups=_cgroups([m.path for m in found if m.fstype in {"cgroup", "cgroup2"}]) if alone else {},
         interfaces={name: name for name in os.listdir("/sys/class/net")} if alone else {},
         processes=_processes() if alone else {},
     )
@@ -46,18 +47,21 @@ def take(alone: bool, temporary: Path) -> Holdings:
 def left_over(before: Holdings, look: Callable[[], Holdings], settle_s: float = SETTLE_S) -> list[str]:
     """What is there now and wasn't, once it had time to go; a line each."""
     deadline = time.monotonic() + settle_s
-    while True:
-        gc.collect()  # what only a cycle keeps open is no leak
-        now = look()
-        lines = [
-            f"{part.name}: {text}"
-            for part in fields(Holdings)
-            for name, text in getattr(now, part.name).items()
-            if name not in getattr(before, part.name)
-        ]
-        if not lines or time.monotonic() > deadline:
-            return lines
+    while lines := _more(before, look()):
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.02)
+        gc.collect()  # what only a cycle keeps open is no leak
+    return lines
+
+
+def _more(before: Holdings, now: Holdings) -> list[str]:
+    return [
+        f"{part.name}: {text}"
+        for part in fields(Holdings)
+        for name, text in getattr(now, part.name).items()
+        if name not in getattr(before, part.name)
+    ]
 
 
 def _descriptors() -> dict[str, str]:
@@ -83,9 +87,21 @@ def _children() -> dict[str, str]:
     return found
 
 
-def _cgroups() -> dict[str, str]:
-    roots = [m.path for m in procfs.mountinfo() if m.fstype in {"cgroup", "cgroup2"}]
-    return {directory: directory for root in roots for directory, _, _ in os.walk(root)}
+def _cgroups(roots: list[str]) -> dict[str, str]:
+    return {directory: directory for root in roots for directory in _tree(root)}
+
+
+def _tree(directory: str) -> Iterator[str]:
+    """A group and all below. Most have none, which their links tell: to list each group's files takes ten times longer,
+    and this is done twice a test."""
+    try:
+        links = os.stat(directory).st_nlink
+        below = [each.path for each in os.scandir(directory) if each.is_dir(follow_symlinks=False)] if links > 2 else []
+    except FileNotFoundError:  # gone meanwhile
+        return
+    yield directory
+    for each in below:
+        yield from _tree(each)
 
 
 def _processes() -> dict[str, str]:

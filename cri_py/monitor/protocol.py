@@ -33,6 +33,9 @@ Events: ``up`` {pid}, ``exit`` {id, code, started_at, finished_at, oom, error, d
 A container's state: {state: created|running|exited, pid, ticks, started_at, user} and, exited, what ``exit`` has.
 An error's kind: start (the program can't be executed), state (wrong moment), missing, invalid (what was asked), failed,
 and step: the text is the number of a program's step and an errno, which the daemon puts into words.
+
+VERSION counts what changes so much that a monitor and a later daemon misunderstand each other. ``hello`` and ``end``,
+which find that out and end it, are the same in all versions.
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import json
 import os
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +58,7 @@ class Bundles:
         self._filters: dict[str, dict[str, Any]] = {}
         self._last_key: tuple[Mapping[str, Any], str] = ({}, "")
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="seccomp")
+        self._asked: set[str] = set()  # profiles that this daemon was asked for; the compiler's thread alone sees it
 
     @telemetry.stage("container document")
     async def plan(
@@ -130,12 +133,27 @@ class Bundles:
         )
 
     async def warm(self) -> None:
-        """Compile the filter of a container without wishes: the first one after a start would wait for it."""
+        """Compile the filter of a container without wishes: the first one after a start would wait for it. Then remove
+        profiles of earlier daemons that no container has."""
         try:
             granted = frozenset(spec_security.DEFAULT_CAPABILITIES).intersection(self._defaults.capabilities)
             await self._filter(default_profile(granted, self._defaults.arch))
         except CriError as error:
             log.warning("the default seccomp profile can't be compiled", cause=str(error))  # who needs it is refused
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._compiler, self._sweep)
+        except OSError as error:
+            log.warning("seccomp profiles that nobody has can't be removed", cause=str(error))
+
+    def _sweep(self) -> None:
+        """Only at the start: one that is compiled may be about to get its first container."""
+        used = set()
+        for link in glob.iglob(f"{glob.escape(self._places.pods)}/*/containers/*/seccomp.json"):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                used.add(os.path.basename(os.readlink(link)).removesuffix(_PROFILE))
+        for name in os.listdir(self._places.seccomp):
+            if name.partition(".")[0] not in used | self._asked:
+                os.unlink(f"{self._places.seccomp}/{name}")
 
     async def _filter(self, profile: Mapping[str, Any]) -> dict[str, Any]:
         """Compile a profile once (10 ms); it lies in the state directory under its hash, its filter beside it."""
@@ -158,9 +176,11 @@ class Bundles:
         return key
 
     def _compile(self, profile: Mapping[str, Any], key: str) -> str:
+        self._asked.add(key)
         path = f"{self._places.seccomp}/{key}"
-        if not (os.path.exists(path) and os.path.exists(f"{path}{_PROFILE}")):
-            _write(f"{path}{_PROFILE}", profile)
+        if not os.path.exists(f"{path}{_PROFILE}"):
+            _replace(f"{path}{_PROFILE}", profile)
+        if not os.path.exists(path):
             with open(f"{path}.new", "wb") as file:
                 file.write(seccomp.compile_profile(profile))
             os.rename(f"{path}.new", path)
@@ -204,8 +224,7 @@ class Bundles:
         document["linux"]["resources"] = {**resources, **kept}
         document["process"]["oomScoreAdj"] = score
         try:
-            _write(f"{path}.new", document)
-            os.rename(f"{path}.new", path)
+            _replace(path, document)
         except OSError as error:
             raise Internal(f"the document {path} can't be written: {error}") from error
         return before
@@ -283,6 +302,12 @@ def _make_log_directory(log_path: str) -> None:
 def _write(path: str, document: Mapping[str, Any]) -> None:
     with open(path, "w") as file:
         file.write(json.dumps(document))
+
+
+def _replace(path: str, document: Mapping[str, Any]) -> None:
+    """Whoever reads it meanwhile has the old one or the new one."""
+    _write(f"{path}.new", document)
+    os.rename(f"{path}.new", path)
 
 
 def read_document(path: str) -> dict[str, Any]:

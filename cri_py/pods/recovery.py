@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from cri_py.errors import CriError, DeadlineExceeded, NotFound, Unavailable
+from cri_py.errors import CriError, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from cri_py.kernel import procfs
 from cri_py.model import (
     Container,
@@ -31,6 +31,7 @@ from cri_py.model import (
     SandboxId,
 )
 from cri_py.monitor.client import MonitorClient
+from cri_py.monitor.protocol import VERSION
 from cri_py.network.pod_network import PodNetwork
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import ended
@@ -42,6 +43,14 @@ from cri_py.pods.sandboxes import unmount
 from cri_py.pods.trash import Trash
 
 log = structlog.get_logger()
+
+
+class _OtherVersion(FailedPrecondition):
+    """Nobody can go on with a pod whose monitor understands none of what it is asked; it was told to end."""
+
+    def __init__(self, version: int) -> None:
+        said = f"the pod's monitor spoke version {version} of the protocol, and this daemon speaks version {VERSION}"
+        super().__init__(f"{said}: it was ended", hint="drain a node before cri_py changes by so much")
 
 
 class _Meeting(NamedTuple):
@@ -109,6 +118,9 @@ class Recovery:
             return self._without_monitor(sandbox, members, error)
         try:
             hello = await monitor.request("hello", timeout_s=self._timeout_s)
+            if hello["version"] != VERSION:
+                await monitor.request("end", timeout_s=self._timeout_s)
+                raise _OtherVersion(hello["version"])
             await self._forget_strangers(monitor, hello["containers"], members)
         except CriError as error:
             monitor.close()
@@ -124,7 +136,8 @@ class Recovery:
             return _Meeting(None, None, self._lose(members, "SandboxStopped"))
         log.warning("a pod's monitor is gone", sandbox=sandbox.id, cause=str(cause))
         stopped = replace(sandbox, state=NotReady(self._clock(), "MonitorLost"))
-        return _Meeting(None, stopped, self._lose(members, "MonitorLost"))
+        message = cause.message if isinstance(cause, _OtherVersion) else "MonitorLost"
+        return _Meeting(None, stopped, self._lose(members, message))
 
     def _with_holder(self, sandbox: Sandbox, hello: dict[str, Any]) -> Sandbox | None:
         if hello["holder"] or not isinstance(sandbox.state, Ready):

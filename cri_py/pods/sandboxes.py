@@ -219,6 +219,7 @@ class Sandboxes:
     async def _make_group(self, sandbox: Sandbox, undo: AsyncExitStack) -> None:
         undo.push_async_callback(self._groups.remove_pod, sandbox.cgroup, sandbox.id, ())
         made = await self._groups.make_pod(sandbox.cgroup, sandbox.id)
+        trace("run: group made")
         note = f"{self._places.pod(sandbox.id)}/cgroup"
         with _told_as_ours(note):  # added to, not written anew: a death in between must not lose the group's name
             _put(note, "".join(f"\n{directory}" for directory in made), mode="a")

@@ -6,8 +6,9 @@ import os
 import shlex
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 from xml.etree import ElementTree
@@ -42,6 +43,7 @@ NOT_IN_GUESTS: Final = {
     "kernel/test_layers.py": _LAYERS,
     "system/test_attacks.py::test_an_exec_shows_nothing_of_the_node_to_who_watches_it_come": _KILLS,
     "system/test_attacks.py::test_nobody_who_shares_pids_finds_the_node_behind_a_container_that_is_being_made": _KILLS,
+    "system/test_built_in_network.py::test_pods_get_addresses_of_the_kubelets_ranges_also_after_a_restart": _STARTS,
     "system/test_built_in_network.py::test_three_pods_outlive_the_daemon_and_are_gone_after_a_reboot": "wants nft nat",
     "system/test_cni.py": f"{_STARTS}, and nft nat",
     "system/test_devices.py::test_a_cdi_device_brings_nodes_environment_mounts_and_groups": _STARTS,
@@ -60,6 +62,7 @@ NOT_IN_GUESTS: Final = {
     "system/test_mount_attacks.py::test_a_place_that_turns_into_a_link_meanwhile_leads_no_volume_out": _STARTS,
     "system/test_node.py::test_a_config_over_the_limits_is_refused_however_long_it_is": _BYTES,
     "system/test_node.py::test_a_stop_of_the_daemon_ends_event_streams_with_a_status": _STARTS,
+    "system/test_node.py::test_nothing_is_executed_in_the_state_directory": _STARTS,
     "system/test_node.py::test_requests_and_answers_may_be_longer_than_16_mib": _BYTES,
     "system/test_node.py::test_the_socket_may_belong_to_a_group": _STARTS,
     "system/test_prometheus.py": "wants Prometheus",
@@ -67,10 +70,13 @@ NOT_IN_GUESTS: Final = {
     "system/test_registries.py": _LAYERS,
     "system/test_stops.py": _KILLS,
     "system/test_streaming.py::test_a_hundred_sessions_at_once_all_end": _BYTES,
+    "system/test_streaming.py::test_a_session_in_which_nobody_says_anything_ends": _STARTS,
     "system/test_streaming.py::test_every_kind_of_session_transfers_while_the_daemon_is_killed_and_restarted": _STARTS,
     "system/test_streaming.py::test_over_tls_with_a_certificate_of_its_own_sessions_go_as_well": _STARTS,
+    "system/test_streaming.py::test_sessions_outlive_the_daemon": _STARTS,
     "system/test_tracing.py": "wants OpenTelemetry",
     "system/test_volumes.py::test_a_missing_host_path_is_an_error_unless_it_is_to_be_made": _STARTS,
+    "system/test_volumes.py::test_a_mount_that_hangs_is_killed_at_its_deadline_and_named": _STARTS,
     "system/test_volumes.py::test_volumes_survive_the_daemon": _STARTS,
 }
 ONLY_WITH_APPARMOR: Final = ("tests/system/apparmor_in_guest.py",)  # the host's kernel may have none
@@ -78,7 +84,8 @@ UML_PANIC: Final = "fork_handler"  # on its console when it has died of that
 TRIES: Final = 3
 BOOT_S: Final = 2400  # many times what it takes on a quiet machine: a slow one is no failure
 SHARDS: Final = 4  # user-mode Linux has one processor, and a panic costs no more than a shard
-AT_ONCE: Final = min(os.cpu_count() or 1, SHARDS)
+PROCESSORS: Final = os.cpu_count() or 1
+TAKES: Final = {"tcg": 2, "uml": 1}  # processors
 ALL_S: Final = (1 + SHARDS) * TRIES * BOOT_S
 
 
@@ -98,20 +105,50 @@ class Outcome(NamedTuple):
 
 
 def _shards() -> dict[str, Boot]:
-    """All else, file by file, dealt out to guests of user-mode Linux."""
+    """All else, file by file, dealt out to guests of user-mode Linux: the longest first, to whoever has least."""
     left_out = {f"tests/{name}" for name in (*IN_QEMU, *NOT_IN_GUESTS)}
     found = [path for room in ("kernel", "system") for path in (machine.ROOT / "tests" / room).glob("test_*.py")]
     files = [*sorted({str(path.relative_to(machine.ROOT)) for path in found} - left_out), *ONLY_WITH_APPARMOR]
     single = [f"--deselect={name}" for name in sorted(left_out) if "::" in name]
-    return {f"uml {n + 1} of {SHARDS}": Boot("uml", (*files[n::SHARDS], *single)) for n in range(SHARDS)}
+    dealt: list[list[str]] = [[] for _ in range(SHARDS)]
+    for file in sorted(files, key=_size, reverse=True):
+        min(dealt, key=lambda names: sum(map(_size, names))).append(file)
+    return {f"uml {n + 1} of {SHARDS}": Boot("uml", (*names, *single)) for n, names in enumerate(dealt)}
 
 
+def _size(file: str) -> int:
+    """In bytes, which tells roughly how long it takes."""
+    return (machine.ROOT / file).stat().st_size
+
+
+# In the order in which they begin: what takes most first.
 ALL: Final[Mapping[str, Boot]] = {"qemu": Boot("tcg", tuple(f"tests/{name}" for name in IN_QEMU)), **_shards()}
+
+
+class Processors:
+    """So many of the machine's are free; who needs more than there are gets all."""
+
+    def __init__(self, count: int) -> None:
+        self._count = self._free = count
+        self._changed = threading.Condition()
+
+    def take(self, count: int) -> int:
+        """Wait until as many are free; how many they are."""
+        count = min(count, self._count)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= count)
+            self._free -= count
+        return count
+
+    def give_back(self, count: int) -> None:
+        with self._changed:
+            self._free += count
+            self._changed.notify_all()
 
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """Of all guests that are asked for: qemu by itself, since it has two processors, then as many as this machine has.
+    """Of all guests that are asked for, as many at once as this machine has processors for.
 
     None outlives this: other tests look for processes that were left behind.
     """
@@ -119,10 +156,13 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     machine.packages()  # both are made here at the latest, and not by two at once
     asked = [name for item in request.session.items if isinstance(item, pytest.Function) for name in _asked(item)]
     shares = {name: _share(tmp_path_factory.mktemp("share")) for name in asked}
-    ended = {name: _run(ALL[name], shares[name]) for name in asked if ALL[name].engine == "tcg"}
-    others = [name for name in asked if name not in ended]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return ended | dict(zip(others, pool.map(lambda name: _run(ALL[name], shares[name]), others), strict=True))
+    processors, running = Processors(PROCESSORS), dict[str, Future[Outcome]]()
+    with ThreadPoolExecutor(len(asked) or 1) as pool:
+        for name in (name for name in ALL if name in asked):
+            taken = processors.take(TAKES[ALL[name].engine])
+            running[name] = pool.submit(_run, ALL[name], shares[name])
+            running[name].add_done_callback(lambda _, taken=taken: processors.give_back(taken))  # type: ignore[misc]
+    return {name: outcome.result() for name, outcome in running.items()}
 
 
 def _asked(item: pytest.Function) -> list[str]:

@@ -133,7 +133,7 @@ async def test_a_handler_may_have_another_network(tmp_path: Path, plugin: Plugin
 @pytest.mark.parametrize(
     ("how", "kind", "words"),
     [
-        ("hang", DeadlineExceeded, "network fakenet, ADD: .*did not end within 0.5 s and was killed"),
+        ("hang", DeadlineExceeded, "network fakenet, ADD: .*did not end within 3 s and was killed"),
         ("crash", Internal, "was killed by signal 11 on ADD"),
         ("flood", ResourceExhausted, "wrote more than 1048576 bytes and was killed"),
         ("garbage", Internal, "no JSON object: '{]} what"),
@@ -150,7 +150,7 @@ def test_a_plugin_that_fails_is_told_undone_and_the_next_try_works(
     @on_own_node
     async def body() -> None:
         plugin.behave(ADD=how)
-        async with serving(tmp_path, cni_timeout_s=0.5 if how == "hang" else 5.0) as cni:
+        async with serving(tmp_path, cni_timeout_s=3.0 if how == "hang" else 30.0) as cni:
             with pytest.raises(kind, match=words):
                 await attach(cni, "web")
             assert (remains(tmp_path), plugin.leases()) == (([], []), {})
@@ -198,7 +198,7 @@ async def test_a_cancelled_attach_leaves_nothing(tmp_path: Path, plugin: PluginS
     plugin.behave(ADD="hang")
     async with serving(tmp_path) as cni:
         task = asyncio.create_task(attach(cni, "web"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (plugin.directory / "hanging").exists():  # noqa: ASYNC110 it is a plugin's act
                 await asyncio.sleep(0.01)
         task.cancel()

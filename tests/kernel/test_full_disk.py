@@ -38,7 +38,7 @@ def test_a_disk_that_fills_up_at_any_step_is_told_and_keeps_nothing(tmp_path: Pa
         registry.push("app", "1", layers)
         script = f'mount -t tmpfs tmpfs "$0" && exec "$1" -m {__spec__.name} "$0" {scarce} {registry.host}/app:1'
         command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(tmp_path), sys.executable]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["pulled"]

@@ -97,17 +97,17 @@ class Echo:
             self._socket.shutdown(socket.SHUT_RDWR)
         else:
             self._socket.sendto(b"end", ("127.0.0.1", self._socket.getsockname()[1]))
-        self._thread.join(10)
+        self._thread.join(60)
         self._socket.close()
 
 
 def ask(address: str, port: int) -> str:
-    with socket.create_connection((address, port), timeout=3) as connection:
+    with socket.create_connection((address, port), timeout=30) as connection:
         return connection.recv(100).decode()
 
 
 def ask_by(client: socket.socket, address: str, port: int) -> str:
-    client.settimeout(3)
+    client.settimeout(30)
     client.sendto(b"?", (address, port))
     return client.recv(100).decode()
 
@@ -268,7 +268,7 @@ async def test_rules_that_somebody_flushes_are_written_anew(tmp_path: Path) -> N
     for flush in ("flush ruleset", "delete table ip cri_py_t_2dbr0", "flush chain inet cri_py_t_2dbr0_ports output"):
         await program.run(["/usr/sbin/nft", flush], deadline_s=10)
         assert rules() != whole
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while rules() != whole:  # noqa: ASYNC110 it is nft's act
                 await asyncio.sleep(0.02)
     await network.detach(web)

@@ -76,7 +76,7 @@ def sparse_archive(tmp_path: Path, form: str, stretches: int) -> tuple[bytes, by
         file.truncate((2 * stretches + 3) * 65536)
     (source / "z").write_bytes(b"after")
     command = ["tar", "--create", "--sparse", *SPARSE[form], "--directory", str(source), "a", "holes", "z"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, check=True, timeout=250)
     return done.stdout, (source / "holes").read_bytes()
 
 
@@ -175,7 +175,7 @@ def universal(key: str, text: str) -> bytes:
 
 def test_memory_does_not_grow_with_the_entries_of_a_layer(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.bench.entries", "--count", "20000", "--work", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["inodes"] == 20_000 - 1000 + 1, "hard links are no inodes"
@@ -184,7 +184,7 @@ def test_memory_does_not_grow_with_the_entries_of_a_layer(tmp_path: Path) -> Non
 
 def test_memory_does_not_grow_with_very_many_directories(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.bench.entries", "--count", "50000", "--every", "1", "--work", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["inodes"] == 50_000 + 1
@@ -238,7 +238,7 @@ def _mounted(lower: tuple[str, ...], tmp_path: Path) -> str:
     # upper and work have to be on a filesystem that overlayfs takes, which the test's own need not be
     script = 'mount -t tmpfs tmpfs "$1" && exec "$2" -c "$3" "$4" "$1"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "-", work, sys.executable, MOUNT]
-    done = subprocess.run([*command, json.dumps(lower)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*command, json.dumps(lower)], capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import itertools
 import os
 import socket
 import struct
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,7 +102,7 @@ def whose(pin: str) -> str:
     return pin.split("-")[2] if "-" in pin else pin
 
 
-def ping(pin: str, address: str) -> bool:
+def ping(pin: str, address: str, patience_s: float = 30.0) -> bool:
     """Whether ``address`` answers an echo request from a namespace; asked as any user may, by a datagram socket."""
 
     def ask() -> bool:
@@ -111,7 +112,7 @@ def ping(pin: str, address: str) -> bool:
         finally:
             os.close(fd)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.getprotobyname("icmp")) as asking:
-            asking.settimeout(2)
+            asking.settimeout(patience_s)
             asking.sendto(struct.pack("!BBHHH", 8, 0, 0, 0, 1), (address, 0))
             try:
                 return asking.recv(64)[0] == 0
@@ -149,7 +150,7 @@ def forwards() -> bool:
 
 async def settled(expected: list[str]) -> None:
     """Namespaces end in the background: wait until just these interfaces are left."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while interfaces() != expected:
         assert time.monotonic() < deadline, interfaces()
         await asyncio.sleep(0.01)
@@ -593,6 +594,18 @@ def throughput(one: Attachment, other: Attachment, size: int) -> float:
     return size * 8 / took
 
 
+def fastest(pods: tuple[Attachment, Attachment], over: float) -> float:
+    """The best of some: a machine that is busy with others has slow moments, and a limit has no fast ones."""
+    return max(itertools.islice(_until(over, (throughput(*pods, size=1_500_000) for _ in itertools.count())), 20))
+
+
+def _until(over: float, measured: Iterator[float]) -> Iterator[float]:
+    for rate in measured:
+        yield rate
+        if rate > over:
+            return
+
+
 def send_to(address: tuple[str, int], size: int) -> None:
     with socket.create_connection(address) as connection:
         connection.sendall(bytes(size))
@@ -608,8 +621,9 @@ def test_a_pods_bandwidth_is_what_its_annotation_says(tmp_path: Path, annotation
         config = replace(slow.config, annotations={f"kubernetes.io/{annotation}-bandwidth": "40M"})
         limited, free = await bridge.attach(replace(slow, config=config)), await bridge.attach(named("free"))
         pods = (free, limited) if annotation == "ingress" else (limited, free)
-        assert 15e6 < throughput(*pods, size=1_500_000) < 90e6  # 0.3 s, some of it in the bucket
-        assert throughput(*reversed(pods), size=1_500_000) > 90e6
+        assert throughput(*pods, size=1_500_000) < 90e6  # 0.3 s, some of it in the bucket
+        assert fastest(pods, over=15e6) > 15e6
+        assert fastest(pods[::-1], over=90e6) > 90e6
         for pod in pods:
             await bridge.detach(pod)
 
@@ -632,9 +646,9 @@ async def test_isolated_pods_reach_the_node_and_not_each_other(tmp_path: Path) -
     await bridge.start()
     one, other = await bridge.attach(named("one")), await bridge.attach(named("other"))
     assert ping(one.netns_path, "10.66.0.1")
-    assert not ping(one.netns_path, other.ips[0])
+    assert not ping(one.netns_path, other.ips[0], patience_s=1.0)
     inside(one, lambda: route_by_node(other.ips[0]))
-    assert not ping(one.netns_path, other.ips[0])
+    assert not ping(one.netns_path, other.ips[0], patience_s=1.0)
     await bridge.detach(one)
     await bridge.detach(other)
     await bridge.destroy()

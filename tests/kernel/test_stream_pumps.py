@@ -24,7 +24,7 @@ from cri_py.wire.channels import Agreement, Exit, Outcome, Streams, Transport
 from cri_py.wire.session import port_forward, remote_command
 
 pytestmark = pytest.mark.root
-IDLE_S = 20.0
+IDLE_S = 60.0
 ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 
 
@@ -67,7 +67,7 @@ def pumping(run: Callable[[], str]) -> Iterator[list[str]]:
     try:
         yield said
     finally:
-        thread.join(20)
+        thread.join(60)
 
 
 def command(ours: socket.socket, process: Process) -> CommandPump:
@@ -82,7 +82,7 @@ def test_a_client_that_opens_no_streams_is_given_up(monkeypatch: pytest.MonkeyPa
     process = ProcessSimulator()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.settimeout(10)
+        theirs.settimeout(60)
         with pumping(lambda: command(ours, process).run(b"")) as said:
             while theirs.recv(4096):
                 pass
@@ -99,7 +99,7 @@ def test_a_client_that_takes_its_time_gets_the_last_bytes(monkeypatch: pytest.Mo
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = spdy.Connection(spdy.Role.CLIENT)
     with ours, theirs:
-        theirs.settimeout(10)
+        theirs.settimeout(60)
         for number, kind in ((1, "error"), (3, "stdout")):
             theirs.sendall(client.send(frames.SynStream(number, {"streamtype": kind})))
         with pumping(lambda: command(ours, ProcessSimulator(bytes(60_000))).run(b"")) as said:
@@ -122,7 +122,7 @@ def test_a_forward_without_descriptors_left_fails_alone() -> None:
     client = spdy.Connection(spdy.Role.CLIENT)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ours, theirs:
-        theirs.settimeout(10)
+        theirs.settimeout(60)
         pump = ForwardPump(Link(ours, session, ANSWER), session, os.pidfd_open(os.getpid()), IDLE_S)
         with pumping(lambda: pump.run(b"")) as said:
             theirs.sendall(client.send(frames.Ping(1)))

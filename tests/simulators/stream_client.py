@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections import defaultdict
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 from cri_py.wire import channels, spdy, websocket
@@ -18,11 +18,27 @@ from cri_py.wire import spdy_frames as frames
 from cri_py.wire.channels import Buffer
 from tests.simulators.websocket_client import MASK, FrameReader
 
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 60.0
 _KEY: Final = "AAAAAAAAAAAAAAAAAAAAAA=="
 
 
-class _Client:
+class _Speaking(Protocol):
+    """What a transport brings along, and a session is driven by."""
+
+    received: dict[Any, bytearray]
+    ended: set[Any]
+    over: bool
+
+    def send(self, name: Any, content: bytes, *, last: bool = False) -> Self:
+        """``last``: nothing follows on this stream."""
+        ...
+
+    def take(self) -> bool:
+        """Read once; False at the end of the connection."""
+        ...
+
+
+class _Client(_Speaking, Protocol):
     """A connection to a URL, its upgrade, and what a session's streams have brought.
 
     ``received``: bytes by the type of their stream; of a port-forward by (type, request).
@@ -63,17 +79,11 @@ class _Client:
         """Streams of a remote command."""
         return self
 
-    def send(self, name: Any, content: bytes, *, last: bool = False) -> Self:
-        """``last``: nothing follows on this stream."""
-        raise NotImplementedError
-
-    def take(self) -> bool:
-        """Read once; False at the end of the connection."""
-        raise NotImplementedError
-
     def until(self, name: Any, content: bytes) -> Self:
-        """Read until a stream has brought ``content``."""
-        while content not in self.received[name]:
+        """Read until a stream has brought ``content``, at the pace of one who only reads: who is slow is cut off."""
+        at = 0
+        while self.received[name].find(content, at) < 0:
+            at = max(0, len(self.received[name]) - len(content) + 1)
             ends = {stream: bytes(brought[-200:]) for stream, brought in self.received.items()}
             assert self.take(), f"the session ended before {content!r} came: {ends}"
         return self

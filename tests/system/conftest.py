@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 import pytest
@@ -106,10 +107,25 @@ def fresh_daemon(registry: RegistrySimulator) -> Iterator[Daemon]:
 @pytest.fixture
 def make_daemon(registry: RegistrySimulator) -> Iterator[Callable[..., Daemon]]:
     """Daemons with settings of their own, given as TOML, or with the plugins ``cni`` to attach pods."""
+    with _making(registry, keep_parents=False) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_shared_daemon(request: pytest.FixtureRequest, registry: RegistrySimulator) -> Iterator[Callable[..., Daemon]]:
+    """As ``make_daemon``, for all tests of a file: they must not kill it, and leave nothing in it."""
+    with _making(registry, keep_parents=bool(request.config.getoption("--alone"))) as make:
+        yield make
+
+
+@contextlib.contextmanager
+def _making(registry: RegistrySimulator, *, keep_parents: bool) -> Iterator[Callable[..., Daemon]]:
     made: list[Daemon] = []
 
     def make(settings: str = "", *, cni: Sequence[str] = ()) -> Daemon:
         made.append(Daemon(registry.url, settings, cni=cni))
+        if keep_parents:
+            made[-1].make_cgroup_parent()
         _serve(made[-1])
         return made[-1]
 

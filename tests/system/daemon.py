@@ -54,14 +54,19 @@ class Daemon:
         self._has_cni = bool(cni)
         if cni:
             settings = f"{settings}\n{self._configure_cni(cni)}"
-        self.config_file.write_text(
-            f'{settings}\n[images.registries."{HOST}"]\nmirrors = ["{mirror}"]\n'
+        self._registries = (
+            f'[images.registries."{HOST}"]\nmirrors = ["{mirror}"]\n'
             f'[images.registries."{mirror.removeprefix("http://")}"]\ninsecure = true\n'
         )
+        self.set(settings)
         self.kubelet = Kubelet(self.socket, self.directory / "logs", self.cgroup_parent)
         self._process: subprocess.Popen[bytes] | None = None
         self._descriptors: Counter[str] = Counter()
         self._told: set[str] = set()
+
+    def set(self, settings: str) -> None:
+        """Other settings from the next start on, instead of those that it was made with."""
+        self.config_file.write_text(f"{settings}\n{self._registries}")
 
     def _configure_cni(self, chain: Sequence[str]) -> str:
         """The configuration that an add-on would write, and ours that names it; the same bridge, so the same traces."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import socket
+import secrets
 import subprocess
 import urllib.parse
 import urllib.request
@@ -20,10 +20,9 @@ DASHBOARDS: Final = ("runtime", "node")
 _WINDOW: Final = "20s"  # instead of Grafana's $__rate_interval
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def own_address() -> str:
+    """One of loopback's sixteen million, by chance. A port that is free on 127.0.0.1 may be taken a moment later."""
+    return f"127.{secrets.randbelow(255)}.{secrets.randbelow(255)}.{2 + secrets.randbelow(250)}:9090"
 
 
 def substituted(query: str) -> str:
@@ -42,7 +41,7 @@ class Prometheus:
             job["static_configs"] = [{"targets": [target]}]
         file, self._log = directory / "prometheus.yml", (directory / "log").open("w+")
         file.write_text(yaml.safe_dump(config))
-        self._url = f"http://127.0.0.1:{free_port()}"
+        self._url = f"http://{own_address()}"
         self._process = subprocess.Popen(
             [
                 *("prometheus", f"--config.file={file}", f"--storage.tsdb.path={directory}/data"),
@@ -61,14 +60,15 @@ class Prometheus:
         found = [float(each["value"][1]) for each in self.get("query", query=query)["result"]]
         return [number for number in found if not math.isnan(number)]
 
-    def targets_are_up(self) -> bool:
+    def failing(self) -> list[str]:
+        """What is wrong with targets, or with itself while it comes up. A slow scrape is an error, too, and the next is
+        a second later."""
         assert self._process.poll() is None, self.log()
         try:
             targets = self.get("targets", state="active")["activeTargets"]
-        except OSError:
-            return False
-        assert not [each["lastError"] for each in targets if each["lastError"]]
-        return all(each["health"] == "up" for each in targets)
+        except OSError as error:
+            return [str(error)]
+        return [each["lastError"] or each["health"] for each in targets if each["health"] != "up"]
 
     def log(self) -> str:
         self._log.seek(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,28 @@ def test_a_privileged_container_has_all_devices_of_the_node(kubelet: Kubelet) ->
 # --------------------------------------------------------------------- CDI
 
 
-@pytest.fixture
-def cdi(make_daemon: Callable[[str], Daemon], tmp_path: Path) -> tuple[Kubelet, Path]:
+@pytest.fixture(scope="module")
+def looking(
+    make_shared_daemon: Callable[[str], Daemon], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Daemon, Path]:
     """A daemon that looks for CDI files in a directory of its own."""
-    files = tmp_path / "cdi"
+    files = tmp_path_factory.mktemp("cdi")
     settings = f'[runtime]\ncdi_spec_dirs = ["{files}"]\ndevice_ownership_from_security_context = true\n'
-    return make_daemon(settings).kubelet, files
+    return make_shared_daemon(settings), files
+
+
+@pytest.fixture
+def cdi(looking: tuple[Daemon, Path]) -> Iterator[tuple[Kubelet, Path]]:
+    daemon, files = looking
+    yield daemon.kubelet, files
+    daemon.kubelet.sweep()
+    for file in files.iterdir():
+        file.unlink()
+    assert daemon.left_over() == []
 
 
 def test_a_cdi_device_brings_nodes_environment_mounts_and_groups(cdi: tuple[Kubelet, Path], tmp_path: Path) -> None:
     kubelet, files = cdi
-    files.mkdir()
     (tmp_path / "library").write_text("of the vendor\n")
     edits = {
         "env": ["GPU=0"],
@@ -124,7 +135,6 @@ def test_a_cdi_device_brings_nodes_environment_mounts_and_groups(cdi: tuple[Kube
         assert kubelet.status(container).user.linux.supplemental_groups == [1000, 29, 44]
     with refused("NOT_FOUND", "vendor.com/gpu=1", "bad.yaml"):
         kubelet.create(pod, "true", name="none", CDI_devices=[pb.CDIDevice(name="vendor.com/gpu=1")])
-    kubelet.sweep()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +152,6 @@ def test_a_hook_that_fails_is_told_and_leaves_nothing(
     cdi: tuple[Kubelet, Path], hook: dict[str, Any], words: list[str]
 ) -> None:
     kubelet, files = cdi
-    files.mkdir()
     edits = {"hooks": [{"hookName": "createContainer", "path": "/bin/sh", **hook}]}
     content = {"cdiVersion": "0.7.0", "kind": "v.com/gpu", "devices": [{"name": "0", "containerEdits": edits}]}
     (files / "vendor.json").write_text(json.dumps(content))
@@ -150,14 +159,12 @@ def test_a_hook_that_fails_is_told_and_leaves_nothing(
     with refused("FAILED_PRECONDITION", *words):
         kubelet.create(pod, "true", CDI_devices=[pb.CDIDevice(name="v.com/gpu=0")])
     assert not kubelet.ListContainers().containers
-    kubelet.sweep()
 
 
 def hooking(files: Path, **stages: str) -> list[pb.CDIDevice]:
     """A CDI device with a hook at each stage: a line of shell."""
-    files.mkdir(exist_ok=True)
     hooks = [
-        {"hookName": stage, "path": "/bin/sh", "args": ["sh", "-c", line], "timeout": 5}
+        {"hookName": stage, "path": "/bin/sh", "args": ["sh", "-c", line], "timeout": 60}
         for stage, line in stages.items()
     ]
     device = {"name": "0", "containerEdits": {"hooks": hooks}}
@@ -187,7 +194,6 @@ def test_hooks_run_at_their_turn_where_they_belong(cdi: tuple[Kubelet, Path], tm
     assert [state["status"] for state in states] == ["creating", "running", "stopped"]
     assert {state["id"] for state in states} == {container}
     assert states[0]["pid"] == states[1]["pid"]
-    kubelet.sweep()
 
 
 def test_hooks_after_the_end_run_for_a_pod_that_is_stopped_as_a_whole(
@@ -215,12 +221,10 @@ def test_a_hook_that_fails_at_the_start_ends_the_container(cdi: tuple[Kubelet, P
     status = kubelet.status(container)
     assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, 128, "StartError")
     assert "no driver" in status.message
-    kubelet.sweep()
 
 
 def test_an_interface_of_the_node_becomes_the_pods(cdi: tuple[Kubelet, Path]) -> None:
     kubelet, files = cdi
-    files.mkdir()
     edits = {"netDevices": [{"hostInterfaceName": "cri-none0", "name": "fast0"}]}
     content = {"cdiVersion": "1.1.0", "kind": "v.com/nic", "devices": [{"name": "0", "containerEdits": edits}]}
     (files / "vendor.json").write_text(json.dumps(content))
@@ -229,4 +233,3 @@ def test_an_interface_of_the_node_becomes_the_pods(cdi: tuple[Kubelet, Path]) ->
     with refused("NOT_FOUND", "cri-none0"):
         kubelet.create(pod, "true", CDI_devices=asked)
     assert not kubelet.ListContainers().containers
-    kubelet.sweep()

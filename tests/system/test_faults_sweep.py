@@ -87,14 +87,17 @@ class Plan:
         self.path = path
         path.write_bytes(bytes(faults.SIZE))
 
-    def set(self, side: int, left: int, act: int) -> None:
-        self._write(faults.PLACE, bytes(faults.SIZE - faults.PLACE))
+    def set(self, side: int, left: int, act: int, only: str = "") -> None:
+        """``only``: how the calls begin that are counted."""
+        self._write(
+            faults.PLACE, bytes(faults.ONLY - faults.PLACE) + only.encode().ljust(faults.SIZE - faults.ONLY, b"\0")
+        )
         self._write(side, struct.pack("=qq", left, act))
 
     def clear(self) -> str:
         """Nothing happens from now on; returns where it has happened, "" if it hasn't."""
         self._write(0, bytes(faults.PLACE))
-        return self.path.read_bytes()[faults.PLACE :].rstrip(b"\0").decode()
+        return self.path.read_bytes()[faults.PLACE : faults.ONLY].rstrip(b"\0").decode()
 
     def _write(self, offset: int, content: bytes) -> None:
         with self.path.open("r+b") as file:
@@ -197,3 +200,21 @@ def test_a_call_fails_at_every_step_of_a_pod_with_a_user_namespace(
     daemon: Daemon, plan: Plan, verb: str, side: int
 ) -> None:
     assert sweep(daemon, plan, verb, side, faults.FAIL, own_users=True)
+
+
+@pytest.mark.parametrize("parent", ["the pod's own", "none"])
+def test_a_death_before_the_groups_of_a_pod_are_noted_leaves_none(daemon: Daemon, plan: Plan, parent: str) -> None:
+    """Its note has the group's name by then, and not yet which directories of it were made."""
+    at = scene(daemon.kubelet, ())
+    if parent == "none":
+        at.pod_config.linux.cgroup_parent = ""
+    plan.set(faults.DAEMON, 1, faults.KILL, "trace run: group made")
+    with contextlib.suppress(grpc.RpcError):
+        at.run_pod()
+    assert plan.clear() == "trace run: group made"
+    daemon.kill()
+    daemon.start()
+    assert daemon.left_over() == []
+    _try(at.run_pod, "after a death before the note")
+    daemon.kubelet.sweep()
+    assert daemon.left_over() == []

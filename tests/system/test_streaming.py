@@ -64,7 +64,7 @@ def stream_processes() -> list[int]:
 def _no_process_stays(kubelet: Kubelet) -> Iterator[None]:
     before = set(stream_processes())
     yield
-    wait_for(lambda: set(stream_processes()) - before, lambda left: not left, 10)
+    wait_for(lambda: set(stream_processes()) - before, lambda left: not left)
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_a_client_that_pauses_loses_nothing_of_a_process_that_has_ended(kubelet:
     script = "head -c 120000 /dev/zero; exec touch /said"
     with StreamClient(exec_url(kubelet, container, "sh", "-c", script), windows=True) as client:
         client.open("error", "stdout")
-        wait_for(lambda: kubelet.shell(container, "ls /"), lambda shown: "said" in shown, 10)
-        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "touch" not in shown, 10)  # no zombie either
+        wait_for(lambda: kubelet.shell(container, "ls /"), lambda shown: "said" in shown)
+        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "touch" not in shown)  # no zombie either
         time.sleep(2.5)
         assert client.exit_code() == 0
         assert client.received["stdout"] == bytes(120_000)
@@ -141,7 +141,7 @@ def test_a_terminal_echoes_and_has_the_size_that_the_client_gives(
         session.send("resize", b'{"Width":77,"Height":22}')
         session.send("stdin", b"stty size\n").until("stdout", b"22 77")
         session.send("stdin", b"sleep 98765\n")
-        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "sleep 98765" in shown, 10)
+        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "sleep 98765" in shown)
         session.send("stdin", b"\x03").until("stdout", b"^C")
         session.send("stdin", b"exit 7\n")
         assert session.exit_code() == 7
@@ -166,15 +166,15 @@ def test_a_client_that_leaves_ends_its_process(kubelet: Kubelet, container: str)
     with executing(kubelet, container, "sh", "-c", "echo here; sleep 54321") as client:
         client.until("stdout", b"here")
         assert "54321" in kubelet.shell(container, "ps")
-    wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "54321" not in shown, 10)
+    wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "54321" not in shown)
 
 
 def test_a_client_that_is_not_read_from_is_seen_to_leave(kubelet: Kubelet, container: str) -> None:
     """The process takes no input, so no more of it is read, and its end would not be either."""
     with executing(kubelet, container, "sleep", "54322", stdin=True) as client:
         client.send("stdin", bytes(400_000))
-        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "54322" in shown, 10)
-    wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "54322" not in shown, 10)
+        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "54322" in shown)
+    wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "54322" not in shown)
 
 
 def test_a_stream_process_that_is_killed_leaves_nothing_of_its_exec(kubelet: Kubelet, container: str) -> None:
@@ -183,7 +183,7 @@ def test_a_stream_process_that_is_killed_leaves_nothing_of_its_exec(kubelet: Kub
         client.until("stdout", b"here")
         (process,) = set(stream_processes()) - before
         os.kill(process, signal.SIGKILL)
-        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "5432" not in shown, 10)
+        wait_for(lambda: kubelet.shell(container, "ps"), lambda shown: "5432" not in shown)
     groups = "find /sys/fs/cgroup -name 'exec-*' 2>/dev/null | wc -l"
     wait_for(
         lambda: kubelet.shell(container, groups).strip(), lambda seen: seen in {"0", "1"}
@@ -198,7 +198,7 @@ def test_the_monitor_s_end_ends_its_sessions(daemon: Daemon, kubelet: Kubelet) -
         client.until("stdout", b"here")
         os.kill(monitor, signal.SIGKILL)
         client.until_end()
-    wait_for(lambda: looked_up("cmdline", b"sleep\x0054325\0"), lambda found: not found, 10)
+    wait_for(lambda: looked_up("cmdline", b"sleep\x0054325\0"), lambda found: not found)
 
 
 def test_a_hundred_sessions_at_once_all_end(kubelet: Kubelet, container: str) -> None:
@@ -208,11 +208,9 @@ def test_a_hundred_sessions_at_once_all_end(kubelet: Kubelet, container: str) ->
 
 
 def test_a_grandchild_that_keeps_the_output_open_does_not_keep_the_session(kubelet: Kubelet, container: str) -> None:
-    began = time.monotonic()
     with executing(kubelet, container, "sh", "-c", "sleep 1000 & echo done") as client:
         assert client.exit_code() == 0
         assert client.received["stdout"] == b"done\n"
-    assert time.monotonic() - began < 10
 
 
 def test_an_exec_is_in_the_container_with_its_rights(kubelet: Kubelet, container: str) -> None:
@@ -232,7 +230,7 @@ def test_the_container_s_end_ends_its_execs(kubelet: Kubelet, container: str) ->
 def test_an_exec_in_a_container_that_is_being_stopped_works(kubelet: Kubelet, pod: Pod) -> None:
     container = kubelet.run(pod, "sh", "-c", "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; done")
     wait_for(lambda: kubelet.log(container), bool)
-    stopping = threading.Thread(target=kubelet.stop, args=[container, 3])
+    stopping = threading.Thread(target=kubelet.stop, args=[container, 50])
     stopping.start()
     try:
         wait_for(lambda: kubelet.log(container), lambda lines: len(lines) > 1)
@@ -240,6 +238,7 @@ def test_an_exec_in_a_container_that_is_being_stopped_works(kubelet: Kubelet, po
             assert client.exit_code() == 9
             assert client.received["stdout"] == b"last words\n"
     finally:
+        kubelet.stop(container)  # the shorter time counts for both
         stopping.join()
 
 
@@ -247,7 +246,7 @@ def test_a_client_that_never_reads_costs_a_bounded_memory(kubelet: Kubelet, cont
     before = set(stream_processes())
     with StreamClient(exec_url(kubelet, container, "cat", "/dev/zero")) as client:
         client.open("error", "stdout")
-        (process,) = wait_for(lambda: set(stream_processes()) - before, lambda found: len(found) == 1, 10)
+        (process,) = wait_for(lambda: set(stream_processes()) - before, lambda found: len(found) == 1)
         time.sleep(0.5)
         with open(f"/proc/{process}/smaps_rollup") as file:
             private = next(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
@@ -308,7 +307,7 @@ def test_clients_that_were_attached_leave_nothing_in_the_monitor(daemon: Daemon,
     for _ in range(3):
         with executing_attach(kubelet, container) as client:
             client.send("stdin", b"x\n").until("stdout", b"x\n")
-    wait_for(lambda: len(os.listdir(f"/proc/{monitor}/fd")), lambda found: found == open_files, 5)
+    wait_for(lambda: len(os.listdir(f"/proc/{monitor}/fd")), lambda found: found == open_files)
 
 
 def executing_attach(kubelet: Kubelet, container: str) -> StreamClient:
@@ -354,7 +353,7 @@ ASKING: Final = b"GET /passwd HTTP/1.0\r\n\r\n"
 def served_files(kubelet: Kubelet, pod: Pod) -> Pod:
     """A pod that serves its /etc on port 8080, to many at once."""
     container = kubelet.run(pod, "httpd", "-f", "-p", "8080", "-h", "/etc")
-    wait_for(lambda: kubelet.shell(container, "cat /proc/net/tcp /proc/net/tcp6"), lambda shown: ":1F90" in shown, 10)
+    wait_for(lambda: kubelet.shell(container, "cat /proc/net/tcp /proc/net/tcp6"), lambda shown: ":1F90" in shown)
     return pod
 
 
@@ -386,7 +385,7 @@ def listening(kubelet: Kubelet, pod: Pod, port: int, *command: str) -> str:
     """A container that listens, by IPv6 or both."""
     container = kubelet.run(pod, *command, name=f"listener-{port}")
     shown = f":{port:04X} "
-    wait_for(lambda: kubelet.shell(container, "cat /proc/net/tcp /proc/net/tcp6"), lambda text: shown in text, 10)
+    wait_for(lambda: kubelet.shell(container, "cat /proc/net/tcp /proc/net/tcp6"), lambda text: shown in text)
     return container
 
 
@@ -540,13 +539,13 @@ def test_over_tls_with_a_certificate_of_its_own_sessions_go_as_well(make_daemon:
 
 
 def test_a_session_in_which_nobody_says_anything_ends(make_daemon: Callable[[str], Daemon]) -> None:
-    kubelet = make_daemon("[streaming]\nidle_timeout_s = 0.5\n").kubelet
+    kubelet = make_daemon("[streaming]\nidle_timeout_s = 2\n").kubelet
     pod = kubelet.run_pod()
     container = kubelet.run(pod, "sleep", "1000")
     with forwarded(kubelet, pod) as forward, executing(kubelet, container, "tail", "-f", "/dev/null") as session:
         assert b"nothing was said for" in session.until_end().received["error"]
         forward.until_end()
-    wait_for(lambda: looked_up("cmdline", b"tail\0-f\0/dev/null\0"), lambda left: not left, 10)
+    wait_for(lambda: looked_up("cmdline", b"tail\0-f\0/dev/null\0"), lambda left: not left)
 
 
 # ------------------------------------------------------------------ refusals
@@ -581,4 +580,4 @@ def test_sessions_need_something_that_runs(kubelet: Kubelet, pod: Pod) -> None:
 def test_sessions_are_counted(daemon: Daemon, kubelet: Kubelet, container: str) -> None:
     with executing(kubelet, container, "echo", "counted") as client:
         client.exit_code()
-    wait_for(daemon.metrics, lambda shown: 'cri_py_stream_seconds_count{kind="exec"}' in shown, 5)
+    wait_for(daemon.metrics, lambda shown: 'cri_py_stream_seconds_count{kind="exec"}' in shown)

@@ -344,11 +344,11 @@ def hanging(tmp_path: Path) -> Iterator[Path]:
 def test_a_mount_that_hangs_is_killed_at_its_deadline_and_named(
     make_daemon: Callable[[str], Daemon], hanging: Path, users: str
 ) -> None:
-    daemon = make_daemon("[runtime]\nmonitor_timeout_s = 2\n")
+    daemon = make_daemon("[runtime]\nmonitor_timeout_s = 4\n")
     kubelet = daemon.kubelet
     kubelet.pull(BUSYBOX)
     pod = run_pod(kubelet) if users == "the pod's" else kubelet.run_pod()
-    with refused("DEADLINE_EXCEEDED", str(hanging), "mounted within 2 s"):
+    with refused("DEADLINE_EXCEEDED", str(hanging), "mounted within 4 s"):
         run(kubelet, pod, mounts=[bind(hanging / "volume")])
     assert kubelet.shell(run(kubelet, pod, name="other"), "echo works") == "works\n"
     processes = daemon.processes()

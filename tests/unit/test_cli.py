@@ -18,7 +18,7 @@ from cri_py import __version__, cli, cli_check
 from cri_py.cli_check import Finding, Verdict
 from cri_py.config import Config, NetworkConfig, RuntimeConfig, ServerConfig
 from cri_py.errors import Unavailable
-from cri_py.kernel import syscalls
+from cri_py.kernel import steps, syscalls
 from cri_py.kernel.notify import notify
 from cri_py.model import Features
 
@@ -182,6 +182,23 @@ def test_version_tells_the_version_and_the_python() -> None:
 def found(config: Config, subject: str) -> Finding:
     (finding,) = [finding for finding in cli_check.findings(config) if finding.subject == subject]
     return finding
+
+
+def test_a_kernel_that_executes_nothing_in_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vm.memfd_noexec=2 refuses to make what could be executed (proc_sys_vm(5))."""
+    create = os.memfd_create
+
+    def refuse(name: str, flags: int) -> int:
+        if flags & steps._MFD_EXEC:
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return create(name, flags)
+
+    config = Config(server=ServerConfig(root=str(tmp_path), state=str(tmp_path)))
+    assert found(config, "programs in memory").verdict is Verdict.OK
+    monkeypatch.setattr("os.memfd_create", refuse)
+    told = found(config, "programs in memory")
+    assert (told.verdict, told.found.split(";")[0]) == (Verdict.MISSING, "refused: Permission denied")
+    assert "vm.memfd_noexec=1" in told.remedy
 
 
 def test_check_fails_if_something_needed_is_missing(monkeypatch: pytest.MonkeyPatch, config_file: Path) -> None:

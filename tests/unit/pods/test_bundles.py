@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,3 +66,24 @@ def test_a_profile_that_is_gone_is_an_error_and_no_freedom(bundles: Bundles, pla
         bundles.executing(CONTAINER)
     path.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
     assert bundles.executing(CONTAINER)[1] is not None
+
+
+def test_profiles_that_no_container_has_go_with_the_next_start(bundles: Bundles, places: Places) -> None:
+    kept = profile(places)
+    for name in ("abc", "old", "old.json", "cut.json.new"):
+        (kept.parent / name).write_text("{}")
+    asyncio.run(bundles.warm())
+    left = {path.name for path in kept.parent.iterdir()}
+    assert left >= {"abc", "abc.json"}
+    assert not left & {"old", "old.json", "cut.json.new"}
+
+
+def test_the_profile_that_is_shared_is_not_written_again(bundles: Bundles, places: Places) -> None:
+    """A reader in between would take a cut one for missing."""
+    asyncio.run(bundles.warm())
+    (written,) = Path(places.seccomp).glob("*.json")
+    before = written.stat()
+    (written.with_suffix("")).unlink()
+    asyncio.run(bundles.warm())
+    assert written.with_suffix("").exists()
+    assert (written.stat().st_ino, written.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
