@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from cri_py.errors import FailedPrecondition
+from cri_py.kernel.faults import trace
 from cri_py.network import program
 from cri_py.network.cni.answers import supported_versions
 from cri_py.network.cni.calls import Call, version_call
@@ -33,9 +34,12 @@ class Plugins:
 
     async def run(self, call: Call) -> Ended:
         """Run a plugin. Raises FailedPrecondition (not installed), Unavailable, DeadlineExceeded, ResourceExhausted."""
-        return await program.run(
+        trace(f"{call.command} of {call.type}: before")
+        ended = await program.run(
             [self.find(call.type)], call.stdin, deadline_s=self._timeout_s, environment=self._environment(call)
         )
+        trace(f"{call.command} of {call.type}: ended")
+        return ended
 
     async def versions(self, kind: str) -> frozenset[str]:
         """The versions of CNI that a plugin supports; it is asked once, and again when its program was replaced."""
