@@ -12,12 +12,13 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 
-from cri_py.kernel import faults
+from cri_py.kernel import faults, procfs
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.cni_plugin import PluginSimulator
 from tests.simulators.kubelet import Kubelet, Pod, wait_for
@@ -172,3 +173,24 @@ def test_the_daemon_is_killed_at_every_step_of_gc(make_daemon: MakeDaemon, plan:
 
 def strangers(plugins: list[PluginSimulator], lives: Pod) -> list[str]:
     return [owner for plugin in plugins for owner in plugin.leases().values() if owner != lives.id]
+
+
+def test_a_plugin_that_a_killed_daemon_has_left_running_is_ended(
+    make_daemon: MakeDaemon, plan: Plan, tmp_path: Path
+) -> None:
+    daemon, plugins = with_two_plugins(make_daemon, tmp_path)
+    plugins[1].behave(ADD="hang")
+    hanging = plugins[1].directory / "hanging"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(daemon.kubelet.run_pod)
+        wait_for(hanging.exists, bool)
+        daemon.kill()
+        with pytest.raises(grpc.RpcError):
+            running.result()
+    plugins[1].behave()
+    daemon.start()
+    assert procfs.state(int(hanging.read_text())) in (None, "Z")  # reaped, or to be by the machine's init
+    wait_for(lambda: [plugin.leases() for plugin in plugins], lambda left: left == [{}, {}])
+    daemon.kubelet.run_pod()
+    daemon.kubelet.sweep()
+    assert daemon.left_over() == []
