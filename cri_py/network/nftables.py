@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from cri_py.errors import Unavailable
+from cri_py.kernel.faults import trace
 from cri_py.network.program import SEARCH_PATH, run
 
 DEADLINE_S: Final = 10.0
@@ -82,7 +83,9 @@ async def apply(ruleset: str) -> None:
     program = shutil.which("nft", path=_SEARCH_PATH)
     if program is None:
         raise Unavailable("the program nft is not installed", hint="apt install nftables")
+    trace("nft: before")
     ended = await run([program, "-f", "-"], ruleset.encode(), deadline_s=DEADLINE_S)
+    trace("nft: ended")
     if ended.code != 0:
         raise Unavailable(
             f"nft refused the rules with status {ended.code}: {ended.told}",

@@ -1,9 +1,10 @@
 """Measure the pods' network: ours built in, ours by CNI, containerd by the same CNI chain, in turn in one run.
 
-    .venv/bin/python -m tests.bench.network [--only NAME] [--rounds 3] [--pods 50] [--seconds 3]
+    .venv/bin/python -m tests.bench.network [--only NAME] [--rounds 3] [--pods 50] [--seconds 3] [--scale 1,50,100,200]
 
 Prints medians, and in brackets how many times the figure of containerd ours is. ``network of a run`` is what a
-RunPodSandbox takes longer than one on the node's network. Needs iperf3 beside what ``compare`` needs.
+RunPodSandbox takes longer than one on the node's network; with ``--scale`` it is measured beside as many pods, and
+nothing else is. Needs iperf3 beside what ``compare`` needs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _PARENT: Final = "/cribench-network"
 _WORKERS: Final = 8
 _IPERF_S: Final = 30.0
 _SETTLE_S: Final = 2.0
+_PAIRS: Final = 20
+_IPERFS: Final = 3  # of a round each: of one after the other they differ by a tenth
 
 Figures = dict[str, float]
 ROWS: Final[Mapping[str, str]] = {
@@ -51,6 +54,7 @@ ROWS: Final[Mapping[str, str]] = {
     "pods": "iperf3, pod to pod, Gbit/s",
     "host": "iperf3, node to pod, Gbit/s",
 }
+_SCALE: Final = {"run": "RunPodSandbox, ms,", "network": "network of a run, ms,"}
 
 
 def main() -> int:
@@ -59,6 +63,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pods", type=int, default=50)
     parser.add_argument("--seconds", type=int, default=3, help="of each iperf3")
+    parser.add_argument("--scale", type=_counts, default=(), help="the network of a run beside 1,50,100,200 pods")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
     taken: dict[str, list[Figures]] = {}
@@ -66,8 +71,8 @@ def main() -> int:
         push(address, [e for e in entries() if PAUSE.partition("/")[2] in e.names], quiet=True)
         for name in list(installed(options.only or NAMES)) * options.rounds:
             with _serving(name, address) as socket:
-                taken.setdefault(name, []).append(_measured(socket, options.pods, options.seconds))
-    print(table(taken))
+                taken.setdefault(name, []).append(_measured(socket, options))
+    print(table(taken, rows_of_scale(options.scale) if options.scale else ROWS))
     return 0
 
 
@@ -87,14 +92,25 @@ def _serving(name: str, address: str) -> Iterator[str]:
         daemon.destroy()
 
 
-def _measured(socket: str, pods: int, seconds: int) -> Figures:
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted(int(word) for word in text.split(",")))
+
+
+def rows_of_scale(counts: Sequence[int]) -> dict[str, str]:
+    """The rows of a table that tells what becomes of the network as pods grow more."""
+    rows = {f"{what} {count}": f"{label} beside {count} pods" for what, label in _SCALE.items() for count in counts}
+    return {**rows, "parallel": ROWS["parallel"], "parallel on node": "the same on the node's network"}
+
+
+def _measured(socket: str, options: argparse.Namespace) -> Figures:
     """One round with a runtime that listens at ``socket``."""
     with (
         tempfile.TemporaryDirectory(prefix="network-") as directory,
         Kubelet(socket, Path(directory) / "logs", _PARENT) as kubelet,
     ):
         try:
-            return _Round(kubelet).all(pods, seconds)
+            figures = _Round(kubelet)
+            return figures.scale(options.scale) if options.scale else figures.all(options.pods, options.seconds)
         finally:
             kubelet.sweep()
             remove_groups(_PARENT)
@@ -116,15 +132,27 @@ class _Round:
         figures = {"run": run, "network": run - node, "port": port, "stop": stop, **self._iperf(seconds)}
         return {**figures, "parallel": self._parallel(pods), "many": self._runs(20, [])}
 
+    def scale(self, counts: Sequence[int]) -> Figures:
+        """The network's share beside ever more pods; then how many come up at once, with it and without."""
+        self._runs(3, [])
+        figures: Figures = {}
+        there = 0
+        for count in counts:
+            self._parallel(max(count - 1 - there, 0))
+            there = max(count - 1, there)
+            time.sleep(_SETTLE_S)
+            pairs = [(self._run_ms([], False), self._run_ms([], True)) for _ in range(_PAIRS)]
+            with_it, without = ([pair[side] for pair in pairs] for side in (0, 1))
+            figures[f"run {count}"] = statistics.median(with_it)
+            figures[f"network {count}"] = statistics.median(with_it) - statistics.median(without)
+        return {**figures, "parallel": self._parallel(50), "parallel on node": self._parallel(50, on_node=True)}
+
     def _runs(self, count: int, ports: Sequence[pb.PortMapping], *, on_node: bool = False) -> float:
         """The median of runs of a pod, one after the other, in ms."""
         return statistics.median(self._run_ms(ports, on_node) for _ in range(count))
 
     def _run_ms(self, ports: Sequence[pb.PortMapping], on_node: bool) -> float:
-        config = self._kubelet.pod_config(port_mappings=ports)
-        if on_node:
-            config.hostname = ""
-            config.linux.security_context.namespace_options.CopyFrom(namespaces(network=pb.NODE))
+        config = self._config(ports, on_node)
         since = time.perf_counter()
         pod = self._kubelet.run_pod(config)
         took = time.perf_counter() - since
@@ -134,9 +162,16 @@ class _Round:
         self._kubelet.remove_pod(pod)
         return took * 1e3
 
-    def _parallel(self, pods: int) -> float:
+    def _config(self, ports: Sequence[pb.PortMapping], on_node: bool) -> pb.PodSandboxConfig:
+        config = self._kubelet.pod_config(port_mappings=ports)
+        if on_node:
+            config.hostname = ""
+            config.linux.security_context.namespace_options.CopyFrom(namespaces(network=pb.NODE))
+        return config
+
+    def _parallel(self, pods: int, *, on_node: bool = False) -> float:
         """Pods per second; they stay."""
-        configs = [self._kubelet.pod_config() for _ in range(pods)]
+        configs = [self._config([], on_node) for _ in range(pods)]
         since = time.perf_counter()
         with ThreadPoolExecutor(_WORKERS) as workers:
             list(workers.map(self._kubelet.run_pod, configs))
@@ -146,11 +181,12 @@ class _Round:
         one, other = self._kubelet.run_pod(), self._kubelet.run_pod()
         time.sleep(_SETTLE_S)  # what was removed before goes in the background
         address = self._kubelet.pod_status(one).network.ip
-        figures = {}
-        for row, client in (("pods", self._inside(other)), ("host", [])):
+        figures: dict[str, list[float]] = {"pods": [], "host": []}
+        for row, client in (("pods", self._inside(other)), ("host", [])) * _IPERFS:
             with _listening([*self._inside(one), "iperf3", "--server", "--one-off", "--forceflush"]):
-                figures[row] = _gbits([*client, "iperf3", "--json", "--client", address, "--time", str(seconds)])
-        return figures
+                asking = ["iperf3", "--json", "--client", address, "--time", str(seconds)]
+                figures[row].append(_gbits([*client, *asking]))
+        return {row: statistics.median(found) for row, found in figures.items()}
 
     def _inside(self, pod: Pod) -> list[str]:
         shown = json.loads(self._kubelet.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"])
@@ -175,19 +211,19 @@ def _gbits(command: Sequence[str]) -> float:
     return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-def table(taken: Mapping[str, Sequence[Figures]]) -> str:
+def table(taken: Mapping[str, Sequence[Figures]], rows: Mapping[str, str] = ROWS) -> str:
     """Medians over the rounds; in brackets how many times the peer's figure each is."""
     names = list(taken)
     medians = {
-        name: {row: statistics.median(figures[row] for figures in rounds) for row in ROWS}
+        name: {row: statistics.median(figures[row] for figures in rounds) for row in rows}
         for name, rounds in taken.items()
     }
     lines = [f"| p50 | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
-    for row, label in ROWS.items():
+    for row, label in rows.items():
         cells = []
         for name in names:
             figure, theirs = medians[name][row], medians.get(PEER, {}).get(row)
-            ratio = f" ({figure / theirs:.2f})" if theirs and name != PEER and row != "network" else ""
+            ratio = f" ({figure / theirs:.2f})" if theirs and name != PEER else ""
             cells.append(f"{figure:.3g}{ratio}")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)

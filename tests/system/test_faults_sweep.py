@@ -97,6 +97,10 @@ class Plan:
     def clear(self) -> str:
         """Nothing happens from now on; returns where it has happened, "" if it hasn't."""
         self._write(0, bytes(faults.PLACE))
+        return self.place()
+
+    def place(self) -> str:
+        """Where it has happened so far."""
         return self.path.read_bytes()[faults.PLACE : faults.ONLY].rstrip(b"\0").decode()
 
     def _write(self, offset: int, content: bytes) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from cri_py.errors import ConfigError, CriError, Internal, NotFound
+from cri_py.kernel.faults import trace
 from cri_py.network.cni import results
 from cri_py.network.cni.calls import Subject
 from cri_py.network.cni.configs import Loaded, from_document
@@ -107,7 +108,9 @@ class Cache:
                 file.flush()
                 if new.result is not None:  # addresses may outlive a power cut on the plugin's disk, so must this
                     os.fdatasync(file.fileno())
+            trace("CNI entry written")
             os.rename(f"{path}.new", path)
+            trace("CNI entry kept")
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(f"{path}.new")
@@ -118,6 +121,7 @@ class Cache:
         """Forget an entry; a missing one is fine."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(container_id))
+        trace("CNI entry gone")
         self._entries.pop(container_id, None)
 
     def _path(self, container_id: str) -> str:

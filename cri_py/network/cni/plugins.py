@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 
 from cri_py.errors import FailedPrecondition
+from cri_py.kernel.faults import trace
 from cri_py.network import program
 from cri_py.network.cni.answers import supported_versions
 from cri_py.network.cni.calls import Call, version_call
+from cri_py.network.cni.orphans import MARK, end_orphans
 from cri_py.network.program import Ended
 
 
 class Plugins:
-    """Runs plugins by posix_spawn, each in a process group of its own that is killed at its deadline."""
+    """Runs plugins by posix_spawn, each in a process group of its own that is killed at its deadline.
 
-    def __init__(self, directories: Sequence[str], timeout_s: float) -> None:
+    ``owner`` tells this daemon from others on the node: by it the next one finds what a killed one has left running.
+    """
+
+    def __init__(self, directories: Sequence[str], timeout_s: float, owner: str) -> None:
         self._directories = directories
         self._timeout_s = timeout_s
+        self._owner = owner
         self._versions: dict[tuple[str, int, int], frozenset[str]] = {}  # by path, time and inode of the program
 
     def find(self, kind: str) -> str:
@@ -31,11 +38,18 @@ class Plugins:
             hint="install it there, or name its directory in network.cni_bin_dirs",
         )
 
+    async def end_orphans(self) -> None:
+        """End what an earlier daemon has called. Only before the first call."""
+        await asyncio.to_thread(end_orphans, self._owner, self._directories)
+
     async def run(self, call: Call) -> Ended:
         """Run a plugin. Raises FailedPrecondition (not installed), Unavailable, DeadlineExceeded, ResourceExhausted."""
-        return await program.run(
+        trace(f"{call.command} of {call.type}: before")
+        ended = await program.run(
             [self.find(call.type)], call.stdin, deadline_s=self._timeout_s, environment=self._environment(call)
         )
+        trace(f"{call.command} of {call.type}: ended")
+        return ended
 
     async def versions(self, kind: str) -> frozenset[str]:
         """The versions of CNI that a plugin supports; it is asked once, and again when its program was replaced."""
@@ -55,4 +69,5 @@ class Plugins:
             **call.variables,
             "CNI_COMMAND": call.command,
             "CNI_PATH": ":".join(self._directories),
+            MARK: self._owner,
         }

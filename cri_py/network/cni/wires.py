@@ -49,7 +49,7 @@ class Cni:
     ) -> None:
         self._config = config
         self._pins = Pins(netns_dir, owner)
-        self._plugins = Plugins(config.cni_bin_dirs, config.cni_timeout_s)
+        self._plugins = Plugins(config.cni_bin_dirs, config.cni_timeout_s, owner)
         self._cache = Cache(cache_dir)
         self._networks = self._of(config.cni_conf_dir)
         self._by_handler = {
@@ -81,6 +81,7 @@ class Cni:
         """
         try:
             await netns.on_own_thread(self._pins.make_directory, lambda _: None)
+            await self._plugins.end_orphans()
             self._cache.load()
         except OSError as error:
             raise Internal(f"the CNI network can't be started: {error}") from error

@@ -29,7 +29,7 @@ def conf_dir(tmp_path: Path) -> Path:
 
 
 def of(plugin: PluginSimulator, conf_dir: Path, status_period_s: float = 0.0) -> Networks:
-    return Networks(str(conf_dir), Plugins([str(plugin.bin_dir)], 5.0), status_period_s)
+    return Networks(str(conf_dir), Plugins([str(plugin.bin_dir)], 5.0, "a test"), status_period_s)
 
 
 async def test_a_directory_that_is_not_there_is_a_reason_and_no_crash(plugin: PluginSimulator, conf_dir: Path) -> None:
@@ -116,7 +116,7 @@ async def test_status_is_asked_once_in_a_period(plugin: PluginSimulator, conf_di
 async def test_a_plugin_that_hangs_on_version_is_a_reason(plugin: PluginSimulator, conf_dir: Path) -> None:
     plugin.program.write_text("#!/bin/sh\nsleep 600\n")
     plugin.configure(conf_dir)
-    network = Networks(str(conf_dir), Plugins([str(plugin.bin_dir)], 0.2), 0.0)
+    network = Networks(str(conf_dir), Plugins([str(plugin.bin_dir)], 0.2, "a test"), 0.0)
     await network.refresh()
     assert "did not end within 0.2 s and was killed" in network.fault
 
