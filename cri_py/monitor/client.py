@@ -146,7 +146,7 @@ class MonitorClient:
     @classmethod
     def connect(cls, directory: str) -> MonitorClient:
         """Find the monitor that lives in ``directory`` again. Raises Unavailable if none listens there."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)  # its queue may be full
         try:
             fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -38,19 +38,19 @@ class Trash:
 
     def discard(self, path: str) -> None:
         """Take a directory away at once. One that isn't there is fine, also if what it lay in is gone (a reboot)."""
-        try:
-            target = f"{self._beside(path)}/{next(self._names)}-{os.path.basename(path)}"
-            os.rename(path, target)
-        except FileNotFoundError:
-            return
-        self._wanted.set()
-
-    def _beside(self, path: str) -> str:
-        """The trash on the filesystem of ``path``."""
-        device = os.stat(os.path.dirname(path)).st_dev
+        name = f"{next(self._names)}-{os.path.basename(path)}"
         for directory in self._directories:
-            if os.stat(directory).st_dev == device:
-                return directory
+            try:
+                os.rename(path, f"{directory}/{name}")
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                # Of another filesystem, or mount: a bind mount parts what has the same device number.
+                if error.errno != errno.EXDEV:
+                    raise
+            else:
+                self._wanted.set()
+                return
         raise OSError(errno.EXDEV, "no trash on the filesystem of", path)
 
     def close(self) -> None:

@@ -421,6 +421,20 @@ def test_a_pod_whose_monitor_died_while_the_daemon_was_dead_is_not_ready(fresh_d
     assert fresh_daemon.processes() == []
 
 
+def test_a_monitor_whose_socket_was_deleted_does_not_live_on_unreachable(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    fresh_daemon.kill()
+    (fresh_daemon.state / "pods" / pod.id / "monitor.sock").unlink()
+    fresh_daemon.start()
+    wait_for(fresh_daemon.processes, lambda left: not left)
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert kubelet.status(container).reason == "MonitorLost"
+    kubelet.remove_pod(pod)
+    assert fresh_daemon.left_over() == []
+
+
 def test_a_pod_whose_holder_was_killed_is_not_ready_and_takes_no_containers(fresh_daemon: Daemon) -> None:
     kubelet = fresh_daemon.kubelet
     pod = kubelet.run_pod()

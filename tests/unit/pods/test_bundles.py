@@ -65,3 +65,9 @@ def test_a_profile_that_is_gone_is_an_error_and_no_freedom(bundles: Bundles, pla
         bundles.executing(CONTAINER)
     path.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
     assert bundles.executing(CONTAINER)[1] is not None
+
+
+def test_a_document_that_is_gone_is_an_error_and_no_fault(bundles: Bundles, places: Places) -> None:
+    bundle(places, "config.json").unlink()
+    with pytest.raises(FailedPrecondition, match=r"the OCI document of container c1 is gone: .*/config\.json"):
+        bundles.executing(CONTAINER)
