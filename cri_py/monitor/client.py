@@ -146,7 +146,8 @@ class MonitorClient:
     @classmethod
     def connect(cls, directory: str) -> MonitorClient:
         """Find the monitor that lives in ``directory`` again. Raises Unavailable if none listens there."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)  # its queue may be full
+        kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK  # the queue of one that hangs may be full
+        connection = socket.socket(socket.AF_UNIX, kind)
         try:
             fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -98,7 +98,7 @@ class Ledger:
         self._damaged.clear()
 
     def lock(self, object_id: str) -> asyncio.Lock:
-        """The object's lock. Who holds a sandbox's may take one of its containers', never the reverse, nor two of a kind."""
+        """The object's lock. Who holds a sandbox's may take one of its containers', never the reverse."""
         return self._locks[object_id]
 
     # --------------------------------------------------------------- looking

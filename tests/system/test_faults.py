@@ -24,6 +24,7 @@ from tests.system.daemon import Daemon
 _PTRACE_SEIZE: Final = 0x4206  # linux/ptrace.h
 _WALL: Final = 0x40000000  # linux/wait.h: also what is not the caller's child
 
+
 def end(pid: int) -> None:
     """SIGKILL, and wait until it is gone."""
     os.kill(pid, signal.SIGKILL)
