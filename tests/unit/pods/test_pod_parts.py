@@ -179,6 +179,19 @@ def test_a_bind_mount_of_the_same_filesystem_parts_it_from_a_trash(
     emptied(trash, bin_directory)
 
 
+def test_what_can_not_be_moved_is_told_by_its_path(
+    tmp_path: Path, bin_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(old: str, _: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), old)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    trash = Trash(str(bin_directory))
+    with pytest.raises(Internal, match=r"/x can't be removed: Read-only file system"):
+        trash.discard(str(tmp_path / "x"))
+    trash.close()
+
+
 def test_what_an_earlier_daemon_left_goes_with_the_next_start(bin_directory: Path) -> None:
     (bin_directory / "old" / "deep").mkdir(parents=True)
     emptied(Trash(str(bin_directory)), bin_directory)
