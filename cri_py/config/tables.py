@@ -243,7 +243,7 @@ class StreamingConfig:
     port: int = key(0, "The port; 0 is any that is free.", within(0, 65535))
     head_timeout_s: float = key(10.0, "How long a client may take for its request's head.", POSITIVE_S)
     max_waiting_connections: int = key(
-        256, "Connections that have made no right request yet, at most.", within(1, 1 << 16)
+        256, "Connections that have made no right request yet, at most; beyond it the oldest goes.", within(1, 1 << 16)
     )
     idle_timeout_s: float = key(
         14400.0, "A session without a byte for so long is ended (the kubelet has 4 h).", POSITIVE_S

@@ -524,6 +524,9 @@ class _Writer:
             except OSError as error:
                 refused = error.errno == errno.EPERM and name.startswith(b"user.")  # on links, devices and fifos
                 unsupported = error.errno == errno.ENOTSUP and name != b"security.capability"
+                if error.errno in {errno.EINVAL, errno.E2BIG, errno.ERANGE}:
+                    told = f"{entry.path!r} of {self._subject} has the attribute {name[:64]!r}"
+                    raise DataLoss(f"{told}, which no file can have: {error.strerror}") from error
                 if not (refused or unsupported):
                     raise
 

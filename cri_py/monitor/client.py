@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import secrets
 import signal
@@ -141,12 +142,14 @@ class MonitorClient:
         self.early: list[dict[str, Any]] = []  # events from before anybody listened
         self.on_event: Callable[[dict[str, Any]], None] = self.early.append
         self.on_lost: Callable[[], None] = lambda: None
-        self._loop.add_reader(connection.fileno(), self._read)
+        # What the monitor reports is no part of the call that made it, whose id every line of its log would carry.
+        contextvars.Context().run(self._loop.add_reader, connection.fileno(), self._read)
 
     @classmethod
     def connect(cls, directory: str) -> MonitorClient:
         """Find the monitor that lives in ``directory`` again. Raises Unavailable if none listens there."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK  # the queue of one that hangs may be full
+        connection = socket.socket(socket.AF_UNIX, kind)
         try:
             fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import select
 import socket
+import struct
 import sys
 import termios
 import time
@@ -18,6 +19,8 @@ READ_BYTES = 128 << 10
 _UNSENT_MOST = 128 << 10  # beyond which nothing more is taken from the process, or from a client
 _SENT_AT_ONCE = 64  # pieces; IOV_MAX is 1024
 _LINGER_S = 5.0
+_RESETTING = struct.pack("ii", 1, 0)  # struct linger: what close(2) does, and exit (socket(7))
+_ORDERLY = struct.pack("ii", 0, 0)
 _OVER = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
@@ -55,6 +58,8 @@ class Link:
 
     def __init__(self, client: socket.socket, session: Session, answer: bytes) -> None:
         client.setblocking(False)
+        # Killed by whomever, this process resets the connection: an orderly end without a status is success.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESETTING)
         self._client = client
         self._session = session
         self._unsent: deque[memoryview] = deque([memoryview(answer)])
@@ -123,6 +128,7 @@ class Link:
                 if not interests.wait(patience_s):
                     return
                 self.flush()
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY)
             self._client.shutdown(socket.SHUT_WR)
             interests.want(self.fd, read=True)
             self._await_end(interests, patience_s)

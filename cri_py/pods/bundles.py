@@ -232,10 +232,16 @@ class Bundles:
     def executing(self, container: Container) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """What another process in the container inherits: the document without its seccomp profile, and the filter."""
         directory = self._places.bundle(container.sandbox_id, container.id)
+        document = read_document(f"{directory}/config.json")
+        if not document:
+            raise FailedPrecondition(
+                f"the OCI document of container {container.id} is gone: {directory}/config.json",
+                hint="nothing can be executed in it as it should; start a new one",
+            )
         try:
             profile = os.readlink(f"{directory}/seccomp.json")
         except FileNotFoundError:
-            return read_document(f"{directory}/config.json"), None
+            return document, None
         path = profile.removesuffix(_PROFILE)
         key = os.path.basename(path)
         if key not in self._filters:  # compiled by an earlier daemon
@@ -246,7 +252,7 @@ class Bundles:
                     hint="nothing can be executed in it as it should; start a new one",
                 )
             self._filters[key] = {"path": path, "flags": seccomp.filter_flags(found)}
-        return read_document(f"{directory}/config.json"), self._filters[key]
+        return document, self._filters[key]
 
     async def leave_class(self, container: Container) -> None:
         """Remove the class of Intel's resource control that was made for the container, if one was."""

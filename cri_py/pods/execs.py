@@ -140,9 +140,12 @@ class Execs:
         except StepFailed as failure:
             raise exec_steps.refusal(command.steps[failure.step], failure.errno) from failure
         except (TimeoutError, asyncio.CancelledError) as error:
-            await monitor.request("kill_exec", timeout_s=_KILLED_S, name=command.name)
-            await asyncio.wait([asked], timeout=_KILLED_S)
-            asked.cancel()
+            try:
+                await monitor.request("kill_exec", timeout_s=_KILLED_S, name=command.name)
+                await asyncio.wait([asked], timeout=_KILLED_S)
+            finally:
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)  # nobody else hears of how it ended
             if isinstance(error, asyncio.CancelledError):
                 raise
         raise DeadlineExceeded(f"the command did not end within {timeout_s} s; it was killed with all that it started")

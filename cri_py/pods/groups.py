@@ -130,12 +130,12 @@ class Groups:
         return gone
 
     def _remove_pod(self, pod: str, holder: str) -> bool:
-        gone = True
+        gone, until = True, time.monotonic() + _EMPTY_S
         if holder != pod:
             self.cgroups.remove(holder)
         for path, mount in zip(self.cgroups.directories(pod), self.cgroups.mounts, strict=True):
             if path in self._made or path.startswith(f"{mount}{self._default_parent}/"):
-                if _removed(path, self._until()):
+                if _removed(path, until):
                     self._made.discard(path)
                 else:
                     gone = False
@@ -169,10 +169,6 @@ class Groups:
         elif (holder := self.of_holder(pod, sandbox_id)) != pod:
             await self.kill(holder)
         await self.remove_pod(pod, sandbox_id, ours)
-
-    @staticmethod
-    def _until() -> float:
-        return time.monotonic() + _EMPTY_S
 
     async def _run(self, call: Any, *arguments: Any) -> Any:
         """A caller who is cancelled waits for the thread all the same: his undo must not run beside it."""

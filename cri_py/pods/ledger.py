@@ -98,7 +98,7 @@ class Ledger:
         self._damaged.clear()
 
     def lock(self, object_id: str) -> asyncio.Lock:
-        """The object's lock. Never hold two at once."""
+        """The object's lock. Who holds a sandbox's may take one of its containers', never the reverse."""
         return self._locks[object_id]
 
     # --------------------------------------------------------------- looking
@@ -187,10 +187,16 @@ class Ledger:
                 del self._owed[key]
 
     async def put_all(self, sandboxes: Iterable[Sandbox], containers: Iterable[Container]) -> None:
-        """Many in one transaction: what a start finds changed."""
+        """Many in one transaction: what a start finds changed. It has happened, so a full disk keeps no daemon from
+        starting that could free it: see ``_record``."""
         sandboxes, containers = list(sandboxes), list(containers)
-        if sandboxes or containers:
-            await self._commit(*map(_write_sandbox, sandboxes), *map(_write_container, containers))
+        changes = [*map(_write_sandbox, sandboxes), *map(_write_container, containers)]
+        try:
+            if changes:
+                await self._commit(*changes)
+        except Internal as error:
+            log.warning("what has changed is not recorded yet", records=len(changes), cause=str(error))
+            self._owed.update((change.key, change) for change in changes)
         self._sandboxes.update((sandbox.id, sandbox) for sandbox in sandboxes)
         for container in containers:
             self._keep(container)

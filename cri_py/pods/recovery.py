@@ -135,9 +135,21 @@ class Recovery:
         if not isinstance(sandbox.state, Ready):
             return _Meeting(None, None, self._lose(members, "SandboxStopped"))
         log.warning("a pod's monitor is gone", sandbox=sandbox.id, cause=str(cause))
+        self._end_unreachable(sandbox.id, sandbox.state, sandbox.cgroup)
         stopped = replace(sandbox, state=NotReady(self._clock(), "MonitorLost"))
         message = cause.message if isinstance(cause, _OtherVersion) else "MonitorLost"
         return _Meeting(None, stopped, self._lose(members, message))
+
+    def _end_unreachable(self, sandbox_id: SandboxId, state: Ready, group: str) -> None:
+        """Somebody has deleted a living monitor's socket: nobody could ever end it. A pid may be a stranger's by now;
+        but the parent of what is the holder by its pid and by its group is no stranger."""
+        if state.holder_pid not in self._groups.cgroups.processes(group):
+            return
+        holder = procfs.status(state.holder_pid)
+        if holder is None or int(holder["PPid"]) != state.monitor_pid:
+            return
+        log.error("the monitor of a pod can't be reached; it is killed", sandbox=sandbox_id, pid=state.monitor_pid)
+        os.kill(state.monitor_pid, signal.SIGKILL)
 
     def _with_holder(self, sandbox: Sandbox, hello: dict[str, Any]) -> Sandbox | None:
         if hello["holder"] or not isinstance(sandbox.state, Ready):

@@ -401,19 +401,20 @@ class Sandboxes:
         """The monitor died by itself: its containers die with it, and nobody sees how."""
         telemetry.MONITORS_LOST.inc()
         log.warning("the monitor of a pod died; its containers are lost", sandbox=sandbox_id)
+        self._monitors.take(sandbox_id)
+        await self._lose_members(sandbox_id)  # not under the lock: a stop that has it may be waiting for their end
         async with self._ledger.lock(sandbox_id):
-            self._monitors.take(sandbox_id)
             try:
                 sandbox = self._ledger.sandbox(sandbox_id)
             except NotFound:
                 return
-            await self._lose(sandbox)
+            await self._lose_members(sandbox_id)  # a create may have had the lock meanwhile
+            if isinstance(sandbox.state, Ready):
+                await self._become_not_ready(sandbox, "MonitorLost")
 
-    async def _lose(self, sandbox: Sandbox) -> None:
-        for container in self._ledger.members(sandbox.id):
+    async def _lose_members(self, sandbox_id: SandboxId) -> None:
+        for container in self._ledger.members(sandbox_id):
             await self._containers.lose(container.id, "MonitorLost", "the pod's monitor died")
-        if isinstance(sandbox.state, Ready):
-            await self._become_not_ready(sandbox, "MonitorLost")
 
     async def holder_died(self, sandbox_id: SandboxId) -> None:
         """Without its holder a pod takes no more containers."""

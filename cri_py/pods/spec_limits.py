@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from cri_py.errors import InvalidArgument
-from cri_py.model import ContainerConfig, LinuxResources, NamespaceMode, SandboxConfig
+from cri_py.model import ContainerConfig, LinuxResources, NamespaceMode, NamespaceOption, SandboxConfig
 from cri_py.pods.files import resolv_conf_text
 
 _NAME_BYTES: Final = 253  # a DNS subdomain, what Kubernetes allows for names
@@ -57,11 +57,18 @@ def validate_sandbox_config(config: SandboxConfig) -> None:
     _check_place("log_directory", config.log_directory)
     for resources in (config.overhead, config.resources):
         validate_resources(resources)
-    if config.namespaces.pid is NamespaceMode.TARGET:
-        raise InvalidArgument("a sandbox can't have pid: TARGET", hint="TARGET is for containers; use POD or CONTAINER")
+    _check_namespaces(config.namespaces)
     resolv_conf_text(config.dns, "")
     sandbox_sysctls(config)
     shm_bytes(config, 0)
+
+
+def _check_namespaces(asked: NamespaceOption) -> None:
+    if asked.pid is NamespaceMode.TARGET:
+        raise InvalidArgument("a sandbox can't have pid: TARGET", hint="TARGET is for containers; use POD or CONTAINER")
+    for name, mode in (("network", asked.network), ("ipc", asked.ipc)):
+        if mode in {NamespaceMode.CONTAINER, NamespaceMode.TARGET}:
+            raise InvalidArgument(f"a sandbox can't have {name}: {mode.name}", hint="use POD or NODE")
 
 
 def validate_container_config(config: ContainerConfig, sandbox: SandboxConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from cri_py.errors import FailedPrecondition, InvalidArgument
@@ -20,6 +20,7 @@ from cri_py.pods import spec_seccomp
 from cri_py.pods.seccomp_default import default_profile
 
 _LAST_ID: Final = 0xFFFFFFFE
+_GROUPS_MAX: Final = 65536  # linux/limits.h: NGROUPS_MAX
 # What containers have had since Docker's first days; images rely on it.
 DEFAULT_CAPABILITIES: Final = tuple(
     capabilities.canonical(name)
@@ -49,7 +50,7 @@ def user_request(config: ContainerConfig, image: ImageConfig) -> dict[str, Any]:
     }
 
 
-def _check_ids(named: str, user: int | None, group: int | None, groups: Iterable[int]) -> None:
+def _check_ids(named: str, user: int | None, group: int | None, groups: Sequence[int]) -> None:
     if group is not None and not named:
         raise InvalidArgument(
             f"run_as_group {group} is set without a user", hint="set run_as_user or run_as_username too"
@@ -58,6 +59,8 @@ def _check_ids(named: str, user: int | None, group: int | None, groups: Iterable
     for field, number in (*asked, *(("supplemental_groups", each) for each in groups)):
         if number is not None and not 0 <= number <= _LAST_ID:
             raise InvalidArgument(f"{field} {number} is no id", hint=f"ids go from 0 to {_LAST_ID}")
+    if len(groups) > _GROUPS_MAX:
+        raise InvalidArgument(f"supplemental_groups has {len(groups)} groups", hint=f"at most {_GROUPS_MAX}")
 
 
 def check_sandbox(config: SandboxConfig) -> None:

@@ -12,6 +12,8 @@ from typing import Final
 
 import structlog
 
+from cri_py.errors import Internal
+
 log = structlog.get_logger()
 
 _FIRST_RETRY_S: Final = 1.0
@@ -37,21 +39,22 @@ class Trash:
         self._thread.start()
 
     def discard(self, path: str) -> None:
-        """Take a directory away at once. One that isn't there is fine, also if what it lay in is gone (a reboot)."""
-        try:
-            target = f"{self._beside(path)}/{next(self._names)}-{os.path.basename(path)}"
-            os.rename(path, target)
-        except FileNotFoundError:
-            return
-        self._wanted.set()
-
-    def _beside(self, path: str) -> str:
-        """The trash on the filesystem of ``path``."""
-        device = os.stat(os.path.dirname(path)).st_dev
+        """Take a directory away at once. One that isn't there is fine, also if what it lay in is gone (a reboot).
+        Raises Internal where nothing can be written."""
+        name = f"{next(self._names)}-{os.path.basename(path)}"
         for directory in self._directories:
-            if os.stat(directory).st_dev == device:
-                return directory
-        raise OSError(errno.EXDEV, "no trash on the filesystem of", path)
+            try:
+                os.rename(path, f"{directory}/{name}")
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                # Of another filesystem, or mount: a bind mount parts what has the same device number.
+                if error.errno != errno.EXDEV:
+                    raise _refused(path, error.strerror) from error
+            else:
+                self._wanted.set()
+                return
+        raise _refused(path, "no trash is on its file system")
 
     def close(self) -> None:
         """What is not deleted yet waits for the next start."""
@@ -92,6 +95,10 @@ class Trash:
         if path not in self._told:
             self._told.add(path)
             log.warning("a discarded directory can't be deleted yet; it is tried again", path=path, error=str(error))
+
+
+def _refused(path: str, cause: str | None) -> Internal:
+    return Internal(f"{path} can't be removed: {cause}", hint="is its file system read-only or broken?")
 
 
 def _entries(directory: str) -> list[str]:

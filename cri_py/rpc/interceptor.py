@@ -28,6 +28,7 @@ STATUS_NAMES: Final = {status.value[0]: status.name for status in grpc.StatusCod
 
 # A status travels in a header, where a byte may take three (%FF); gRPC's default limit for all headers is 8 KiB.
 MAX_DETAILS_BYTES: Final = 2000
+MAX_SUBJECT: Final = 512  # an image ref with a digest has some 300 characters at most
 
 READ_NAMES: Final = frozenset({"Version", "RuntimeConfig", "ImageFsInfo", "Check", "Watch"})
 READ_PREFIXES: Final = ("List", "Stream")
@@ -149,7 +150,12 @@ def subjects(request: Any) -> dict[str, str]:
         found["name"] = f"{namespace}/{metadata.name}" if namespace else metadata.name
     if value := (request.image.image if "image" in told else "") or (request.ref if "ref" in told else ""):
         found["image"] = value
-    return found
+    return {key: clipped(value, MAX_SUBJECT) for key, value in found.items()}
+
+
+def clipped(text: str, limit: int) -> str:
+    """A request may hold 64 MiB, a log line should not."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def _telling(kind: type[Any]) -> frozenset[str]:
@@ -190,7 +196,7 @@ def _record(name: str, code: str, seconds: float, failure: str, unexpected: Exce
         return
     telemetry.RPC_ERRORS.labels(name, code).inc()
     if failure:
-        told["error"] = failure
+        told["error"] = clipped(failure, MAX_DETAILS_BYTES)
     if unexpected is not None:
         log.error("rpc", **told, exc_info=unexpected)
     elif code in QUIET_FAILURES:

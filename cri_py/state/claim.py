@@ -19,9 +19,15 @@ def claimed(directory: str) -> Iterator[None]:
 
     Two daemons on one directory would take the pods' monitors from each other and sweep away what the other begins.
     The lock is on the file, so it holds also where one of them comes through a symbolic link or a bind mount. Raises
-    FailedPrecondition, with the pid of the owner, if another process holds it.
+    FailedPrecondition, with the pid of the owner, if another process holds it, and where nothing can be written.
     """
-    fd = os.open(f"{directory}/{_NAME}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(f"{directory}/{_NAME}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{directory}/{_NAME} can't be opened for writing: {error.strerror}",
+            hint="is the file system read-only or full?",
+        ) from error
     try:
         _lock(fd, directory)
         os.ftruncate(fd, 0)

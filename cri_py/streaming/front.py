@@ -55,7 +55,7 @@ class Front:
         self._certificates = Certificates(config) if config.tls else None
         self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._waiting = 0  # connections that have made no right request yet
+        self._waiting: dict[asyncio.Task[None], None] = {}  # those without a right request yet, the oldest first
         self._accepting: asyncio.Task[None] | None = None
         self._url = ""
 
@@ -94,22 +94,31 @@ class Front:
                 await asyncio.sleep(0.1)
                 continue
             connection.setblocking(False)
-            if self._waiting >= self._config.max_waiting_connections:
-                connection.close()
-                continue
-            self._waiting += 1
+            if len(self._waiting) >= self._config.max_waiting_connections:
+                await self._make_room()
             task = asyncio.create_task(self._meet(connection))
+            self._waiting[task] = None
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
+
+    async def _make_room(self) -> None:
+        """The oldest goes: one that means to ask has done so long since, and many that don't keep nobody out."""
+        await asyncio.sleep(0)  # a task that is cancelled before its first step would not close its connection
+        if self._waiting:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.cancel()
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
         """Around what comes before a right request: an ``_accept`` has counted it. Those with a token are few, and a
         client may hear of its session before the hand-over is known here to have succeeded."""
+        task = asyncio.current_task()
+        assert task is not None
         try:
             yield
         finally:
-            self._waiting -= 1
+            self._waiting.pop(task, None)
 
     async def _meet(self, connection: socket.socket) -> None:
         """One connection from its first byte to its hand-over, or its end."""

@@ -254,3 +254,11 @@ def _mounted(lower: tuple[str, ...], tmp_path: Path) -> str:
 def test_what_no_filesystem_takes_is_refused(target: Path, members: list[File]) -> None:
     with pytest.raises(DataLoss, match="layer 1"):
         place(tar_layer(*members, form=tarfile.GNU_FORMAT if members[0].device[0] else tarfile.PAX_FORMAT), target)
+
+
+@pytest.mark.parametrize(
+    "layer", [[File("f", xattrs={"security.capability": "no"})], [directory("d", xattrs={"user.a": "x" * 70_000})]]
+)
+def test_an_attribute_that_no_file_can_have_is_the_layers_fault(target: Path, layer: list[File]) -> None:
+    with pytest.raises(DataLoss, match=r"has the attribute b'(security\.capability|user\.a)', which no file can have"):
+        place(tar_layer(*layer), target)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import json
 import os
 import signal
 import socket
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import grpc
 import pytest
@@ -22,6 +25,9 @@ from cri_py.rpc.gen import api_pb2 as pb
 from cri_py.rpc.gen.api_pb2_grpc import RuntimeServiceStub
 from tests.simulators.kubelet import PATIENCE_S, Kubelet, Line, Pod, refused, wait_for
 from tests.system.daemon import Daemon
+
+_PTRACE_SEIZE: Final = 0x4206  # linux/ptrace.h
+_WALL: Final = 0x40000000  # linux/wait.h: also what is not the caller's child
 
 
 def end(pid: int) -> None:
@@ -413,6 +419,32 @@ def test_a_pod_whose_monitor_was_killed_says_so_and_can_be_removed(
     assert fresh_daemon.left_over() == []
 
 
+@contextlib.contextmanager
+def reported_to_nobody(pid: int) -> Iterator[None]:
+    """Its parent hears of the process's end only after the tracer, which is this one, has let go of it (ptrace(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.ptrace(_PTRACE_SEIZE, pid, None, None) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, _WALL)
+
+
+def test_a_monitor_that_dies_between_a_kill_and_its_report_holds_no_stop_up(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    info = kubelet.ContainerStatus(container_id=container, verbose=True).info["info"]
+    with ThreadPoolExecutor(1) as pool, reported_to_nobody(pid := int(json.loads(info)["pid"])):
+        stopping = pool.submit(kubelet.StopPodSandbox, pod_sandbox_id=pod.id)
+        wait_for(lambda: _stat(pid), lambda stat: b") Z " in stat)
+        end(_monitor_of(fresh_daemon, kubelet, pod))
+        stopping.result(timeout=10.0)
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert kubelet.status(container).state == pb.CONTAINER_UNKNOWN
+
+
 def test_a_pod_whose_monitor_died_while_the_daemon_was_dead_is_not_ready(fresh_daemon: Daemon) -> None:
     kubelet = fresh_daemon.kubelet
     config = kubelet.pod_config()
@@ -432,6 +464,20 @@ def test_a_pod_whose_monitor_died_while_the_daemon_was_dead_is_not_ready(fresh_d
     assert kubelet.status(container).reason == "MonitorLost"
     assert kubelet.status(exited).exit_code == 3
     wait_for(fresh_daemon.processes, lambda left: not left)
+
+
+def test_a_monitor_whose_socket_was_deleted_does_not_live_on_unreachable(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000")
+    fresh_daemon.kill()
+    (fresh_daemon.state / "pods" / pod.id / "monitor.sock").unlink()
+    fresh_daemon.start()
+    wait_for(fresh_daemon.processes, lambda left: not left)
+    assert kubelet.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert kubelet.status(container).reason == "MonitorLost"
+    kubelet.remove_pod(pod)
+    assert fresh_daemon.left_over() == []
 
 
 def test_a_pod_whose_holder_was_killed_is_not_ready_and_takes_no_containers(fresh_daemon: Daemon) -> None:

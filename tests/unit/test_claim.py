@@ -26,3 +26,9 @@ def test_what_a_dead_owner_left_is_no_claim(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("4194304000000\n")
     with claimed(str(tmp_path)):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_directory_where_nothing_can_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(FailedPrecondition, match=r"/lock can't be opened for writing"), claimed(str(tmp_path)):
+        pass

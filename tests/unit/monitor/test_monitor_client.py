@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cri_py import telemetry
 from cri_py.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound, StartError, Unavailable
 from cri_py.monitor import protocol, transport
 from cri_py.monitor.client import SOCKET_NAME, MonitorClient
@@ -223,3 +224,27 @@ async def test_a_monitor_is_found_again_by_its_directory(tmp_path: Any) -> None:
             await MonitorSimulator(connection).answer(pid=1)
             assert await asked == {"pid": 1}
             client.close()
+
+
+async def test_a_monitor_that_hangs_with_a_full_queue_holds_no_start_up(tmp_path: Any) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / SOCKET_NAME))
+        listener.listen(0)
+        waiting = MonitorClient.connect(str(tmp_path))
+        with pytest.raises(Unavailable, match="no monitor answers"):
+            MonitorClient.connect(str(tmp_path))
+        waiting.close()
+
+
+async def test_what_a_monitor_reports_is_no_part_of_the_call_that_made_it() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reset = telemetry.request_id.set("a call")
+    client = MonitorClient(ours)
+    seen: list[str] = []
+    client.on_event = lambda _: seen.append(telemetry.request_id.get())
+    with theirs:
+        MonitorSimulator(theirs).send(protocol.event(b"holder_exit"))
+        await asyncio.sleep(0.01)
+    client.close()
+    telemetry.request_id.reset(reset)
+    assert seen == [""]

@@ -87,3 +87,9 @@ def test_the_profile_that_is_shared_is_not_written_again(bundles: Bundles, place
     asyncio.run(bundles.warm())
     assert written.with_suffix("").exists()
     assert (written.stat().st_ino, written.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_document_that_is_gone_is_an_error_and_no_fault(bundles: Bundles, places: Places) -> None:
+    bundle(places, "config.json").unlink()
+    with pytest.raises(FailedPrecondition, match=r"the OCI document of container c1 is gone: .*/config\.json"):
+        bundles.executing(CONTAINER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from cri_py import model
 from cri_py.cgroups.v2 import V2
 from cri_py.config import RuntimeConfig
+from cri_py.errors import DeadlineExceeded, Unavailable
 from cri_py.pods.execs import Execs
 from tests.unit.pods import builders
 
@@ -50,6 +52,30 @@ async def test_whoever_leaves_at_any_moment_leaves_no_command_behind(turns: int)
     with pytest.raises(asyncio.CancelledError):
         await asked
     assert not monitor.running
+
+
+class MonitorThatHangs:
+    """It answers nothing, until it dies."""
+
+    def __init__(self) -> None:
+        self.dead = asyncio.Event()
+
+    async def request(self, op: str, **_: Any) -> dict[str, Any]:
+        if op == "exec":
+            await self.dead.wait()
+            raise Unavailable("the pod's monitor is gone")
+        raise DeadlineExceeded(f"the pod's monitor did not answer {op}")
+
+
+async def test_a_monitor_that_dies_after_it_hung_is_told_to_nobody_twice(caplog: pytest.LogCaptureFixture) -> None:
+    monitor, execs = MonitorThatHangs(), Execs(RuntimeConfig(), V2("/g"), executing)
+    with pytest.raises(DeadlineExceeded, match="kill_exec"):
+        async with asyncio.timeout(0):
+            await execs.run(monitor, execs.prepare(made(), ["true"]), 0)  # type: ignore[arg-type]
+    monitor.dead.set()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_without_descriptors_a_command_is_refused_and_none_is_lost() -> None:

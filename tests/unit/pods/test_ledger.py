@@ -304,3 +304,24 @@ async def test_an_end_counts_on_a_full_disk_and_is_recorded_with_the_next_change
     assert [found.id for found in again.containers()] == [CONTAINER]
     assert again.container(CONTAINER).state == exited
     assert again.sandbox(POD).state == stopped
+
+
+async def test_what_a_start_finds_changed_counts_on_a_full_disk_too(
+    reopened: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the daemon could not start that images and pods have to be removed by."""
+    ledger = reopened()
+    await ledger.put_all([sandbox()], [container()])
+    exited, stopped = CONTAINER_STATES[2], model.NotReady(model.Nanos(3), "stopped")
+
+    async def refuse(*_: object) -> None:
+        raise Internal("the disk is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(Store, "commit", refuse)
+        await ledger.put_all([sandbox(state=stopped)], [container(state=exited)])
+    assert (ledger.container(CONTAINER).state, ledger.sandbox(POD).state) == (exited, stopped)
+    other = model.ContainerId("cb" + "0" * 62)
+    await ledger.put_container(container(other))
+    again = reopened()
+    assert (again.container(CONTAINER).state, again.sandbox(POD).state) == (exited, stopped)

@@ -160,6 +160,38 @@ def test_however_deep_a_container_nests_directories_they_go(tmp_path: Path, bin_
     emptied(trash, bin_directory)
 
 
+def test_a_bind_mount_of_the_same_filesystem_parts_it_from_a_trash(
+    tmp_path: Path, bin_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, beyond = os.rename, tmp_path / "beyond"
+    beyond.mkdir()
+
+    def parted(old: str, new: str) -> None:
+        if new.startswith(f"{beyond}/"):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", old)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", parted)
+    (tmp_path / "x").mkdir()
+    trash = Trash(str(beyond), str(bin_directory))
+    trash.discard(str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+    emptied(trash, bin_directory)
+
+
+def test_what_can_not_be_moved_is_told_by_its_path(
+    tmp_path: Path, bin_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(old: str, _: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), old)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    trash = Trash(str(bin_directory))
+    with pytest.raises(Internal, match=r"/x can't be removed: Read-only file system"):
+        trash.discard(str(tmp_path / "x"))
+    trash.close()
+
+
 def test_what_an_earlier_daemon_left_goes_with_the_next_start(bin_directory: Path) -> None:
     (bin_directory / "old" / "deep").mkdir(parents=True)
     emptied(Trash(str(bin_directory)), bin_directory)

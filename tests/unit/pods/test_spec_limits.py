@@ -80,6 +80,13 @@ def test_a_sandbox_has_no_target() -> None:
     refuses_sandbox("TARGET", namespaces=model.NamespaceOption(pid=model.NamespaceMode.TARGET))
 
 
+@pytest.mark.parametrize("name", ["network", "ipc"])
+@pytest.mark.parametrize("mode", [model.NamespaceMode.CONTAINER, model.NamespaceMode.TARGET])
+def test_network_and_ipc_are_the_pods_or_the_nodes(name: str, mode: model.NamespaceMode) -> None:
+    asked: dict[str, Any] = {name: mode}
+    refuses_sandbox(f"{name}: {mode.name}", namespaces=model.NamespaceOption(**asked))
+
+
 # ------------------------------------------------------------- log path
 
 

@@ -171,6 +171,12 @@ def test_two_users_are_refused() -> None:
         asked(run_as_user=1, run_as_username="web")
 
 
+def test_more_groups_than_the_kernel_takes_are_refused() -> None:
+    asked(supplemental_groups=tuple(range(65536)))
+    with pytest.raises(InvalidArgument, match="supplemental_groups has 65537 groups"):
+        asked(supplemental_groups=tuple(range(65537)))
+
+
 @pytest.mark.parametrize(
     "security",
     [{"run_as_user": -1}, {"run_as_user": 1, "run_as_group": 1 << 32}, {"supplemental_groups": (0xFFFFFFFF,)}],

@@ -91,6 +91,16 @@ async def test_every_call_is_logged_once_with_method_code_and_duration(world: An
     assert first["request_id"] != second["request_id"]
 
 
+async def test_a_log_line_stays_short_whatever_the_request_holds(world: Any) -> None:
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        await refused(world.runtime.StartContainer(pb.StartContainerRequest(container_id="a" * 1_000_000)))
+        async with asyncio.timeout(5):
+            while not lines:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0)
+    assert len(lines[0]["container_id"]) < 1000
+    assert len(lines[0]["error"]) < 3000
+
+
 async def test_reads_are_logged_at_debug_and_acts_at_info(world: Any) -> None:
     with structlog.testing.capture_logs() as lines:
         await world.runtime.ListContainers(pb.ListContainersRequest())
