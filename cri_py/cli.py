@@ -150,6 +150,7 @@ _FLAGS: Final[Mapping[str, tuple[config.Path, str, str]]] = {
     "--state": (("server", "state"), "DIR", "sockets, bundles, pinned netns (default: /run/cri_py)"),
     "--metrics": (("metrics", "listen"), "ADDRESS", "Prometheus metrics, unix:///path, 127.0.0.1:PORT or off"),
     "--cgroup-parent": (("cgroups", "parent"), "PATH", "cgroup of pods that name none (default: /cri_py)"),
+    "--cgroup-driver": (("cgroups", "driver"), "DRIVER", "auto, systemd or cgroupfs (default: auto)"),
     "--bridge": (("network", "bridge"), "NAME", "the pods' bridge (default: crip0)"),
     "--subnet": (("network", "subnet"), "CIDR", "the pods' IPv4 network (default: 10.85.0.0/16)"),
     "--log-level": (("log", "level"), "LEVEL", "debug, info, warning or error (default: info)"),

@@ -40,14 +40,16 @@ _CAPABILITIES: Final = {"portmap": {"portMappings": True}, "bandwidth": {"bandwi
 class Daemon:
     """``start`` and ``destroy`` are the fixture's; between them a test may kill, stop and start it as it likes."""
 
-    def __init__(self, mirror: str, settings: str = "", *, cni: Sequence[str] = ()) -> None:
-        """``cni``: of Debian's CNI plugins, those that attach pods instead of the built-in bridge."""
+    def __init__(self, mirror: str, settings: str = "", *, cni: Sequence[str] = (), driver: str = "cgroupfs") -> None:
+        """``cni``: of Debian's CNI plugins, those that attach pods instead of the built-in bridge. ``driver``: what
+        makes its cgroups; it is named, since in a guest with systemd auto would be systemd."""
         mark = secrets.token_hex(3)
         self.directory = Path(tempfile.mkdtemp(prefix=f"cri-{mark}-", dir="/tmp"))
         self.root, self.state = self.directory / "root", self.directory / "state"
         self.socket, self.metrics_socket = f"{self.state}/cri.sock", f"{self.state}/metrics.sock"
         self.log_file = self.directory / "log"
-        self.cgroup_parent = f"/cri_py-test-{mark}"
+        self.driver = driver
+        self.cgroup_parent = f"/cri_py_test_{mark}.slice" if driver == "systemd" else f"/cri_py-test-{mark}"
         self.bridge = f"crt{mark}"
         self.subnet = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(256)}.0/24"
         self.config_file = self.directory / "config.toml"
@@ -97,6 +99,7 @@ class Daemon:
         arguments = (
             *("--config", str(self.config_file), "--root", str(self.root), "--state", str(self.state)),
             *("--cgroup-parent", self.cgroup_parent, "--bridge", self.bridge, "--subnet", self.subnet),
+            *("--cgroup-driver", self.driver),
         )
         # The spawner and its monitors inherit nothing but PATH, by which they are told from other daemons' ones.
         environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{self.directory}"}
