@@ -222,10 +222,23 @@ def _config_default(_parsed: argparse.Namespace, out: TextIO) -> int:
 
 
 def _config_check(parsed: argparse.Namespace, out: TextIO) -> int:
-    _load(parsed)
+    loaded = _load(parsed)
+    _check_driver(loaded)
     files = config.files_of(parsed.config)
     out.write(f"{', '.join(files) if files else 'no file, all defaults'}: valid\n")
     return 0
+
+
+def _check_driver(loaded: config.Loaded) -> None:
+    """Of what is asked for by name, whether this node has it. Raises ConfigError that names the line."""
+    from cri_py.cgroups import detect  # noqa: PLC0415
+    from cri_py.pods import cgroup_drivers  # noqa: PLC0415
+
+    if loaded.config.cgroups.driver == "systemd":
+        try:
+            cgroup_drivers.choose("systemd", detect())
+        except CriError as error:
+            raise ConfigError(f"{loaded.sources['cgroups', 'driver']}: {error.message}", hint=error.hint) from error
 
 
 def _config_show(parsed: argparse.Namespace, out: TextIO) -> int:

@@ -125,7 +125,7 @@ def scope_writes(resources: Mapping[str, Any]) -> tuple[Write, ...]:
     return tuple(
         write._replace(text=str(int(write.text) + 1)) if write.file == "pids.max" and write.text != "max" else write
         for write in plans.v2_writes(resources)
-        if any(_properties(write))
+        if _properties(write)
     )
 
 
@@ -135,11 +135,18 @@ def properties(writes: Iterable[Write]) -> list[Property]:
     return [found[name] for name in sorted(found)]
 
 
-def _properties(write: Write) -> Iterator[Property]:
-    """``file`` is a name without folders. A file for which systemd has no property yields nothing."""
-    file, text = write.file, write.text.strip()
+def _properties(write: Write) -> list[Property]:
+    """Of one file, named without folders; none where systemd has no word for it. What can't be read is for the kernel
+    to refuse, to which it is written as it is, at the container's own group."""
+    try:
+        return list(_translated(write.file, write.text.strip()))
+    except (ValueError, TypeError, ZeroDivisionError):
+        return []
+
+
+def _translated(file: str, text: str) -> Iterator[Property]:
     if file in _AMOUNTS:
-        yield Property(_AMOUNTS[file], "t", UNLIMITED if text == "max" else int(text))
+        yield Property(_AMOUNTS[file], "t", _amount(text))
     elif file == "cpu.weight":
         yield Property("CPUWeight", "t", int(text))
     elif file == "cpu.idle" and text == "1":
@@ -150,6 +157,14 @@ def _properties(write: Write) -> Iterator[Property]:
         yield Property(_CPU_LISTS[file], "ay", _mask(text))
     elif file == "io.weight" and text.startswith("default "):
         yield Property("IOWeight", "t", int(text.split()[1]))
+
+
+def _amount(text: str) -> int:
+    """A number, with the suffixes that the kernel takes (memparse)."""
+    if text == "max":
+        return UNLIMITED
+    power = "KMGTPE".find(text[-1:].upper()) + 1 if text[-1:].isalpha() else 0
+    return int(text[:-1]) << 10 * power if power else int(text)
 
 
 def _quota(quota: str, period: str = "100000") -> Iterator[Property]:

@@ -20,7 +20,7 @@ from jeepney import DBusAddress, HeaderFields, Message, MessageType, Parser, new
 from jeepney.wrappers import DBusErrorResponse
 
 from cri_py.cgroups.systemd import Property
-from cri_py.errors import Internal, Unavailable
+from cri_py.errors import Internal, InvalidArgument, Unavailable
 
 PRIVATE: Final = "/run/systemd/private"
 SYSTEM: Final = "/run/dbus/system_bus_socket"
@@ -36,6 +36,7 @@ _JOB_REMOVED: Final = (
 )
 _NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
 _UNIT_EXISTS: Final = "org.freedesktop.systemd1.UnitExists"
+_INVALID: Final = "org.freedesktop.DBus.Error.InvalidArgs"
 _HINT: Final = "look at `systemctl status` and `journalctl -b _PID=1`"
 
 
@@ -48,7 +49,8 @@ class Refused(Internal):
 
 
 class SystemdBus:
-    """For any thread. Raises Unavailable where systemd does not answer in time, Refused where it refuses."""
+    """For any thread. Raises Unavailable where systemd does not answer in time, Refused or InvalidArgument
+    where it refuses."""
 
     def __init__(self, addresses: Sequence[str] = (PRIVATE, SYSTEM), timeout_s: float = _JOB_S) -> None:
         self._addresses = addresses
@@ -155,8 +157,8 @@ class _Talk:
         self._connection.connect(address)
         self._connection.sendall(b"\0AUTH EXTERNAL %b\r\nBEGIN\r\n" % str(os.geteuid()).encode().hex().encode())
         line = b""
-        while not line.endswith(b"\r\n"):
-            line += self._read(1)
+        while not line.endswith(b"\r\n"):  # nothing can follow it: nothing was asked yet
+            line += self._read(256)
         if not line.startswith(b"OK "):
             raise PermissionError(f"it says {line.decode(errors='replace').strip()}")
         if address == PRIVATE:
@@ -178,6 +180,8 @@ class _Talk:
         if answer.header.message_type is MessageType.error:
             error = DBusErrorResponse(answer)
             said = error.data[0] if error.data else error.name
+            if error.name == _INVALID:
+                raise InvalidArgument(f"systemd refused {method}: {said}", hint="ask for a value that it takes")
             raise Refused(f"systemd refused {method}: {said}", error.name)
         return tuple(answer.body)
 

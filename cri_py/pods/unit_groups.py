@@ -101,9 +101,11 @@ class UnitGroups(Groups):
 
     def _keep(self, scope: str) -> None:
         """Out of the scope's own group, which is to hand its controllers down."""
-        for directory in self.cgroups.directories(f"{scope}/{systemd.KEEP}"):
+        keep = f"{scope}/{systemd.KEEP}"
+        for directory in self.cgroups.directories(keep):
             files.make_one(directory)
-            files.write(f"{directory}/cgroup.procs", str(self._waiting[scope]))
+        for file in self.cgroups.enter_plan(keep):
+            files.write(file, str(self._waiting[scope]))
 
     def _check_there(self, group: str) -> None:
         for directory in self.cgroups.directories(group):

@@ -91,21 +91,26 @@ class Daemon:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What serves."""
+        return (
+            *_PYTHON,
+            *("--config", str(self.config_file), "--root", str(self.root), "--state", str(self.state)),
+            *("--cgroup-parent", self.cgroup_parent, "--bridge", self.bridge, "--subnet", self.subnet),
+            *("--cgroup-driver", self.driver),
+        )
+
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
         """Until it answers."""
         assert self._process is None
-        arguments = (
-            *("--config", str(self.config_file), "--root", str(self.root), "--state", str(self.state)),
-            *("--cgroup-parent", self.cgroup_parent, "--bridge", self.bridge, "--subnet", self.subnet),
-            *("--cgroup-driver", self.driver),
-        )
         # The spawner and its monitors inherit nothing but PATH, by which they are told from other daemons' ones.
         environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{self.directory}"}
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_IGNORING, *_PYTHON, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                [*_IGNORING, *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
         self.kubelet.disconnect()
         wait_for(self._answers, bool, START_S)
