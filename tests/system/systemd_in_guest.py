@@ -25,10 +25,8 @@ SMALL: Final = {"cpu_shares": 512, "cpu_period": 100000, "cpu_quota": 20000, "me
 LARGE: Final = {"cpu_shares": 2048, "cpu_period": 50000, "cpu_quota": 50000, "memory_limit_in_bytes": 128 * MIB}
 TIGHT: Final = {"memory_limit_in_bytes": 32 * MIB, "memory_swap_limit_in_bytes": 32 * MIB}
 SHOWN: Final = ("CPUWeight", "CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec", "MemoryMax", "TasksMax")
-SMALL_TIGHT: Final = {"memory_limit_in_bytes": 32 * MIB, "memory_swap_limit_in_bytes": 32 * MIB}
-SHOWN: Final = ("59", "200ms", "100ms", str(64 * MIB), "infinity")
-LARGE_TIGHT: Final = {"memory_limit_in_bytes": 32 * MIB, "memory_swap_limit_in_bytes": 32 * MIB}
-SHOWN: Final = ("174", "1s", "50ms", str(128 * MIB), "infinity")
+SMALL_SHOWN: Final = ("59", "200ms", "100ms", str(64 * MIB), "infinity")
+LARGE_SHOWN: Final = ("174", "1s", "50ms", str(128 * MIB), "infinity")
 GROW: Final = "tail -c 1000000000 /dev/zero"
 
 
@@ -219,13 +217,7 @@ def test_devices_stay_forbidden_after_a_daemon_reload(kubelet: Kubelet, pod: Pod
 @pytest.mark.parametrize("round_", range(4))
 def test_an_oom_kill_is_told_exactly(kubelet: Kubelet, pod: Pod, round_: int) -> None:
     """systemd removes an empty scope at once; who reads the counter must not lose that race."""
-    status, _ = kubelet.outcome(
-        pod,
-        "sh",
-        "-c",
-        f"exec {GROW}",
-        linux=limits(**TIGHT),
-    )
+    status, _ = kubelet.outcome(pod, "sh", "-c", f"exec {GROW}", linux=limits(**TIGHT))
     assert (status.reason, status.exit_code) == ("OOMKilled", 137), round_
 
 

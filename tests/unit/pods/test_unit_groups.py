@@ -62,12 +62,16 @@ def systemd(tmp_path: Path) -> Iterator[SystemdSimulator]:
 @pytest.fixture
 def groups(systemd: SystemdSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UnitGroups]:
     monkeypatch.setattr("cri_py.pods.systemd_bus.PRIVATE", systemd.address)
-    bus = SystemdBus((systemd.address,), timeout_s=0.3)
+    bus = SystemdBus((systemd.address,), timeout_s=10)
     made = UnitGroups(PlainFiles(str(systemd.groups)), "/cri", tmp_path / "parents", bus, shutil.which("sleep") or "")
     yield made
     for scope in list(made._waiting):
         made._release(scope)
     made.close()
+
+
+def impatient(groups: UnitGroups, systemd: SystemdSimulator) -> None:
+    groups._bus = SystemdBus((systemd.address,), timeout_s=0.2)
 
 
 def said(systemd: SystemdSimulator, file: str) -> str:
@@ -152,12 +156,16 @@ async def test_a_scope_that_systemd_does_not_start_leaves_nothing_and_can_be_tri
     await groups.make_pod(POD, SANDBOX)
     before = children()
     systemd.faults["StartTransientUnit"] = fault
+    patient = groups._bus
+    if fault == HANG:
+        impatient(groups, systemd)
     with pytest.raises(CriError) as caught:
         await groups.make(GROUP, {})
     assert isinstance(caught.value, Unavailable if fault in {HANG, CLOSE} else Internal)
     assert children() == before
     assert said(systemd, f"{SCOPE}/keep/cgroup.procs") == ""
     systemd.faults.clear()
+    groups._bus = patient
     await groups.make(GROUP, {})
     await groups.remove(GROUP)
     await groups.remove_pod(POD, SANDBOX, ())
@@ -201,6 +209,8 @@ async def test_an_update_that_systemd_does_not_take_changes_nothing(
     systemd: SystemdSimulator, groups: UnitGroups, scoped: Path, fault: str
 ) -> None:
     systemd.faults["SetUnitProperties"] = fault
+    if fault == HANG:
+        impatient(groups, systemd)
     with pytest.raises(CriError, match="systemd"):
         await groups.change(GROUP, {"memory": {"limit": 1 << 21}})
     assert systemd.units[SCOPE]["MemoryMax"] == 1 << 20
@@ -224,9 +234,12 @@ async def test_an_end_without_systemd_is_unavailable_and_can_be_tried_again(
     systemd: SystemdSimulator, groups: UnitGroups, scoped: Path
 ) -> None:
     systemd.faults["StopUnit"] = HANG
+    patient = groups._bus
+    impatient(groups, systemd)
     with pytest.raises(Unavailable):
         await groups.remove(GROUP)
     systemd.faults.clear()
+    groups._bus = patient
     await groups.remove(GROUP)
     assert SCOPE not in systemd.units
 
