@@ -34,12 +34,10 @@ from cri_py.network.cni.wires import Cni
 from cri_py.network.hostports import HostPorts
 from cri_py.network.pod_network import PodNetwork
 from cri_py.network.wires import Wires
-from cri_py.pods import apparmor, selinux
+from cri_py.pods import apparmor, cgroup_drivers, selinux
 from cri_py.pods.bundles import Bundles
 from cri_py.pods.containers import Containers
 from cri_py.pods.events import Events
-from cri_py.pods.group_parents import GroupParents
-from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import DATABASE, Ledger
 from cri_py.pods.metrics import PodMetrics
 from cri_py.pods.monitors import Monitors
@@ -159,7 +157,7 @@ class App:
         self.metrics = PodMetrics(
             ledger=self.ledger, statistics=self.statistics, layers_directory=self.places.containers, clock=clock
         )
-        self.node = Node(self._config, cgroups, self.network, self._features)
+        self.node = Node(self._config, cgroups, self.network, self._features, self.groups.driver)
         self.monitors.on_exit = self.containers.on_exit
         self.monitors.on_lost = self.sandboxes.lost
         self.monitors.on_holder_exit = self.sandboxes.holder_died
@@ -173,7 +171,7 @@ class App:
         self.image_store = Store(f"{root}/images.db", durable=True)
         self.ledger = Ledger(self.pod_store, decode_sandbox_config, decode_container_config)
         self.network = PodNetwork(self._wires(), HostPorts(config.network.bridge))
-        self.groups = Groups(cgroups, config.cgroups.parent, GroupParents(Path(self.places.group_parents)))
+        self.groups = cgroup_drivers.groups(config.cgroups, cgroups, self.places)
         self.bundles = Bundles(self.places, defaults, config.runtime)
         self.trash = Trash(self.places.trash, self.places.pods_trash)
         self.events = Events()

@@ -150,6 +150,7 @@ _FLAGS: Final[Mapping[str, tuple[config.Path, str, str]]] = {
     "--state": (("server", "state"), "DIR", "sockets, bundles, pinned netns (default: /run/cri_py)"),
     "--metrics": (("metrics", "listen"), "ADDRESS", "Prometheus metrics, unix:///path, 127.0.0.1:PORT or off"),
     "--cgroup-parent": (("cgroups", "parent"), "PATH", "cgroup of pods that name none (default: /cri_py)"),
+    "--cgroup-driver": (("cgroups", "driver"), "DRIVER", "auto, systemd or cgroupfs (default: auto)"),
     "--bridge": (("network", "bridge"), "NAME", "the pods' bridge (default: crip0)"),
     "--subnet": (("network", "subnet"), "CIDR", "the pods' IPv4 network (default: 10.85.0.0/16)"),
     "--log-level": (("log", "level"), "LEVEL", "debug, info, warning or error (default: info)"),
@@ -221,10 +222,23 @@ def _config_default(_parsed: argparse.Namespace, out: TextIO) -> int:
 
 
 def _config_check(parsed: argparse.Namespace, out: TextIO) -> int:
-    _load(parsed)
+    loaded = _load(parsed)
+    _check_driver(loaded)
     files = config.files_of(parsed.config)
     out.write(f"{', '.join(files) if files else 'no file, all defaults'}: valid\n")
     return 0
+
+
+def _check_driver(loaded: config.Loaded) -> None:
+    """Of what is asked for by name, whether this node has it. Raises ConfigError that names the line."""
+    from cri_py.cgroups import detect  # noqa: PLC0415
+    from cri_py.pods import cgroup_drivers  # noqa: PLC0415
+
+    if loaded.config.cgroups.driver == "systemd":
+        try:
+            cgroup_drivers.choose("systemd", detect())
+        except CriError as error:
+            raise ConfigError(f"{loaded.sources['cgroups', 'driver']}: {error.message}", hint=error.hint) from error
 
 
 def _config_show(parsed: argparse.Namespace, out: TextIO) -> int:

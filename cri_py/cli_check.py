@@ -13,9 +13,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from cri_py.cgroups import detect
 from cri_py.config import Config
 from cri_py.errors import CriError, KernelError
 from cri_py.kernel import capabilities, constants, procfs, seccomp, steps, syscalls
+from cri_py.pods import cgroup_drivers
 from cri_py.rpc import listen
 
 
@@ -69,6 +71,7 @@ def findings(config: Config) -> list[Finding]:
         *_filesystems(),
         *_seccomp(config),
         *_cgroups(),
+        *_cgroup_driver(config),
         *_programs(config),
         *_directories(config),
         *_socket(config),
@@ -223,6 +226,15 @@ def _cgroups() -> Iterator[Finding]:
     absent = [name for name in _OPTIONAL_CONTROLLERS if name not in have | ({"blkio"} if "io" in have else set())]
     if absent:
         yield Finding("cgroup limits", Verdict.WORSE, f"no {', '.join(absent)}", "limits of this kind are not applied")
+
+
+def _cgroup_driver(config: Config) -> Iterator[Finding]:
+    try:
+        driver = cgroup_drivers.choose(config.cgroups.driver, detect())
+    except CriError as error:
+        yield Finding("cgroup driver", Verdict.MISSING, error.message, error.hint)
+    else:
+        yield Finding("cgroup driver", Verdict.OK, driver)
 
 
 def controllers_remedy(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cri_py.cgroups.writes import Write
 
 # For limits and for statistics; perf_event, dmem and the like stay as they are.
+_ROUND_S = 0.05  # after which a wait looks again whether the group is there
 _WANTED = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma")
 
 
@@ -170,11 +171,11 @@ def _wait_for_event(directory: str, line: bytes, until: float) -> bool:
     try:
         poller = select.poll()
         poller.register(fd, select.POLLPRI)
-        while line not in files.read_again(fd, directory).splitlines():
+        while (lines := files.read_again(fd, directory).splitlines()) and line not in lines:
             remaining = until - time.monotonic()
             if remaining <= 0:
                 return False
-            poller.poll(remaining * 1000)
+            poller.poll(min(remaining, _ROUND_S) * 1000)  # one that somebody else removes wakes nobody
     finally:
         os.close(fd)
     return True

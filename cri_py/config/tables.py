@@ -185,10 +185,14 @@ class NetworkConfig:
 class CgroupConfig:
     """Control groups."""
 
-    driver: str = key("cgroupfs", "What makes cgroups; the kubelet asks for it (RuntimeConfig).", one_of("cgroupfs"))
+    driver: str = key(
+        "auto",
+        "What makes cgroups; the kubelet asks for it (RuntimeConfig). auto: systemd if it is init, on cgroup v2.",
+        one_of("auto", "systemd", "cgroupfs"),
+    )
     parent: str = key(
         "/cri_py",
-        "For pods that name no cgroup_parent: a path below the root of every hierarchy.",
+        "For pods that name no cgroup_parent: a path below the root of every hierarchy; to systemd /a/b is a-b.slice.",
         matching(r"(/(?!\.\.?(/|$))[^/\s]+)+", "a path that begins with /, without .."),
     )
 

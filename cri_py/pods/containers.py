@@ -216,7 +216,7 @@ class Containers:
             created_at=self._clock(),
             state=Created(),
             log_path=spec_limits.container_log_path(config, sandbox_config or sandbox.config),
-            cgroup=f"{sandbox.cgroup}/{container_id}",
+            cgroup=self._groups.of_container(sandbox.cgroup, container_id),
             stop_signal=spec_signals.resolve_stop_signal(config.stop_signal, image.config.stop_signal),
             resources=config.resources,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from cri_py.cgroups import files
@@ -19,9 +19,13 @@ from cri_py.errors import KernelError
 
 
 class GroupParents:
-    """For the threads that make and remove groups; ``note`` is the file, which belongs to this object."""
+    """For the threads that make and remove groups; ``note`` is the file, which belongs to this object.
 
-    def __init__(self, note: Path) -> None:
+    ``drop`` removes a directory; False where it is in use.
+    """
+
+    def __init__(self, note: Path, drop: Callable[[str], bool] = files.drop) -> None:
+        self._drop = drop
         self._note = note
         self._ours = set(_lines(note))
         self._lock = threading.Lock()
@@ -51,7 +55,7 @@ class GroupParents:
         with self._lock:
             if self._making:
                 return False
-            gone = {directory for directory in sorted(self._ours, key=len, reverse=True) if files.drop(directory)}
+            gone = {directory for directory in sorted(self._ours, key=len, reverse=True) if self._drop(directory)}
             if gone:
                 self._ours -= gone
                 self._write(self._ours)

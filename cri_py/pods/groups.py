@@ -16,17 +16,21 @@ from cri_py import telemetry
 from cri_py.cgroups import Cgroups, Write, changes, limits, presence
 from cri_py.errors import FailedPrecondition, Internal, InvalidArgument, KernelError
 from cri_py.images.flights import on_thread
+from cri_py.pods import spec_limits
 from cri_py.pods.group_parents import GroupParents
 
 log = structlog.get_logger()
-_KILL_S: Final = 10.0
+KILL_S: Final = 10.0
 _EMPTY_S: Final = 2.0
+_ID_DIGITS: Final = 64
 _LINGER_S: Final = 2.0  # after a pod's removal, until its group's empty parents go
 _REFUSED: Final = frozenset((errno.ENOENT, errno.EINVAL, errno.ERANGE, errno.EDOM, errno.EOVERFLOW, errno.ENODEV))
 
 
 class Groups:
     """One bounded pool for all; whatever it raises is Internal and names the group."""
+
+    driver = "cgroupfs"
 
     def __init__(self, cgroups: Cgroups, default_parent: str, parents: GroupParents) -> None:
         self.cgroups = cgroups
@@ -35,6 +39,10 @@ class Groups:
         self._sweep: asyncio.TimerHandle | None = None
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="cgroups")
         self._made: set[str] = set()
+
+    def check_parent(self, cgroup_parent: str) -> None:
+        """Whether a pod may name it. Raises InvalidArgument that names the form which is right for this driver."""
+        spec_limits.check_cgroup_parent(cgroup_parent)
 
     def of_pod(self, cgroup_parent: str, sandbox_id: str) -> str:
         """The pod's group: what the kubelet names, else one of our own."""
@@ -46,6 +54,14 @@ class Groups:
         The leaf is the sandbox's: all attempts of a pod share the group that the kubelet names.
         """
         return f"{pod}/holder-{sandbox_id}" if self.cgroups.leaves_only else pod
+
+    def of_container(self, pod: str, container_id: str) -> str:
+        return f"{pod}/{container_id}"
+
+    def container_of(self, group: str) -> str:
+        """The id of the container that a group below a pod's belongs to; "" for what is none's."""
+        name = os.path.basename(group)
+        return name if len(name) == _ID_DIGITS and not set(name) - set("0123456789abcdef") else ""
 
     def told(self, group: str) -> dict[str, object]:
         """For the verbose ``info`` of a status: the group's directories, and what its files say of limits and use."""
@@ -65,6 +81,9 @@ class Groups:
         if holder != pod:
             self.cgroups.create(holder, {})
         return made
+
+    async def held(self, pod: str, sandbox_id: str) -> None:
+        """The holder is in its group."""
 
     @telemetry.stage("container cgroup")
     async def make(self, group: str, resources: Mapping[str, Any]) -> None:
@@ -93,7 +112,10 @@ class Groups:
 
     async def take_back(self, undo: tuple[Write, ...]) -> None:
         """Undo a ``change``."""
-        await self._run(changes.take_back, undo)
+        await self._run(self._take_back, undo)
+
+    def _take_back(self, undo: tuple[Write, ...]) -> None:
+        changes.take_back(undo)
 
     async def rescore(self, group: str, before: int, after: int) -> None:
         """Give another oom_score_adj to those of the group's processes that have ``before``: others have their own."""
@@ -104,10 +126,13 @@ class Groups:
             rescore(pid, before, after)
 
     async def remove(self, group: str) -> None:
-        await self._run(self.cgroups.remove, group)
+        await self._run(self._remove, group)
+
+    def _remove(self, group: str) -> None:
+        self.cgroups.remove(group)
 
     async def kill(self, group: str) -> None:
-        await self._run(self.cgroups.kill, group, _KILL_S)
+        await self._run(self.cgroups.kill, group, KILL_S)
 
     async def kill_lost(self, group: str) -> None:
         """As ``kill``, of a container whose monitor has died. Its program has most likely died with it, but not all of

@@ -14,9 +14,10 @@ from cri_py.network.pod_network import PodNetwork
 
 
 class Node:
-    def __init__(self, config: Config, cgroups: Cgroups, network: PodNetwork, features: Features) -> None:
+    def __init__(self, config: Config, cgroups: Cgroups, network: PodNetwork, features: Features, driver: str) -> None:
         self._config = config
         self._features = features
+        self._driver = driver
         self._cgroups = cgroups
         self._network = network
 
@@ -32,7 +33,7 @@ class Node:
         return self._features
 
     def cgroup_driver(self) -> str:
-        return self._config.cgroups.driver
+        return self._driver
 
     async def update_pod_cidr(self, cidr: str) -> None:
         await self._network.update_pod_cidr(cidr)

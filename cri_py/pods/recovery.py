@@ -216,8 +216,8 @@ class Recovery:
             if path.name not in known:
                 self._trash.discard(str(path))
         for child in self._groups.cgroups.children(sandbox.cgroup):
-            name = os.path.basename(child)
-            if name not in known and _is_id(name):
+            container_id = self._groups.container_of(child)
+            if container_id and container_id not in known:
                 await self._groups.kill(child)
                 await self._groups.remove(child)
 
@@ -254,7 +254,3 @@ def _kill_hanging(sandbox: Sandbox) -> None:
     if status is not None and status["Name"] == "cri-monitor":
         log.error("the monitor of a pod hangs; it is killed", sandbox=sandbox.id, pid=pid)
         os.kill(pid, signal.SIGKILL)
-
-
-def _is_id(name: str) -> bool:
-    return len(name) == 64 and not set(name) - set("0123456789abcdef")

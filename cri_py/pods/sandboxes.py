@@ -126,6 +126,7 @@ class Sandboxes:
                 hint=f"this node has: '', {', '.join(self._config.handlers)}",
             )
         spec_limits.validate_sandbox_config(config)
+        self._groups.check_parent(config.cgroup_parent)
         spec.check_sandbox_security(config, self._defaults)
         meta = config.metadata
         key = (meta.namespace, meta.name, meta.uid, meta.attempt)
@@ -274,6 +275,7 @@ class Sandboxes:
         finally:
             for fd in fds:
                 os.close(fd)
+        await self._groups.held(sandbox.cgroup, sandbox.id)
         return int(answer["holder"])
 
     def _make_directory(self, sandbox: Sandbox) -> None:

@@ -46,14 +46,14 @@ _POD_NETWORK_SYSCTLS: Final = {
 
 
 def validate_sandbox_config(config: SandboxConfig) -> None:
-    """Raises InvalidArgument that names the field, the limit and the way out."""
+    """Raises InvalidArgument that names the field, the limit and the way out. What form of cgroup_parent is right
+    depends on who makes cgroups: ``Groups.check_parent``."""
     for field, name in (("name", config.metadata.name), ("namespace", config.metadata.namespace)):
         _check_name(f"metadata.{field}", name)
     if config.metadata.uid:
         _check_name("metadata.uid", config.metadata.uid)
     _check_hostname(config.hostname)
     _check_words(config.labels, config.annotations)
-    _check_cgroup_parent(config.cgroup_parent)
     _check_place("log_directory", config.log_directory)
     for resources in (config.overhead, config.resources):
         validate_resources(resources)
@@ -195,11 +195,13 @@ def _check_place(field: str, path: str) -> None:
         raise InvalidArgument(f"{field} {path[:80]!r} is no place", hint="use an absolute path without '..'")
 
 
-def _check_cgroup_parent(parent: str) -> None:
+def check_cgroup_parent(parent: str) -> None:
+    """A path, for the driver cgroupfs. Raises InvalidArgument."""
     if parent.endswith(".slice") and "/" not in parent:
         raise InvalidArgument(
             f"cgroup_parent {parent!r} is a slice of the systemd driver, and this runtime has the driver cgroupfs",
-            hint="set cgroupDriver: cgroupfs in the kubelet's config, or let it ask the runtime (RuntimeConfig)",
+            hint='name a path such as /kubepods/podUID, or set cgroups.driver = "systemd" here, or cgroupDriver: '
+            "cgroupfs in the kubelet's config, or let it ask the runtime (RuntimeConfig)",
         )
     _check_place("cgroup_parent", parent)
     if parent and not parent.strip("/"):

@@ -79,7 +79,8 @@ NOT_IN_GUESTS: Final = {
     "system/test_volumes.py::test_a_mount_that_hangs_is_killed_at_its_deadline_and_named": _STARTS,
     "system/test_volumes.py::test_volumes_survive_the_daemon": _STARTS,
 }
-ONLY_WITH_APPARMOR: Final = ("tests/system/apparmor_in_guest.py",)  # the host's kernel may have none
+# What the host may lack: AppArmor in its kernel, systemd as init.
+ONLY_IN_GUESTS: Final = ("tests/system/apparmor_in_guest.py", "tests/system/systemd_in_guest.py")
 UML_PANIC: Final = "fork_handler"  # on its console when it has died of that
 TRIES: Final = 3
 BOOT_S: Final = 2400  # many times what it takes on a quiet machine: a slow one is no failure
@@ -108,7 +109,7 @@ def _shards() -> dict[str, Boot]:
     """All else, file by file, dealt out to guests of user-mode Linux: the longest first, to whoever has least."""
     left_out = {f"tests/{name}" for name in (*IN_QEMU, *NOT_IN_GUESTS)}
     found = [path for room in ("kernel", "system") for path in (machine.ROOT / "tests" / room).glob("test_*.py")]
-    files = [*sorted({str(path.relative_to(machine.ROOT)) for path in found} - left_out), *ONLY_WITH_APPARMOR]
+    files = [*sorted({str(path.relative_to(machine.ROOT)) for path in found} - left_out), *ONLY_IN_GUESTS]
     single = [f"--deselect={name}" for name in sorted(left_out) if "::" in name]
     dealt: list[list[str]] = [[] for _ in range(SHARDS)]
     for file in sorted(files, key=_size, reverse=True):

@@ -93,7 +93,8 @@ class Events:
 
 
 class Kubelet:
-    """One node agent on one socket. ``logs``: where it has containers log; ``cgroup_parent``: for its pods."""
+    """One node agent on one socket. ``logs``: where it has containers log; ``cgroup_parent``: for its pods, the path of
+    a slice for the driver systemd."""
 
     def __init__(self, socket: str, logs: Path, cgroup_parent: str) -> None:
         self.socket, self.logs, self.cgroup_parent = socket, logs, cgroup_parent
@@ -132,6 +133,13 @@ class Kubelet:
 
     # --------------------------------------------------------------- configs
 
+    def group_of(self, uid: str) -> str:
+        """A pod's cgroup_parent in the form that the driver wants (kubelet, pkg/kubelet/cm, ToSystemd)."""
+        if not self.cgroup_parent.endswith(".slice"):
+            return f"{self.cgroup_parent}/pod{uid}"
+        above = self.cgroup_parent.rsplit("/", 1)[-1].removesuffix(".slice")
+        return f"{above}-pod{uid.replace('-', '_')}.slice"
+
     def pod_config(self, name: str = "", **fields: Any) -> pb.PodSandboxConfig:
         """A pod on the pod network with a cgroup of its own. Fields of LinuxPodSandboxConfig go into ``linux``."""
         uid = str(uuid.uuid4())
@@ -140,7 +148,7 @@ class Kubelet:
             hostname="test-pod",
             log_directory=str(self.logs / uid),
             linux=pb.LinuxPodSandboxConfig(
-                cgroup_parent=f"{self.cgroup_parent}/pod{uid}",
+                cgroup_parent=self.group_of(uid),
                 security_context=pb.LinuxSandboxSecurityContext(
                     namespace_options=namespaces(),
                     seccomp=pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault),

@@ -40,14 +40,16 @@ _CAPABILITIES: Final = {"portmap": {"portMappings": True}, "bandwidth": {"bandwi
 class Daemon:
     """``start`` and ``destroy`` are the fixture's; between them a test may kill, stop and start it as it likes."""
 
-    def __init__(self, mirror: str, settings: str = "", *, cni: Sequence[str] = ()) -> None:
-        """``cni``: of Debian's CNI plugins, those that attach pods instead of the built-in bridge."""
+    def __init__(self, mirror: str, settings: str = "", *, cni: Sequence[str] = (), driver: str = "cgroupfs") -> None:
+        """``cni``: of Debian's CNI plugins, those that attach pods instead of the built-in bridge. ``driver``: what
+        makes its cgroups; it is named, since in a guest with systemd auto would be systemd."""
         mark = secrets.token_hex(3)
         self.directory = Path(tempfile.mkdtemp(prefix=f"cri-{mark}-", dir="/tmp"))
         self.root, self.state = self.directory / "root", self.directory / "state"
         self.socket, self.metrics_socket = f"{self.state}/cri.sock", f"{self.state}/metrics.sock"
         self.log_file = self.directory / "log"
-        self.cgroup_parent = f"/cri_py-test-{mark}"
+        self.driver = driver
+        self.cgroup_parent = f"/cri_py_test_{mark}.slice" if driver == "systemd" else f"/cri_py-test-{mark}"
         self.bridge = f"crt{mark}"
         self.subnet = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(256)}.0/24"
         self.config_file = self.directory / "config.toml"
@@ -94,20 +96,26 @@ class Daemon:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What serves."""
+        return (
+            *_PYTHON,
+            *("--config", str(self.config_file), "--root", str(self.root), "--state", str(self.state)),
+            *("--cgroup-parent", self.cgroup_parent, "--bridge", self.bridge, "--subnet", self.subnet),
+            *("--cgroup-driver", self.driver),
+        )
+
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
         """Until it answers."""
         assert self._process is None
-        arguments = (
-            *("--config", str(self.config_file), "--root", str(self.root), "--state", str(self.state)),
-            *("--cgroup-parent", self.cgroup_parent, "--bridge", self.bridge, "--subnet", self.subnet),
-        )
         # The spawner and its monitors inherit nothing but PATH, by which they are told from other daemons' ones.
         environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{self.directory}"}
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_IGNORING, *_PYTHON, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                [*_IGNORING, *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
         self.kubelet.disconnect()
         wait_for(self._answers, bool, START_S)

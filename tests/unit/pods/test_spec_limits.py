@@ -9,6 +9,7 @@ from cri_py import model
 from cri_py.errors import InvalidArgument
 from cri_py.pods import spec_limits
 from cri_py.pods.spec_limits import (
+    check_cgroup_parent,
     container_log_path,
     sandbox_sysctls,
     validate_container_config,
@@ -35,6 +36,8 @@ def test_ordinary_configs_pass() -> None:
     validate_sandbox_config(
         sandbox(cgroup_parent="/kubepods/podx", log_directory="/var/log", dns=dns, labels={"a": "b"}).config
     )
+    check_cgroup_parent("/kubepods/podx")
+    check_cgroup_parent("")
     validate_sandbox_config(sandbox(hostname="", metadata=model.SandboxMetadata("a", "", "b")).config)
     resources = model.LinuxResources(100_000, -1, 2, -1, -998, "0-3,5", "0", unified={"memory.high": "1"})
     validate_container_config(container(log_path="app/0.log", args=("x" * 1000,), resources=resources), LOGS)
@@ -58,7 +61,8 @@ def test_a_hostname_that_the_kernel_or_etc_hosts_would_not_take_is_refused(hostn
 
 @pytest.mark.parametrize("parent", ["relative", "kubepods.slice", "/a/../b", "/..", "/", "/a b", "/a\0"])
 def test_a_cgroup_parent_that_leaves_its_place_is_refused(parent: str) -> None:
-    refuses_sandbox("cgroup_parent", cgroup_parent=parent)
+    with pytest.raises(InvalidArgument, match="cgroup_parent"):
+        check_cgroup_parent(parent)
 
 
 @pytest.mark.parametrize("directory", ["relative", "/var/../etc"])
@@ -198,7 +202,8 @@ def test_a_value_is_one_line() -> None:
 
 
 def test_a_slice_is_refused_by_its_driver() -> None:
-    refuses_sandbox("driver cgroupfs", cgroup_parent="kubepods-burstable-pod1.slice")
+    with pytest.raises(InvalidArgument, match=r"kubepods-burstable-pod1\.slice.*driver cgroupfs.*name a path such as"):
+        check_cgroup_parent("kubepods-burstable-pod1.slice")
 
 
 @pytest.mark.parametrize(
