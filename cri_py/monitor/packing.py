@@ -4,16 +4,22 @@ A call counts a reference in its code object (PEP 523's frame holds one) and tak
 changed, and a page of 4 KiB has been copied. Code objects lie where the import has put them, one that a monitor runs
 among ten that it never will. Their copies, made one after the other, lie side by side.
 
-A copy is a code object in all respects, but for what the interpreter has learned of it (PEP 659), so this comes before
-the rounds in which it learns.
+A copy does what its original does, but for what the interpreter has learned of it (PEP 659), so this comes before the
+rounds in which it learns. A short one gets instructions behind its end, which are never reached: objects of up to 512
+bytes come from pools of one size each, on some thirty pages; longer ones come from malloc, where all sizes mix.
 """
 
 from __future__ import annotations
 
 import gc
+import opcode
 import sys
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, FunctionType
+from typing import Final
+
+_POOLED_MOST: Final = 512  # bytes of an object that pymalloc serves (Objects/obmalloc.c)
+_NOP: Final = bytes((opcode.opmap["NOP"], 0))
 
 
 def code_that_runs(play: Callable[[], object]) -> list[CodeType]:
@@ -35,7 +41,7 @@ def code_that_runs(play: Callable[[], object]) -> list[CodeType]:
 def pack(codes: Iterable[CodeType]) -> None:
     """Give each function that has one of ``codes`` a copy of it; the copies are made one after the other.
 
-    The largest first: those of more than 512 bytes come from malloc, and the end of its heap is where it has room.
+    The largest first: what no hole takes is put at the heap's end, and fewer holes take those.
     """
     wanted = {id(code): code for code in codes}
     copies: dict[int, CodeType] = {}
@@ -53,5 +59,7 @@ def _copy(code: CodeType, wanted: dict[int, CodeType], copies: dict[int, CodeTyp
             _copy(each, wanted, copies) if isinstance(each, CodeType) and id(each) in wanted else each
             for each in code.co_consts
         )
-        copies[id(code)] = code.replace(co_consts=constants)
+        lacking = max(0, _POOLED_MOST + 1 - sys.getsizeof(code))
+        behind = _NOP * -(-lacking // len(_NOP))
+        copies[id(code)] = code.replace(co_consts=constants, co_code=code.co_code + behind)
     return copies[id(code)]

@@ -59,10 +59,10 @@ print(before, pages())
 
 
 def test_packed_code_lies_on_fewer_pages() -> None:
-    """In a fresh interpreter, as the spawner is: 101 pages become some 50."""
+    """In a fresh interpreter, as the spawner is: some 100 pages become some 40."""
     said = subprocess.run([sys.executable, "-c", _PAGES_OF_CODE], check=True, capture_output=True, text=True).stdout
     before, after = map(int, said.split())
-    assert after < before * 0.75
+    assert after < before * 0.6
 
 
 def test_what_settles_the_memory_fills_holes_and_no_more() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
-from types import ModuleType
+from types import CodeType, ModuleType
 
 import pytest
 
@@ -65,10 +66,23 @@ def test_packed_code_is_a_copy_that_does_the_same(module: ModuleType) -> None:
     assert module.run() == 6
     assert module.run(times=1) == 2
     assert module.run.__code__ is not before
-    assert module.run.__code__ == before
+    assert module.run.__code__.co_consts == before.co_consts
     assert module.idle.__code__ is idle, "what is never called stays where it is"
     lambdas = [
-        [each for each in code.co_consts if hasattr(each, "co_code")] for code in (inner, module.Counter.adder.__code__)
+        next(each for each in code.co_consts if isinstance(each, CodeType))
+        for code in (inner, module.Counter.adder.__code__)
     ]
-    assert lambdas[0] == lambdas[1]
-    assert lambdas[0][0] is not lambdas[1][0], "a function's inner functions run from copies too"
+    assert lambdas[0] is not lambdas[1], "a function's inner functions run from copies too"
+    assert lambdas[1].co_code.startswith(lambdas[0].co_code)
+
+
+def test_a_packed_function_that_fails_tells_the_same_lines(module: ModuleType) -> None:
+    def lines() -> list[int | None]:
+        with pytest.raises(TypeError) as caught:
+            module.run(times="many")
+        return [each.lineno for each in traceback.extract_tb(caught.value.__traceback__)][1:]
+
+    before = lines()
+    pack(code_that_runs(module.run))
+    assert lines() == before
+    assert len(before) == 1
