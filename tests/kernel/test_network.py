@@ -35,6 +35,7 @@ from cri_py.model import Attachment, Nanos, NotReady, Sandbox, SandboxConfig, Sa
 from cri_py.network import nftables, program
 from cri_py.network.bridge import Bridge
 from cri_py.network.netlink import Netlink, make_bridge, remove_link
+from tests.leaks import open_descriptors
 
 pytestmark = pytest.mark.root
 
@@ -252,7 +253,7 @@ async def test_whatever_step_fails_nothing_is_left_and_the_retry_succeeds(
             raise KernelError(errno.ENOMEM, os.strerror(errno.ENOMEM), syscall, subject)
 
     monkeypatch.setattr(syscalls, "failpoint", fail)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(open_descriptors())
     for fail_at in range(1, 100):  # noqa: B007 read by the failpoint
         steps = 0
         try:
@@ -260,7 +261,7 @@ async def test_whatever_step_fails_nothing_is_left_and_the_retry_succeeds(
         except Internal as error:
             assert "the network of pod can't be set up" in str(error)  # noqa: PT017
             assert pinned(tmp_path / "netns") == []
-            assert len(os.listdir("/proc/self/fd")) == descriptors
+            assert len(open_descriptors()) == descriptors
         else:
             break
     monkeypatch.setattr(syscalls, "failpoint", None)
