@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cri_py.kernel import procfs
 
-SETTLE_S = 5.0  # a namespace or a killed process goes some time after its last user went
+SETTLE_S = 20.0  # a namespace or a killed process goes some time after its last user went
 # The event loops and gRPC's poller open these when they are first used and keep them.
 KEPT = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "/dev/pts/", "/dev/null")
 

@@ -103,6 +103,9 @@ def whose(pin: str) -> str:
     return pin.split("-")[2] if "-" in pin else pin
 
 
+IFA_F_TENTATIVE = 0x40
+
+
 def ping(pin: str, address: str, patience_s: float = 30.0) -> bool:
     """Whether ``address`` answers an echo request from a namespace; asked as any user may, by a datagram socket."""
 
@@ -497,11 +500,13 @@ async def test_a_foreign_bridge_with_our_address_is_adopted(bridge: Bridge) -> N
 
 
 def ping6(pin: str, address: str) -> bool:
-    """The same by IPv6; the answer of one second is longer than a duplicate-address wait would let it take."""
+    """The same by IPv6. No address may wait for a second first, for others that have it too (RFC 4862, 5.4)."""
 
     def ask() -> bool:
+        flags = [int(line.split()[4], 16) for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()]
+        assert not any(each & IFA_F_TENTATIVE for each in flags)
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.getprotobyname("ipv6-icmp")) as asking:
-            asking.settimeout(0.9)
+            asking.settimeout(30)
             asking.sendto(struct.pack("!BBHHH", 128, 0, 0, 0, 1), (address, 0))
             try:
                 return asking.recv(64)[0] == 129
