@@ -57,6 +57,16 @@ class Rdt:
     schemata: tuple[str, ...] = ()
     monitoring: bool = False
 
+    def __add__(self, other: Rdt) -> Rdt:
+        """What both ask for, in one class: a process is in no more. Where they contradict, the later one wins."""
+        return Rdt(
+            clos_id=other.clos_id or self.clos_id,
+            l3_cache_schema=other.l3_cache_schema or self.l3_cache_schema,
+            mem_bw_schema=other.mem_bw_schema or self.mem_bw_schema,
+            schemata=tuple(dict.fromkeys(self.schemata + other.schemata)),
+            monitoring=self.monitoring or other.monitoring,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Edits:
@@ -68,7 +78,7 @@ class Edits:
     hooks: tuple[Hook, ...] = ()
     groups: tuple[int, ...] = ()
     net_devices: tuple[NetDevice, ...] = ()
-    rdt: Rdt | None = None  # a process is in one class
+    rdt: Rdt | None = None
 
     def __add__(self, other: Edits) -> Edits:
         return Edits(
@@ -78,5 +88,5 @@ class Edits:
             hooks=self.hooks + other.hooks,
             groups=self.groups + other.groups,
             net_devices=self.net_devices + other.net_devices,
-            rdt=other.rdt or self.rdt,
+            rdt=self.rdt + other.rdt if self.rdt and other.rdt else other.rdt or self.rdt,
         )

@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from cri_py.cgroups import Cgroups, detect
 from cri_py.kernel import faults, procfs, syscalls
@@ -62,13 +63,23 @@ def main(control_fd: int) -> None:
 
 
 def _reap(child_fd: int) -> None:
-    """The spawner's children are monitors, which need no witness."""
+    """The spawner's children are monitors. How one died that was not told to end, nobody else can say."""
     os.read(child_fd, 128)
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[1]:
+                _tell_death(*ended)
     except ChildProcessError:
         return
+
+
+def _tell_death(pid: int, status: int) -> None:
+    """On the daemon's own stderr, which is its log."""
+    how = (
+        b"was killed by signal %d" % os.WTERMSIG(status) if os.WIFSIGNALED(status) else b"ended with %d" % (status >> 8)
+    )
+    with suppress(OSError):  # a log that takes nothing must not end the spawner
+        os.write(2, b"cri-spawner: the monitor %d %b\n" % (pid, how))
 
 
 def _set_signals() -> None:

@@ -256,8 +256,8 @@ class Bundles:
 
     async def leave_class(self, container: Container) -> None:
         """Remove the class of Intel's resource control that was made for the container, if one was."""
-        if not (container.config.cdi_devices or named_in(container.config.annotations)):
-            return  # only devices ask for one, and to read a document takes time
+        if not asks_for_devices(container):
+            return  # only they ask for one, and to read a document takes time
         rdt = self.read(container).get("linux", {}).get("intelRdt")
         if rdt is not None:
             await asyncio.get_running_loop().run_in_executor(self._compiler, resctrl.leave, rdt, container.id)
@@ -276,6 +276,11 @@ class Bundles:
 
     def close(self) -> None:
         self._compiler.shutdown()
+
+
+def asks_for_devices(container: Container) -> bool:
+    """Of CDI, which alone bring hooks and classes of resource control."""
+    return bool(container.config.cdi_devices or named_in(container.config.annotations))
 
 
 def _read_profile(path: str) -> bytes:

@@ -40,6 +40,7 @@ from cri_py.model import (
     ImageId,
     Lost,
     Nanos,
+    NotReady,
     Ready,
     Running,
     Sandbox,
@@ -48,8 +49,8 @@ from cri_py.model import (
 )
 from cri_py.monitor import protocol
 from cri_py.network import devices as network_devices
-from cri_py.pods import image_volumes, spec_cdi, spec_limits, spec_security, spec_signals
-from cri_py.pods.bundles import Bundle, Bundles
+from cri_py.pods import image_volumes, last_hooks, spec_cdi, spec_limits, spec_security, spec_signals
+from cri_py.pods.bundles import Bundle, Bundles, asks_for_devices
 from cri_py.pods.events import Events
 from cri_py.pods.execs import Execs
 from cri_py.pods.groups import Groups
@@ -60,6 +61,7 @@ from cri_py.pods.stops import Stops
 from cri_py.pods.trash import Trash
 
 log = structlog.get_logger()
+MONITOR_LOST: Final = "MonitorLost"  # the reason of a pod whose monitor died by itself, and of its containers
 _LOST_CODE: Final = 255
 
 
@@ -288,6 +290,17 @@ class Containers:
         await self._groups.remove(container.cgroup)
         await self._bundles.leave_class(container)
 
+    async def _run_last_hooks(self, container: Container) -> None:
+        """Those that the monitor would have run, had it not died."""
+        try:
+            state = self._ledger.sandbox(container.sandbox_id).state
+        except NotFound:
+            return
+        if isinstance(state, NotReady) and state.reason == MONITOR_LOST and asks_for_devices(container):
+            document = self._bundles.read(container)
+            bundle = self._places.bundle(container.sandbox_id, container.id)
+            log_notes({"notes": await last_hooks.run(document, container.id, bundle)})
+
     def _discard_files(self, container: Container) -> None:
         self._trash.discard(self._places.bundle(container.sandbox_id, container.id))
         self._trash.discard(self._places.writable(container.id))
@@ -396,7 +409,7 @@ class Containers:
             try:
                 await self._stops.stop(container.id, 0, 0)
             except Unavailable as error:
-                await self.lose(container.id, "MonitorLost", str(error))
+                await self.lose(container.id, MONITOR_LOST, str(error))
         elif isinstance(container.state, Lost):
             await self._groups.kill(container.cgroup)
 
@@ -428,6 +441,7 @@ class Containers:
             await self._forget_in_monitor(container)
             trace("remove: monitor has forgotten")
             await self._leave_resources(container)
+            await self._run_last_hooks(container)
             self._discard_files(container)
             trace("remove: files gone")
             await self._ledger.drop_container(container)

@@ -28,6 +28,7 @@ class GroupParents:
         self._drop = drop
         self._note = note
         self._ours = set(_lines(note))
+        self._inodes: dict[str, int] = {}  # of those that were made in this life: a name may be somebody else's later
         self._lock = threading.Lock()
         self._making = 0
 
@@ -39,8 +40,8 @@ class GroupParents:
     def below(self, parents: Iterable[str]) -> Iterator[None]:
         """While groups are made below ``parents``: what is missing of these is ours, and none goes meanwhile."""
         with self._lock:
-            missing = {directory for parent in parents for directory in _missing(parent)} - self._ours
-            if missing:
+            missing = {directory for parent in parents for directory in _missing(parent)}
+            if missing - self._ours:
                 self._write(self._ours | missing)
                 self._ours |= missing
             self._making += 1
@@ -48,16 +49,21 @@ class GroupParents:
             yield
         finally:
             with self._lock:
+                self._inodes |= {directory: inode for directory in missing if (inode := _inode(directory))}
                 self._making -= 1
 
     def sweep(self) -> bool:
-        """Remove those that are empty; False, and nothing is done, while groups are being made."""
+        """Remove those that are empty, and forget those that somebody has removed and made again; False, and nothing is
+        done, while groups are being made."""
         with self._lock:
             if self._making:
                 return False
-            gone = {directory for directory in sorted(self._ours, key=len, reverse=True) if self._drop(directory)}
+            others = {each for each, made in self._inodes.items() if _inode(each) not in (0, made)}
+            mine = sorted(self._ours - others, key=len, reverse=True)
+            gone = others | {directory for directory in mine if self._drop(directory)}
             if gone:
                 self._ours -= gone
+                self._inodes = {each: made for each, made in self._inodes.items() if each not in gone}
                 self._write(self._ours)
         return True
 
@@ -79,6 +85,14 @@ def _lines(note: Path) -> list[str]:
         return note.read_text(errors="surrogateescape").splitlines()
     except FileNotFoundError:
         return []
+
+
+def _inode(directory: str) -> int:
+    """0 if it is not there. cgroup file systems give no number twice."""
+    try:
+        return os.stat(directory).st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _missing(directory: str) -> Iterator[str]:

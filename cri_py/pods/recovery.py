@@ -34,7 +34,7 @@ from cri_py.monitor.client import MonitorClient
 from cri_py.monitor.protocol import VERSION
 from cri_py.network.pod_network import PodNetwork
 from cri_py.pods.bundles import Bundles
-from cri_py.pods.containers import ended
+from cri_py.pods.containers import MONITOR_LOST, ended
 from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
 from cri_py.pods.monitors import Monitors
@@ -136,8 +136,10 @@ class Recovery:
             return _Meeting(None, None, self._lose(members, "SandboxStopped"))
         log.warning("a pod's monitor is gone", sandbox=sandbox.id, cause=str(cause))
         self._end_unreachable(sandbox.id, sandbox.state, sandbox.cgroup)
-        stopped = replace(sandbox, state=NotReady(self._clock(), "MonitorLost"))
-        message = cause.message if isinstance(cause, _OtherVersion) else "MonitorLost"
+        reason, message = MONITOR_LOST, MONITOR_LOST
+        if isinstance(cause, _OtherVersion):
+            reason, message = "MonitorVersion", cause.message
+        stopped = replace(sandbox, state=NotReady(self._clock(), reason))
         return _Meeting(None, stopped, self._lose(members, message))
 
     def _end_unreachable(self, sandbox_id: SandboxId, state: Ready, group: str) -> None:
@@ -179,7 +181,7 @@ class Recovery:
         if kept is not None:
             return replace(container, state=ended(kept, container))
         started = container.state.started_at if isinstance(container.state, Running) else Nanos(0)
-        return replace(container, state=Lost(started, self._clock(), "MonitorLost", reason))
+        return replace(container, state=Lost(started, self._clock(), MONITOR_LOST, reason))
 
     async def _forget_strangers(
         self, monitor: MonitorClient, found: dict[str, Any], members: Iterable[Container]

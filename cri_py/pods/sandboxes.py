@@ -37,7 +37,7 @@ from cri_py.model import (
 from cri_py.monitor.client import SOCKET_NAME, MonitorClient, SpawnerClient, StepFailed
 from cri_py.network.pod_network import PodNetwork
 from cri_py.pods import files, holder_steps, selinux, spec, spec_limits, spec_selinux, spec_userns
-from cri_py.pods.containers import Containers, log_notes
+from cri_py.pods.containers import MONITOR_LOST, Containers, log_notes
 from cri_py.pods.events import Events
 from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
@@ -412,11 +412,11 @@ class Sandboxes:
                 return
             await self._lose_members(sandbox_id)  # a create may have had the lock meanwhile
             if isinstance(sandbox.state, Ready):
-                await self._become_not_ready(sandbox, "MonitorLost")
+                await self._become_not_ready(sandbox, MONITOR_LOST)
 
     async def _lose_members(self, sandbox_id: SandboxId) -> None:
         for container in self._ledger.members(sandbox_id):
-            await self._containers.lose(container.id, "MonitorLost", "the pod's monitor died")
+            await self._containers.lose(container.id, MONITOR_LOST, "the pod's monitor died")
 
     async def holder_died(self, sandbox_id: SandboxId) -> None:
         """Without its holder a pod takes no more containers."""

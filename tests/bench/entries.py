@@ -1,6 +1,6 @@
 """Unpack one layer of very many entries: seconds, and how far the memory grows after the first thousands.
 
-    .venv/bin/python -m tests.bench.entries [--count 1000000] [--every 100] [--work DIR]
+    .venv/bin/python -m tests.bench.entries [--count 1000000] [--every 100] [--most 32768] [--work DIR]
 
 Without a registry and without a daemon: what one unpacking process does. The layer is made while it is read, so that
 it takes no memory itself: every hundredth entry is a directory, ten of the others are hard links and symlinks. With
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cri_py.images import layers
 from cri_py.images.layers import unpack
 from cri_py.model import Digest
 
@@ -32,8 +33,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--every", type=int, default=100, help="which entries are directories")
+    parser.add_argument("--most", type=int, default=layers.DESCRIBED_MAX, help="directories that are remembered")
     parser.add_argument("--work", type=Path, help="a directory on the disk to be measured")
     parsed = parser.parse_args()
+    setattr(layers, "DESCRIBED_MAX", parsed.most)  # noqa: B010 (which is final for all but this)
     hasher = hashlib.sha256()
     for block in blocks(parsed.count, parsed.every):
         hasher.update(block)

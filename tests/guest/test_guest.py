@@ -6,9 +6,8 @@ import os
 import shlex
 import shutil
 import subprocess
-import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 from xml.etree import ElementTree
@@ -85,8 +84,7 @@ UML_PANIC: Final = "fork_handler"  # on its console when it has died of that
 TRIES: Final = 3
 BOOT_S: Final = 2400  # many times what it takes on a quiet machine: a slow one is no failure
 SHARDS: Final = 4  # user-mode Linux has one processor, and a panic costs no more than a shard
-PROCESSORS: Final = os.cpu_count() or 1
-TAKES: Final = {"tcg": 2, "uml": 1}  # processors
+PROCESSORS: Final = os.cpu_count() or 1  # a guest keeps one busy; qemu has two, and seldom work for both
 ALL_S: Final = (1 + SHARDS) * TRIES * BOOT_S
 
 
@@ -122,29 +120,8 @@ def _size(file: str) -> int:
     return (machine.ROOT / file).stat().st_size
 
 
-# In the order in which they begin: what takes most first.
+# In the order in which they begin: what computes ten times slower first.
 ALL: Final[Mapping[str, Boot]] = {"qemu": Boot("tcg", tuple(f"tests/{name}" for name in IN_QEMU)), **_shards()}
-
-
-class Processors:
-    """So many of the machine's are free; who needs more than there are gets all."""
-
-    def __init__(self, count: int) -> None:
-        self._count = self._free = count
-        self._changed = threading.Condition()
-
-    def take(self, count: int) -> int:
-        """Wait until as many are free; how many they are."""
-        count = min(count, self._count)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= count)
-            self._free -= count
-        return count
-
-    def give_back(self, count: int) -> None:
-        with self._changed:
-            self._free += count
-            self._changed.notify_all()
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +134,8 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     machine.packages()  # both are made here at the latest, and not by two at once
     asked = [name for item in request.session.items if isinstance(item, pytest.Function) for name in _asked(item)]
     shares = {name: _share(tmp_path_factory.mktemp("share")) for name in asked}
-    processors, running = Processors(PROCESSORS), dict[str, Future[Outcome]]()
-    with ThreadPoolExecutor(len(asked) or 1) as pool:
-        for name in (name for name in ALL if name in asked):
-            taken = processors.take(TAKES[ALL[name].engine])
-            running[name] = pool.submit(_run, ALL[name], shares[name])
-            running[name].add_done_callback(lambda _, taken=taken: processors.give_back(taken))  # type: ignore[misc]
+    with ThreadPoolExecutor(PROCESSORS) as pool:
+        running = {name: pool.submit(_run, boot, shares[name]) for name, boot in ALL.items() if name in asked}
     return {name: outcome.result() for name, outcome in running.items()}
 
 

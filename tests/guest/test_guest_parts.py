@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 from tests.guest import machine
-from tests.guest.test_guest import ALL, IN_QEMU, NOT_IN_GUESTS, ONLY_IN_GUESTS, Processors
+from tests.guest.test_guest import ALL, IN_QEMU, NOT_IN_GUESTS, ONLY_IN_GUESTS
 
 
 def test_what_user_mode_linux_does_not_run_is_there() -> None:
@@ -34,14 +33,3 @@ def test_packages_are_asked_for_without_the_hosts_markers() -> None:
         }
     }
     assert machine.requirements(project) == ["grpcio>=1.85.1", "backports.zstd>=1.0", "pytest>=8"]
-
-
-def test_guests_begin_once_there_are_processors_for_them() -> None:
-    processors = Processors(3)
-    assert [processors.take(2), processors.take(1)] == [2, 1]
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(processors.take, 5)
-        processors.give_back(2)
-        assert not waiting.done()
-        processors.give_back(1)
-        assert waiting.result(10) == 3, "all that there are"

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from cri_py.monitor import rehearsal
+from tests.leaks import open_descriptors
 
 pytestmark = pytest.mark.root
 
@@ -36,9 +37,9 @@ def in_child(body: object) -> int:
 def test_a_rehearsal_leaves_no_descriptor_and_no_process() -> None:
     def body() -> None:
         rehearsal.rehearse()  # imports and caches, once
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         rehearsal.rehearse()
-        assert os.listdir("/proc/self/fd") == before
+        assert open_descriptors() == before
         assert children() == []
 
     assert in_child(body) == 0

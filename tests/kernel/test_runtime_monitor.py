@@ -220,7 +220,11 @@ async def test_a_holder_that_dies_is_told(spawner: SpawnerClient, tmp_path: Path
     await end(client)
 
 
-async def test_a_holder_dies_with_a_killed_monitor(spawner: SpawnerClient, tmp_path: Path, group: str) -> None:
+async def test_a_holder_dies_with_a_killed_monitor_and_the_spawner_says_how_that_died(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, group: str
+) -> None:
+    spawner = SpawnerClient()  # made here: it inherits the captured stderr
+    spawner.start()
     client = await up(spawner, tmp_path / "pod")
     lost = asyncio.Event()
     client.on_lost = lost.set
@@ -228,6 +232,11 @@ async def test_a_holder_dies_with_a_killed_monitor(spawner: SpawnerClient, tmp_p
     os.kill(client.pid, signal.SIGKILL)
     await asyncio.wait_for(lost.wait(), 60)
     await gone(holder)
+    await gone(client.pid)  # collected
+    pid = spawner.pid
+    spawner.close()
+    collect(pid)
+    assert capfd.readouterr().err == f"cri-spawner: the monitor {client.pid} was killed by signal 9\n"
 
 
 @pytest.mark.parametrize(

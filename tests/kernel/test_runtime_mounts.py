@@ -26,6 +26,7 @@ from cri_py.kernel.constants import (
 )
 from cri_py.runtime import mounts, overlay, trees
 from cri_py.runtime.mounts import MountOp, Root
+from tests.leaks import open_descriptors
 
 pytestmark = pytest.mark.root
 
@@ -366,10 +367,10 @@ def test_layers_that_can_not_be_mounted_leave_nothing_open(tmp_path: Path) -> No
     (tmp_path / "l").mkdir()
 
     def body() -> None:
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         with pytest.raises(OSError, match="No such file"):
             overlay.mount_root({"lower": missing, "upper": "/u", "work": "/w"}, str(tmp_path))
-        assert os.listdir("/proc/self/fd") == before
+        assert open_descriptors() == before
 
     apart(body)
 

@@ -161,7 +161,7 @@ class Daemon:
     def _end(self, number: int) -> int:
         assert self._process is not None
         self._process.send_signal(number)
-        status = self._process.wait(timeout=30)
+        status = self._process.wait(timeout=START_S)
         self._process = None
         self.kubelet.disconnect()
         return status

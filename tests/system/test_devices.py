@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from cri_py.rpc.gen import api_pb2 as pb
-from tests.simulators.kubelet import Kubelet, Pod, refused
+from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
 from tests.system.daemon import Daemon
 
 # What a vendor's hook does: it finds the container's root by its state, and changes it.
@@ -208,6 +209,23 @@ def test_hooks_after_the_end_run_for_a_pod_that_is_stopped_as_a_whole(
     assert (tmp_path / "said").read_text() == "gone\n" * 2
     kubelet.sweep()
     assert (tmp_path / "said").read_text() == "gone\n" * 2
+
+
+def test_hooks_after_the_end_run_though_the_monitor_was_killed(
+    cdi: tuple[Kubelet, Path], looking: tuple[Daemon, Path], tmp_path: Path
+) -> None:
+    kubelet, files = cdi
+    noting = f"cat >> {tmp_path}/said; echo >> {tmp_path}/said; echo no such device >&2; exit 1"
+    pod = kubelet.run_pod()
+    container = kubelet.run(pod, "sleep", "1000", CDI_devices=hooking(files, poststop=noting))
+    (monitor,) = looking[0].monitors()
+    os.kill(monitor, signal.SIGKILL)
+    wait_for(lambda: kubelet.pod_status(pod).state, lambda state: state == pb.SANDBOX_NOTREADY)
+    assert not (tmp_path / "said").exists()
+    kubelet.remove_pod(pod)
+    (state,) = (json.loads(line) for line in (tmp_path / "said").read_text().splitlines())
+    assert (state["id"], state["status"], os.path.basename(state["bundle"])) == (container, "stopped", container)
+    assert "the poststop hook /bin/sh failed with status 1: no such device" in looking[0].log_since(0)
 
 
 @pytest.mark.parametrize("stage", ["startContainer", "poststart"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cri_py.cgroups import Cgroups
 from cri_py.cgroups.readings import Memory, Pressure, Stall, Swap, Usage, field, open_group, pressure
 from cri_py.cgroups.v1 import V1, Hierarchy
 from cri_py.cgroups.v2 import V2
+from tests.leaks import open_descriptors
 
 GIB = 1 << 30
 V1_UNLIMITED = "9223372036854771712\n"
@@ -108,15 +108,15 @@ def test_swap_is_left_out_where_the_kernel_does_not_count_it(tmp_path: Path) -> 
 def test_files_are_kept_open_and_tell_the_newest_counts(tmp_path: Path) -> None:
     cgroups = version1(tmp_path)
     group = open_group(cgroups, "/pod")
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(open_descriptors())
     assert group.cpu_ns() == 123456789
-    opened = set(os.listdir("/proc/self/fd")) - before
+    opened = set(open_descriptors()) - before
     (tmp_path / "cpuacct/pod/cpuacct.usage").write_text("200000000\n")
     assert group.cpu_ns() == 200000000
     assert group.processes() == 5
     assert len(opened) == 1
     group.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(open_descriptors()) == before
 
 
 def test_a_field_is_found_by_its_whole_name() -> None:

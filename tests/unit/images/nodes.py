@@ -20,7 +20,7 @@ from tests.simulators.registry import RegistrySimulator
 
 # Reads nothing of the machine's, and doesn't wait between attempts.
 HERMETIC = ImagesConfig(
-    pull_progress_timeout_s=5.0,
+    pull_progress_timeout_s=30.0,
     pull_retry_wait_s=0.0,
     certs_d=(),
     registries_conf="",

@@ -172,7 +172,7 @@ def delayed_look(act: Callable[[], Awaitable[object]], monkeypatch: pytest.Monke
 
     def look_then_act(*arguments: Any, **more: Any) -> list[Trouble]:
         found = look(*arguments, **more)
-        asyncio.run_coroutine_threadsafe(_awaited(act()), loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(_awaited(act()), loop).result(timeout=60)
         return found
 
     monkeypatch.setattr(service, "look", look_then_act)
@@ -197,7 +197,7 @@ async def test_a_check_whose_caller_leaves_does_not_read_on(
     checking = asyncio.create_task(images.check(deep=True))
     assert await asyncio.to_thread(reading.wait, 10)
     checking.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(asyncio.CancelledError):
             await checking
 

@@ -22,7 +22,7 @@ class Disk:
 
     def sync(self) -> None:
         self.begun += 1
-        assert self.gate.acquire(timeout=10)
+        assert self.gate.acquire(timeout=60)
         if self.broken:
             raise Internal("the disk is broken")
 
@@ -40,7 +40,7 @@ async def syncs(disk: Disk) -> AsyncIterator[Syncs]:
 
 
 async def begun(disk: Disk, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while disk.begun < count:  # noqa: ASYNC110 (a thread begins it)
             await asyncio.sleep(0.001)
 

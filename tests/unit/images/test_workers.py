@@ -91,7 +91,7 @@ def gone(pid: int) -> bool:
 
 
 def await_end(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not gone(pid):
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -153,7 +153,7 @@ async def test_who_waits_for_a_slow_host_holds_up_nobody(
     await fed.waiting.wait()
     other = Fed(tmp_path / "other")
     other.grow()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await unpack(workers, other, tmp_path / "layer")
     assert not slow.done()
     fed.grow()
@@ -172,7 +172,7 @@ async def test_no_more_work_at_once_than_may(fed: Fed, tmp_path: Path, monkeypat
     other = Fed(tmp_path / "other")
     other.grow(1000, whole=False)
     second = asyncio.create_task(unpack(workers, other, tmp_path / "layer"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await other.waiting.wait()
         (stopped,) = {*workers.pids} - {first}
         os.kill(stopped, signal.SIGSTOP)
@@ -224,14 +224,14 @@ async def test_a_killed_process_is_told_and_replaced(workers: Workers, fed: Fed,
 
 
 async def test_a_hung_process_is_killed_and_told(fed: Fed, tmp_path: Path) -> None:
-    workers = Workers(1, silence_s=0.3)
+    workers = Workers(1, silence_s=2)
     fed.grow(1000, whole=False)
     running = asyncio.create_task(unpack(workers, fed, tmp_path / "1"))
     await fed.waiting.wait()
     (pid,) = workers.pids
     os.kill(pid, signal.SIGSTOP)
     fed.grow()
-    with pytest.raises(Internal, match=r"said nothing for 0\.3 s"):
+    with pytest.raises(Internal, match=r"said nothing for 2 s"):
         await running
     assert gone(pid)
     await workers.close()
@@ -316,7 +316,7 @@ def test_a_process_dies_with_its_daemon_even_if_its_connection_stays(tmp_path: P
         socket.send_fds(ours, [unpacking.encode(job)], [file.fileno()])
         assert next_frame(ours) == Starved(0)
         assert not gone(pid)
-        daemon.communicate(timeout=10)
+        daemon.communicate(timeout=60)
         await_end(pid)
 
 

@@ -32,7 +32,7 @@ class Run:
         with ours, theirs:
             place = f"exec {REPORT_FD}>&{theirs.fileno()}; exec " + " ".join([*runner, str(program)])
             fds = (theirs.fileno(), *inherited)
-            self.code = subprocess.run(["bash", "-c", place], pass_fds=fds, timeout=20, check=False).returncode
+            self.code = subprocess.run(["bash", "-c", place], pass_fds=fds, timeout=60, check=False).returncode
             theirs.close()
             self.reports: list[Report] = []
             while message := ours.recv(64):

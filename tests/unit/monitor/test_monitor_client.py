@@ -15,6 +15,7 @@ from cri_py import telemetry
 from cri_py.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound, StartError, Unavailable
 from cri_py.monitor import protocol, transport
 from cri_py.monitor.client import SOCKET_NAME, MonitorClient
+from tests.leaks import open_descriptors
 
 
 class MonitorSimulator:
@@ -63,8 +64,8 @@ Ends = tuple[MonitorClient, MonitorSimulator]
 
 async def test_a_request_gets_its_own_answer(ends: Ends) -> None:
     client, monitor = ends
-    first = asyncio.create_task(client.request("reopen", timeout_s=5, id="a"))
-    second = asyncio.create_task(client.request("reopen", timeout_s=5, id="b"))
+    first = asyncio.create_task(client.request("reopen", timeout_s=60, id="a"))
+    second = asyncio.create_task(client.request("reopen", timeout_s=60, id="b"))
     (one, _), (two, _) = await monitor.receive(), await monitor.receive()
     assert [(one["op"], one["id"]), (two["op"], two["id"])] == [("reopen", "a"), ("reopen", "b")]
     monitor.send(answer(two["seq"], {"of": "b"}))
@@ -78,7 +79,7 @@ async def test_a_request_gets_its_own_answer(ends: Ends) -> None:
 )
 async def test_a_refusal_is_raised_in_the_monitors_words(ends: Ends, kind: str, error: type[Exception]) -> None:
     client, monitor = ends
-    asked = asyncio.create_task(client.request("start", timeout_s=5, id="a"))
+    asked = asyncio.create_task(client.request("start", timeout_s=60, id="a"))
     message, _ = await monitor.receive()
     monitor.send(protocol.refusal(message["seq"], kind, "exec: no such file"))
     with pytest.raises(error, match="exec: no such file"):
@@ -91,14 +92,14 @@ async def test_a_monitor_that_does_not_answer_is_given_up_and_its_late_answer_ig
         await client.request("hello", timeout_s=0.01)
     message, _ = await monitor.receive()
     monitor.send(answer(message["seq"], {"late": True}))
-    asked = asyncio.create_task(client.request("hello", timeout_s=5))
+    asked = asyncio.create_task(client.request("hello", timeout_s=60))
     await monitor.answer(now=True)
     assert await asked == {"now": True}
 
 
 async def test_what_a_monitor_still_owes_an_earlier_daemon_answers_nothing_of_ours(ends: Ends) -> None:
     client, monitor = ends
-    asked = asyncio.create_task(client.request("hello", timeout_s=5))
+    asked = asyncio.create_task(client.request("hello", timeout_s=60))
     for seq in range(1, 50):
         monitor.send(answer(seq, {"old": True}))
     await monitor.answer(now=True)
@@ -125,7 +126,7 @@ async def test_a_monitor_that_is_let_go_is_not_lost(ends: Ends) -> None:
     client, _ = ends
     told = []
     client.on_lost = lambda: told.append("lost")
-    asked = asyncio.create_task(client.request("hello", timeout_s=5))
+    asked = asyncio.create_task(client.request("hello", timeout_s=60))
     await asyncio.sleep(0)
     client.close()
     with pytest.raises(Unavailable):
@@ -135,7 +136,7 @@ async def test_a_monitor_that_is_let_go_is_not_lost(ends: Ends) -> None:
 
 async def test_events_from_before_anybody_listened_are_kept(ends: Ends) -> None:
     client, monitor = ends
-    asked = asyncio.create_task(client.request("hello", timeout_s=5))
+    asked = asyncio.create_task(client.request("hello", timeout_s=60))
     message, _ = await monitor.receive()
     monitor.send(answer(message["seq"], {}))
     monitor.send(protocol.event(b"holder_exit"))  # read in the same round as the answer
@@ -154,7 +155,7 @@ async def test_a_full_socket_delays_requests_and_keeps_their_order_and_descripto
     asked = []
     for number in range(500):
         asked.append(
-            asyncio.create_task(client.request("reopen", timeout_s=5, id="a", n=number, x="y" * 4096, fds=(read_end,)))
+            asyncio.create_task(client.request("reopen", timeout_s=60, id="a", n=number, x="y" * 4096, fds=(read_end,)))
         )
         await asyncio.sleep(0)
     os.close(read_end)
@@ -170,10 +171,10 @@ async def test_a_full_socket_delays_requests_and_keeps_their_order_and_descripto
 
 async def test_descriptors_that_still_wait_are_closed_with_the_connection(ends: Ends) -> None:
     client, monitor = ends
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     read_end, write_end = os.pipe()
     asked = [
-        asyncio.create_task(client.request("reopen", timeout_s=5, id="a", x="y" * 4096, fds=(read_end,)))
+        asyncio.create_task(client.request("reopen", timeout_s=60, id="a", x="y" * 4096, fds=(read_end,)))
         for _ in range(500)
     ]
     await asyncio.sleep(0)
@@ -184,7 +185,7 @@ async def test_descriptors_that_still_wait_are_closed_with_the_connection(ends: 
     for request in asked:
         with pytest.raises(Unavailable):
             await request
-    assert len(os.listdir("/proc/self/fd")) == before - 2
+    assert len(open_descriptors()) == before - 2
 
 
 async def test_a_new_monitor_says_that_it_is_up(ends: Ends) -> None:
@@ -220,7 +221,7 @@ async def test_a_monitor_is_found_again_by_its_directory(tmp_path: Any) -> None:
         client = MonitorClient.connect(str(deep))
         connection, _ = listener.accept()
         with connection:
-            asked = asyncio.create_task(client.request("hello", timeout_s=5))
+            asked = asyncio.create_task(client.request("hello", timeout_s=60))
             await MonitorSimulator(connection).answer(pid=1)
             assert await asked == {"pid": 1}
             client.close()

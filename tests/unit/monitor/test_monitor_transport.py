@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from cri_py.monitor import protocol, transport
+from tests.leaks import open_descriptors
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_descriptors())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from cri_py.cgroups.v2 import V2
 from cri_py.config import RuntimeConfig
 from cri_py.errors import DeadlineExceeded, Unavailable
 from cri_py.pods.execs import Execs
+from tests.leaks import open_descriptors
 from tests.unit.pods import builders
 
 
@@ -83,7 +84,7 @@ async def test_without_descriptors_a_command_is_refused_and_none_is_lost() -> No
     prepared = execs.prepare(made(), ["true"])
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     for free in range(6):  # it opens six
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         lowest_free = os.dup(0)
         os.close(lowest_free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + free, limits[1]))
@@ -92,7 +93,7 @@ async def test_without_descriptors_a_command_is_refused_and_none_is_lost() -> No
                 await execs.run(SlowMonitor(), prepared, 1)  # type: ignore[arg-type]
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert os.listdir("/proc/self/fd") == before
+        assert open_descriptors() == before
 
 
 def made() -> model.Container:

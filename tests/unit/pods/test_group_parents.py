@@ -48,6 +48,27 @@ def test_a_parent_that_others_use_is_removed_when_they_are_gone(mount: Path) -> 
     assert not (mount / "ours").exists()
 
 
+def test_a_parent_that_others_have_removed_and_made_again_is_theirs(mount: Path) -> None:
+    parents = GroupParents(mount.parent / "note")
+    make(parents, mount / "ours").rmdir()
+    (mount / "ours").rmdir()
+    (mount / "between").mkdir()  # gets the number that is free now, where numbers come again
+    (mount / "ours").mkdir()
+    parents.sweep()
+    assert (mount / "ours").is_dir()
+    assert not parents
+
+
+def test_a_parent_that_others_have_removed_and_we_have_made_again_is_ours(mount: Path) -> None:
+    parents = GroupParents(mount.parent / "note")
+    make(parents, mount / "ours").rmdir()
+    (mount / "ours").rmdir()
+    (mount / "between").mkdir()
+    make(parents, mount / "ours").rmdir()
+    parents.sweep()
+    assert not (mount / "ours").exists()
+
+
 def test_a_killed_daemons_parents_are_removed_by_the_next(mount: Path) -> None:
     """Also those that it had not made yet, or only in part."""
     with GroupParents(mount.parent / "note").below([str(mount / "a/b/c")]):

@@ -206,7 +206,7 @@ async def test_a_collector_keeps_what_fits_and_lets_the_rest_go() -> None:
     await asyncio.sleep(0.01)
     os.write(collector.write_end, b"defg")
     os.close(collector.write_end)
-    await asyncio.wait_for(collector.ended, 5)
+    await asyncio.wait_for(collector.ended, 60)
     assert collector.taken() == b"abcde"
     collector.close()
 
@@ -219,8 +219,8 @@ async def test_a_writer_is_never_blocked_by_the_cap() -> None:
             os.write(collector.write_end, bytes(64 << 10))
         os.close(collector.write_end)
 
-    await asyncio.wait_for(asyncio.to_thread(write), 10)
-    await asyncio.wait_for(collector.ended, 5)
+    await asyncio.wait_for(asyncio.to_thread(write), 60)
+    await asyncio.wait_for(collector.ended, 60)
     assert collector.taken() == bytes(10)
     collector.close()
 

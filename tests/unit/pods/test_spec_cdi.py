@@ -90,3 +90,11 @@ def test_an_interface_of_the_node_is_not_moved_into_the_nodes_own_network() -> N
     spec_cdi.check(edits, host_network=False)
     with pytest.raises(InvalidArgument, match="enp1"):
         spec_cdi.check(edits, host_network=True)
+
+
+def test_what_several_devices_ask_of_resource_control_is_put_together() -> None:
+    cache = Edits(rdt=Rdt("gold", l3_cache_schema="L3:0=f", schemata=("MB:0=50", "L2:0=1")))
+    counted = Edits(rdt=Rdt(mem_bw_schema="MB:0=70", schemata=("L2:0=1", "L2:1=3"), monitoring=True))
+    assert (cache + counted).rdt == Rdt(
+        "gold", "L3:0=f", "MB:0=70", schemata=("MB:0=50", "L2:0=1", "L2:1=3"), monitoring=True
+    )

@@ -15,6 +15,7 @@ import pytest
 from cri_py import model
 from cri_py.pods.places import Places
 from cri_py.pods.stats_layers import Layers, entries
+from tests.leaks import open_descriptors
 
 ID = model.ContainerId("c" * 64)
 PERIOD_S = 10.0
@@ -54,7 +55,7 @@ async def counting(root: Path, clock: Clock) -> AsyncIterator[Layers]:
 
 
 async def until_counted(layers: Layers, of: Any = RUNNING, since: int = 0) -> model.FilesystemUsage:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         found = layers.of(of)
         if found is not None and found.at >= since:
@@ -121,7 +122,7 @@ async def test_the_first_call_waits_for_the_first_count(tmp_path: Path, upper: P
 
 async def test_a_first_call_waits_no_longer_than_a_call_may_take(tmp_path: Path, upper: Path) -> None:
     layers = Layers(Places(str(tmp_path), ""), Clock(), PERIOD_S)  # nothing counts
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await layers.first([RUNNING])
     assert layers.of(RUNNING) is None
     layers.close()
@@ -153,12 +154,12 @@ def test_a_tree_deeper_than_any_path_can_name_is_walked_with_one_descriptor(tmp_
         os.close(at)
         at = below
     os.close(at)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     seen = most = 0
     for _ in entries(str(tmp_path)):
         seen += 1
         if seen % 500 == 0:
-            most = max(most, len(os.listdir("/proc/self/fd")))
+            most = max(most, len(open_descriptors()))
     assert seen == depth + 1
     assert most <= before + 4
     _remove_deep(tmp_path)

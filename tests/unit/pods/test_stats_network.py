@@ -6,6 +6,7 @@ import os
 import subprocess
 
 from cri_py.pods.stats_network import HolderNetwork, Interface, parse
+from tests.leaks import open_descriptors
 
 TEXT = b"""Inter-|   Receive                                                |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
@@ -29,13 +30,13 @@ def _names() -> list[str]:
 
 def test_the_interfaces_of_a_process_are_read_without_keeping_its_namespace() -> None:
     network = HolderNetwork(os.getpid())
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(open_descriptors())
     for _ in range(100):  # interfaces of this machine's other pods come and go
         names, told, names_after = _names(), [each.name for each in network.interfaces()], _names()
         if names == names_after:
             break
     assert told == names
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(open_descriptors()) == before
     network.close()
     assert network.interfaces() == ()
 

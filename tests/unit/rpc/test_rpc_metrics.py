@@ -41,7 +41,7 @@ async def ask(server: MetricsServer, sent: bytes, *, end: bool = False) -> tuple
     writer.write(sent)
     if end:
         writer.write_eof()
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     return head, body

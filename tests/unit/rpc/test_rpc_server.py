@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +131,9 @@ async def test_a_stop_ends_subscriptions_at_once_and_says_why(config: Config, wo
     assert (await watch.read()).status == SERVING
     world.events.queue.put_nowait(model.Event("x", model.EventKind.CREATED, model.Nanos(1)))
     await call.read()
-    world.server._grace_s = 30
-    started = time.monotonic()
-    await world.server.stop()
-    assert time.monotonic() - started < 10
+    world.server._grace_s = 600
+    async with asyncio.timeout(60):
+        await world.server.stop()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

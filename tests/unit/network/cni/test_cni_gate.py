@@ -16,7 +16,7 @@ async def turns() -> None:
 
 async def test_those_together_do_not_wait_for_each_other() -> None:
     gate = Gate()
-    async with asyncio.timeout(5), gate.together(), gate.together():
+    async with asyncio.timeout(60), gate.together(), gate.together():
         pass
 
 
@@ -39,7 +39,7 @@ async def test_who_is_alone_waits_for_those_inside_and_keeps_others_out() -> Non
         second = asyncio.create_task(together())
         await turns()
         assert order == []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(first, second)
     assert order == ["alone", "no longer alone", "together"]
 
@@ -55,7 +55,7 @@ async def test_two_who_want_to_be_alone_follow_each_other() -> None:
             await turns()
             inside -= 1
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(*(alone() for _ in range(3)))
 
 
@@ -72,7 +72,7 @@ async def test_who_gives_up_waiting_keeps_nobody_out(kind: str) -> None:
         await turns()
         waiting.cancel()
         await asyncio.wait([waiting])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async with gate.together():
             pass
         async with gate.alone():
