@@ -18,7 +18,7 @@ import structlog
 
 from cri_py.cgroups import Cgroups
 from cri_py.cgroups.readings import Group, Usage, open_group
-from cri_py.errors import KernelError
+from cri_py.errors import DataLoss, KernelError
 from cri_py.images.flights import on_thread
 from cri_py.kernel import procfs
 from cri_py.model import (
@@ -193,10 +193,14 @@ class Statistics:
             await asyncio.sleep(self._period_s)
 
     async def _follow_events(self) -> None:
-        """Begin with what is made, and let go of what is gone."""
-        async with self._events.subscribe() as events:
-            async for event in events:
-                await self._follow(event)
+        """Begin with what is made, and let go of what is gone; what is missed here, ``_sample`` finds by itself."""
+        while True:
+            try:
+                async with self._events.subscribe() as events:
+                    async for event in events:
+                        await self._follow(event)
+            except DataLoss as error:
+                log.warning("statistics missed events", cause=str(error))
 
     async def _follow(self, event: Event) -> None:
         sandbox = event.sandbox

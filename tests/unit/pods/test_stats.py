@@ -112,6 +112,16 @@ async def test_what_is_removed_is_let_go_of(world: World) -> None:
     await until(lambda: "c1" in world.opened(), False)
 
 
+async def test_events_that_were_missed_do_not_end_what_follows_them(world: World) -> None:
+    await world.statistics.containers(ContainerFilter())
+    for _ in range(10_001):  # before anybody gets to take one
+        world.events.publish(Event(RUNNING.id, EventKind.STARTED, NOW, POD))
+    await until(world.events.depth, 0)
+    del world.ledger.by_id[RUNNING.id]
+    world.events.publish(Event(RUNNING.id, EventKind.DELETED, NOW, POD))
+    await until(lambda: "c1" in world.opened(), False)
+
+
 async def test_what_no_record_names_is_let_go_of_without_an_event(world: World) -> None:
     await world.statistics.containers(ContainerFilter())
     del world.ledger.by_id[ENDED.id]
