@@ -93,7 +93,7 @@ def _measured(kubelet: Kubelet, pids: Pids, steps: tuple[int, ...], idle_s: floa
             figures[f"idle, {step} pods, % of a core"] = _idle(pids(), idle_s)
         for method in LISTS:
             with contextlib.suppress(grpc.RpcError):  # a peer that lacks it
-                figures[f"{method}, {step} pods, ms"] = _median(lambda method=method: getattr(kubelet, method)())
+                figures[f"{method}, {step} pods, ms"] = _median(getattr(kubelet, method))
         if step == steps[0]:
             figures["UpdateContainerResources, ms"] = _updates(kubelet)
     for method in LISTS if len(steps) > 1 else ():

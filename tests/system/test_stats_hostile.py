@@ -32,7 +32,7 @@ def test_a_container_that_fills_its_group_with_groups_costs_the_others_nothing(k
     security = pb.LinuxSandboxSecurityContext(privileged=True, namespace_options=namespaces())
     privileged = kubelet.run_pod(linux=pb.LinuxPodSandboxConfig(security_context=security))
     script = f"""
-    cd /sys/fs/cgroup/memory || cd /sys/fs/cgroup
+    cd /sys/fs/cgroup/memory || cd /sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup) || exit 1
     mkdir full && cd full
     n=0; while [ $n -lt {GROUPS} ]; do mkdir $n; n=$((n+1)); done
     echo filled $n; exec sleep 1000"""
