@@ -1,8 +1,8 @@
 """Measure what monitoring costs: statistics and metrics of many pods, updates of resources, and an idle daemon.
 
-    .venv/bin/python -m tests.bench.statistics_calls [--only cri_py|runc] [--idle-s 60] [--many 500]
+    .venv/bin/python -m tests.bench.statistics_calls [--only cri_py|runc] [--idle-s 60] [--steps 100 200 500]
 
-100 pods of one container each, then 200, then ``--many``; ours first, then containerd + runc with 100. Prints medians,
+100 pods of one container each, then 200, then 500; ours first, then containerd + runc with 100. Prints medians,
 and for ours how many times the figure with 100 the one with many is. Idle is the CPU time of the daemon, its spawner
 and its monitors (or of containerd and its shims) while nobody asks, from /proc/PID/task/*/schedstat. Needs root, an
 otherwise idle machine, and for the peer what ``tests.bench.peers`` names.
@@ -46,14 +46,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=NAMES)
     parser.add_argument("--idle-s", type=float, default=60.0)
-    parser.add_argument("--many", type=int, default=500)
+    parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 500], help="of ours; the peer has 100")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
     found: dict[str, Figures] = {}
     with RegistrySimulator() as registry:
         push_images(registry)
         for name in installed(options.only or NAMES):
-            steps = (100, 200, options.many) if name == "cri_py" else (100,)
+            steps = tuple(options.steps) if name == "cri_py" else (100,)
             with _serving(name, registry) as (kubelet, pids):
                 found[name] = _measured(kubelet, pids, steps, options.idle_s)
     for name, figures in found.items():
@@ -92,13 +92,16 @@ def _measured(kubelet: Kubelet, pids: Pids, steps: tuple[int, ...], idle_s: floa
         if step <= 200:
             figures[f"idle, {step} pods, % of a core"] = _idle(pids(), idle_s)
         for method in LISTS:
-            with contextlib.suppress(grpc.RpcError):  # a peer that lacks it
+            try:
                 figures[f"{method}, {step} pods, ms"] = _median(getattr(kubelet, method))
+            except grpc.RpcError as error:
+                print(f"{method} with {step} pods: {error}", file=sys.stderr)  # a peer that lacks it
         if step == steps[0]:
             figures["UpdateContainerResources, ms"] = _updates(kubelet)
-    for method in LISTS if len(steps) > 1 else ():
-        most, least = (figures[f"{method}, {step} pods, ms"] for step in (steps[-1], steps[0]))
-        figures[f"{method}: {steps[-1]} as a multiple of {steps[0]}"] = most / least
+    for method in LISTS:
+        most, least = (figures.get(f"{method}, {step} pods, ms") for step in (steps[-1], steps[0]))
+        if most and least and most is not least:
+            figures[f"{method}: {steps[-1]} as a multiple of {steps[0]}"] = most / least
     return figures
 
 
