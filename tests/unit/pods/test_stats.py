@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from cri_py import model
-from cri_py.errors import NotFound
+from cri_py.errors import KernelError, NotFound
 from cri_py.model import ContainerFilter, Event, EventKind, NotReady, SandboxFilter
 from cri_py.pods import stats
 from cri_py.pods.places import Places
+from cri_py.pods.stats_network import HolderNetwork
 from tests.unit.pods.stats_world import CREATED, ENDED, NOW, POD, RUNNING, World, is_open, running
 
 
@@ -102,6 +104,18 @@ async def test_a_group_that_cannot_be_read_costs_its_own_numbers_only(world: Wor
     found = {each.container.id: each.group for each in await world.statistics.containers(ContainerFilter())}
     assert found[odd.id] is None
     assert found[RUNNING.id] is not None
+
+
+async def test_interfaces_that_cannot_be_read_cost_their_own_numbers_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: HolderNetwork) -> None:
+        raise KernelError(errno.EMFILE, "Too many open files", "read", "net/dev of a holder")
+
+    monkeypatch.setattr(HolderNetwork, "interfaces", refuse)
+    (found,) = await world.statistics.sandboxes(SandboxFilter())
+    assert found.interfaces is None
+    assert found.group is not None
 
 
 async def test_what_is_removed_is_let_go_of(world: World) -> None:
