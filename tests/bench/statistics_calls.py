@@ -1,11 +1,11 @@
 """Measure what monitoring costs: statistics and metrics of many pods, updates of resources, and an idle daemon.
 
-    .venv/bin/python -m tests.bench.statistics_calls [--only cri_py|runc] [--idle-s 60] [--steps 100 200 500]
+    .venv/bin/python -m tests.bench.statistics_calls [--only cri_py|runc] [--idle-s 60]
 
-100 pods of one container each, then 200, then 500; ours first, then containerd + runc with 100. Prints medians,
-and for ours how many times the figure with 100 the one with many is. Idle is the CPU time of the daemon, its spawner
-and its monitors (or of containerd and its shims) while nobody asks, from /proc/PID/task/*/schedstat. Needs root, an
-otherwise idle machine, and for the peer what ``tests.bench.peers`` names.
+100 pods of one container each, then the same pods with 500 containers, then 200 pods while nobody asks; ours first,
+then containerd + runc with 100. Prints medians, and how many times the figure with 100 containers the one with 500 is.
+Idle is the CPU time of the daemon, its spawner and its monitors (or of containerd and its shims), from
+/proc/PID/task/*/schedstat. Needs root, an otherwise idle machine, and for the peer what ``tests.bench.peers`` names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 
@@ -38,6 +38,8 @@ _CALLS: Final = 21
 _UPDATES: Final = 60
 _SETTLE_S: Final = 15.0
 _PAUSE_S: Final = 0.05
+_PROGRAM: Final = ("sleep", "86413")
+_T = TypeVar("_T")
 Figures = dict[str, float]
 Pids = Callable[[], list[int]]
 
@@ -46,16 +48,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=NAMES)
     parser.add_argument("--idle-s", type=float, default=60.0)
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 500], help="of ours; the peer has 100")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
     found: dict[str, Figures] = {}
     with RegistrySimulator() as registry:
         push_images(registry)
         for name in installed(options.only or NAMES):
-            steps = tuple(options.steps) if name == "cri_py" else (100,)
             with _serving(name, registry) as (kubelet, pids):
-                found[name] = _measured(kubelet, pids, steps, options.idle_s)
+                found[name] = _measured(kubelet, pids, options.idle_s, ours=name == "cri_py")
     for name, figures in found.items():
         print(f"\n| {name} | p50 |\n| --- | --- |")
         for label, number in figures.items():
@@ -72,7 +72,6 @@ def _serving(name: str, registry: RegistrySimulator) -> Iterator[tuple[Kubelet, 
             yield kubelet, lambda: _named_with(os.path.dirname(kubelet.socket))
         return
     daemon = Daemon(registry.url)
-    daemon.subnet = f"{daemon.subnet.rpartition('.')[0].rpartition('.')[0]}.0.0/16"  # room for more than 253 pods
     try:
         daemon.start()
         daemon.kubelet.pull(BUSYBOX)
@@ -81,32 +80,39 @@ def _serving(name: str, registry: RegistrySimulator) -> Iterator[tuple[Kubelet, 
         daemon.destroy()
 
 
-def _measured(kubelet: Kubelet, pids: Pids, steps: tuple[int, ...], idle_s: float) -> Figures:
-    figures: Figures = {}
-    pods = 0
-    for step in steps:
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: _run(kubelet), range(step - pods)))
-        pods = step
+def _measured(kubelet: Kubelet, pids: Pids, idle_s: float, *, ours: bool) -> Figures:
+    pods = _together(100, lambda _: kubelet.run_pod())
+    _together(100, lambda at: kubelet.run(pods[at], *_PROGRAM))
+    time.sleep(_SETTLE_S)
+    few = _lists(kubelet)
+    figures = {f"{method}, 100 pods of one container, ms": ms for method, ms in few.items()}
+    figures["UpdateContainerResources, ms"] = _updates(kubelet)
+    if ours:
+        _together(400, lambda at: kubelet.run(pods[at % 100], *_PROGRAM, name=f"more-{at}"))
         time.sleep(_SETTLE_S)
-        if step <= 200:
-            figures[f"idle, {step} pods, % of a core"] = _idle(pids(), idle_s)
-        for method in LISTS:
-            try:
-                figures[f"{method}, {step} pods, ms"] = _median(getattr(kubelet, method))
-            except grpc.RpcError as error:
-                print(f"{method} with {step} pods: {error}", file=sys.stderr)  # a peer that lacks it
-        if step == steps[0]:
-            figures["UpdateContainerResources, ms"] = _updates(kubelet)
+        many = _lists(kubelet)
+        figures |= {f"{method}, 100 pods, 500 containers, ms": ms for method, ms in many.items()}
+        figures |= {f"{method}, 500 containers by 100": many[method] / few[method] for method in many}
+        kubelet.sweep()
+        _together(200, lambda _: kubelet.run(kubelet.run_pod(), *_PROGRAM))
+        time.sleep(_SETTLE_S)
+    return {**figures, f"idle with {200 if ours else 100} pods, % of a core": _idle(pids(), idle_s)}
+
+
+def _together(count: int, act: Callable[[int], _T]) -> list[_T]:
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(act, range(count)))
+
+
+def _lists(kubelet: Kubelet) -> Figures:
+    """Medians by method, in ms; without those that a peer lacks."""
+    found = {}
     for method in LISTS:
-        most, least = (figures.get(f"{method}, {step} pods, ms") for step in (steps[-1], steps[0]))
-        if most and least and most is not least:
-            figures[f"{method}: {steps[-1]} as a multiple of {steps[0]}"] = most / least
-    return figures
-
-
-def _run(kubelet: Kubelet) -> str:
-    return kubelet.run(kubelet.run_pod(), "sleep", "86413")
+        try:
+            found[method] = _median(getattr(kubelet, method))
+        except grpc.RpcError as error:
+            print(f"{method}: {error}", file=sys.stderr)
+    return found
 
 
 def _median(call: Callable[[], Any], count: int = _CALLS) -> float:
@@ -122,7 +128,7 @@ def _median(call: Callable[[], Any], count: int = _CALLS) -> float:
 
 def _updates(kubelet: Kubelet) -> float:
     """Of one container, up and down in turn: shares, quota and memory."""
-    container = _run(kubelet)
+    container = kubelet.run(kubelet.run_pod(), *_PROGRAM)
     sizes = [
         pb.LinuxContainerResources(
             cpu_shares=shares, cpu_period=100_000, cpu_quota=quota, memory_limit_in_bytes=memory << 20
