@@ -3,9 +3,10 @@
     .venv/bin/python -m tests.bench.statistics_calls [--only cri_py|runc] [--idle-s 60]
 
 100 pods of one container each, then the same pods with 500 containers, then 200 pods while nobody asks; ours first,
-then containerd + runc with 100. Prints medians, and how many times the figure with 100 containers the one with 500 is.
-Idle is the CPU time of the daemon, its spawner and its monitors (or of containerd and its shims), from
-/proc/PID/task/*/schedstat. Needs root, an otherwise idle machine, and for the peer what ``tests.bench.peers`` names.
+then containerd + runc with 100. Prints medians, the CPU time of a call, which a busy machine changes less, and how many
+times the figures with 100 containers those with 500 are. Idle is the CPU time of the daemon, its spawner and its
+monitors (or of containerd and its shims), from /proc/PID/task/*/schedstat. Needs root, an otherwise idle machine, and
+for the peer what ``tests.bench.peers`` names.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ _SETTLE_S: Final = 15.0
 _PAUSE_S: Final = 0.05
 _PROGRAM: Final = ("sleep", "86413")
 _T = TypeVar("_T")
-Figures = dict[str, float]
+Figures = dict[str, tuple[float, float]]
+"""By label: the median in ms, and the runtime's CPU time in ms."""
 Pids = Callable[[], list[int]]
 
 
@@ -57,9 +59,9 @@ def main() -> int:
             with _serving(name, registry) as (kubelet, pids):
                 found[name] = _measured(kubelet, pids, options.idle_s, ours=name == "cri_py")
     for name, figures in found.items():
-        print(f"\n| {name} | p50 |\n| --- | --- |")
-        for label, number in figures.items():
-            print(f"| {label} | {number:.3g} |")
+        print(f"\n| {name} | p50 | CPU |\n| --- | --- | --- |")
+        for label, numbers in figures.items():
+            print(f"| {label} | {' | '.join(f'{number:.3g}' for number in numbers)} |")
     return 0
 
 
@@ -84,19 +86,21 @@ def _measured(kubelet: Kubelet, pids: Pids, idle_s: float, *, ours: bool) -> Fig
     pods = _together(100, lambda _: kubelet.run_pod())
     _together(100, lambda at: kubelet.run(pods[at], *_PROGRAM))
     time.sleep(_SETTLE_S)
-    few = _lists(kubelet)
+    few = _lists(kubelet, pids())
     figures = {f"{method}, 100 pods of one container, ms": ms for method, ms in few.items()}
-    figures["UpdateContainerResources, ms"] = _updates(kubelet)
+    figures["UpdateContainerResources, ms"] = _updates(kubelet, pids())
     if ours:
         _together(400, lambda at: kubelet.run(pods[at % 100], *_PROGRAM, name=f"more-{at}"))
         time.sleep(_SETTLE_S)
-        many = _lists(kubelet)
+        many = _lists(kubelet, pids())
         figures |= {f"{method}, 100 pods, 500 containers, ms": ms for method, ms in many.items()}
-        figures |= {f"{method}, 500 containers by 100": many[method] / few[method] for method in many}
+        for method, (wall, cpu) in many.items():
+            figures[f"{method}, 500 containers by 100"] = wall / few[method][0], cpu / few[method][1]
         kubelet.sweep()
         _together(200, lambda _: kubelet.run(kubelet.run_pod(), *_PROGRAM))
         time.sleep(_SETTLE_S)
-    return {**figures, f"idle with {200 if ours else 100} pods, % of a core": _idle(pids(), idle_s)}
+    figures[f"idle with {200 if ours else 100} pods, % of a core"] = (0.0, _idle(pids(), idle_s))
+    return figures
 
 
 def _together(count: int, act: Callable[[int], _T]) -> list[_T]:
@@ -104,29 +108,30 @@ def _together(count: int, act: Callable[[int], _T]) -> list[_T]:
         return list(pool.map(act, range(count)))
 
 
-def _lists(kubelet: Kubelet) -> Figures:
-    """Medians by method, in ms; without those that a peer lacks."""
+def _lists(kubelet: Kubelet, pids: list[int]) -> Figures:
+    """By method; without those that a peer lacks."""
     found = {}
     for method in LISTS:
         try:
-            found[method] = _median(getattr(kubelet, method))
+            found[method] = _figures_of(getattr(kubelet, method), pids)
         except grpc.RpcError as error:
             print(f"{method}: {error}", file=sys.stderr)
     return found
 
 
-def _median(call: Callable[[], Any], count: int = _CALLS) -> float:
-    """Of calls with a pause between them, the first left out, in ms."""
-    taken = []
-    for _ in range(count + 1):
+def _figures_of(call: Callable[[], Any], pids: list[int], count: int = _CALLS) -> tuple[float, float]:
+    """Of calls with a pause between them, the first left out."""
+    call()
+    taken, before = [], sum(map(_cpu_ns, pids))
+    for _ in range(count):
         since = time.perf_counter()
         call()
         taken.append((time.perf_counter() - since) * 1000)
         time.sleep(_PAUSE_S)
-    return statistics.median(taken[1:])
+    return statistics.median(taken), (sum(map(_cpu_ns, pids)) - before) / 1e6 / count
 
 
-def _updates(kubelet: Kubelet) -> float:
+def _updates(kubelet: Kubelet, pids: list[int]) -> tuple[float, float]:
     """Of one container, up and down in turn: shares, quota and memory."""
     container = kubelet.run(kubelet.run_pod(), *_PROGRAM)
     sizes = [
@@ -136,8 +141,8 @@ def _updates(kubelet: Kubelet) -> float:
         for shares, quota, memory in ((512, 20_000, 64), (1024, 50_000, 128))
     ]
     turn = iter(range(_UPDATES + 1))
-    return _median(
-        lambda: kubelet.UpdateContainerResources(container_id=container, linux=sizes[next(turn) % 2]), _UPDATES
+    return _figures_of(
+        lambda: kubelet.UpdateContainerResources(container_id=container, linux=sizes[next(turn) % 2]), pids, _UPDATES
     )
 
 
