@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cri_py.cgroups.v1 import V1
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.devices import huge_page_pool, made_loop_device
 from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
+from tests.system.daemon import Daemon
 
 MIB = 1 << 20
 PERIOD = 100_000
@@ -151,29 +152,44 @@ def loop_device(tmp_path: Path) -> Iterator[str]:
         yield path
 
 
+def seconds_to_write(kubelet: Kubelet, container: str) -> float:
+    """For 2 MB past every cache; the kernel lets the first slice go at once."""
+    begun = time.monotonic()
+    kubelet.shell(container, "dd if=/dev/zero of=/dev/disk bs=256k count=8 oflag=direct")
+    return time.monotonic() - begun
+
+
 def test_a_rate_of_io_is_met_by_waiting(kubelet: Kubelet, pod: Pod, loop_device: str) -> None:
     number = Path(f"/sys/class/block/{os.path.basename(loop_device)}/dev").read_text().strip()
     disk = pb.Device(container_path="/dev/disk", host_path=loop_device, permissions="rw")
-    if not detect().leaves_only:  # there CRI has no word for it, and a kubelet no way
-        with refused("INVALID_ARGUMENT", "unified.io.max", "only cgroup v2"):
-            kubelet.create(pod, "true", devices=[disk], linux=limits(unified={"io.max": f"{number} wbps={MIB}"}))
-        return
     slow = limits(unified={"io.max": f"{number} wbps={MIB}"})
+    if not detect().leaves_only:  # there CRI has no word for it, and classes are the way
+        with refused("INVALID_ARGUMENT", "unified.io.max", "only cgroup v2"):
+            kubelet.create(pod, "true", devices=[disk], linux=slow)
+        return
     container = kubelet.run(pod, "sleep", "1000", devices=[disk], linux=slow)
-    other = kubelet.run(pod, "sleep", "1000", name="other", devices=[disk])
-
-    def seconds(where: str) -> float:
-        """For 2 MB past every cache; the kernel lets the first slice go at once."""
-        begun = time.monotonic()
-        kubelet.shell(where, "dd if=/dev/zero of=/dev/disk bs=256k count=8 oflag=direct")
-        return time.monotonic() - begun
-
-    usual = seconds(other)
-    assert 1.4 < seconds(container) < 6 + usual
+    usual = seconds_to_write(kubelet, kubelet.run(pod, "sleep", "1000", name="other", devices=[disk]))
+    assert 1.4 < seconds_to_write(kubelet, container) < 6 + usual
     update(kubelet, container, unified={"io.max": f"{number} wbps={MIB // 2}"})
-    assert 3.2 < seconds(container) < 9 + usual
+    assert 3.2 < seconds_to_write(kubelet, container) < 9 + usual
     update(kubelet, container, unified={"io.max": f"{number} wbps=max"})
-    assert seconds(container) < 1.4 + usual
+    assert seconds_to_write(kubelet, container) < 1.4 + usual
+
+
+def test_a_class_of_block_io_is_met_by_waiting(make_daemon: Callable[[str], Daemon], loop_device: str) -> None:
+    settings = f'[runtime.block_io_classes.slow]\ndevices = ["{loop_device}"]\nwrite_bytes_s = {MIB}\n'
+    kubelet = make_daemon(settings).kubelet
+    disk = pb.Device(container_path="/dev/disk", host_path=loop_device, permissions="rw")
+    of_slow = "blockio.resources.beta.kubernetes.io/container.slow"
+    pod = kubelet.run_pod(annotations={of_slow: "slow"})
+    slow = kubelet.run(pod, "sleep", "1000", name="slow", devices=[disk])
+    usual = seconds_to_write(kubelet, kubelet.run(pod, "sleep", "1000", name="other", devices=[disk]))
+    assert 1.4 < seconds_to_write(kubelet, slow) < 6 + usual
+    update(kubelet, slow, cpu_shares=512)
+    assert 1.4 < seconds_to_write(kubelet, slow) < 6 + usual
+    unknown = kubelet.run_pod(annotations={of_slow: "quick"})
+    with refused("INVALID_ARGUMENT", "'quick'", "its config has slow"):
+        kubelet.create(unknown, "true", name="slow")
 
 
 @pytest.fixture
