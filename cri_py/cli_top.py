@@ -24,6 +24,7 @@ from cri_py.errors import ConfigError
 from cri_py.rpc.stats_client import StatsClient, Usage
 
 _UNKNOWN: Final = "-"
+_LEAST_NAME: Final = 24
 _UNITS: Final = ("", "k", "M", "G", "T", "P")
 _HOME: Final = "\x1b[H"
 _REST_OF_LINE: Final = "\x1b[K"
@@ -134,8 +135,9 @@ def _percent(share: float | None) -> str:
     return _UNKNOWN if share is None else f"{share * 100:.0f}%"
 
 
-def _sum(*numbers: float | None) -> float:
-    return sum(number for number in numbers if number is not None)
+def _fine_percent(share: float | None) -> str:
+    """With a tenth where it is small: most containers do little, and not the same little."""
+    return f"{share * 100:.1f}%" if share is not None and share < 0.0995 else _percent(share)
 
 
 def _pressure(name: str) -> Callable[[Row], str]:
@@ -143,7 +145,7 @@ def _pressure(name: str) -> Callable[[Row], str]:
 
 
 COLUMNS: Final[Mapping[str, Column]] = {
-    "cpu": Column("CPU", 6, lambda row: row.cores or 0, lambda row: _percent(row.cores)),
+    "cpu": Column("CPU", 6, lambda row: row.cores or 0, lambda row: _fine_percent(row.cores)),
     "memory": Column("MEM", 6, lambda row: row.memory or 0, lambda row: amount(row.memory)),
     "limit": Column("LIMIT", 6, lambda row: row.of_limit or 0, lambda row: _percent(row.of_limit)),
     "read": Column("READ/s", 7, lambda row: row.read or 0, lambda row: amount(row.read)),
@@ -165,12 +167,22 @@ KEYS: Final = {
     "w": "write",
     "x": "rx",
     "t": "tx",
-} | {"p": "pids"}
+    "p": "pids",
+    "1": "psi-cpu",
+    "2": "psi-mem",
+    "3": "psi-io",
+}
 
 
-def table(found: Sequence[Row], key: str) -> list[str]:
-    """A headline and a line for each row; the column that decides the order is marked. Pure."""
+def table(found: Sequence[Row], key: str, columns: int = 0) -> list[str]:
+    """A headline and a line for each row; the column that decides the order is marked. Pure.
+
+    Where the screen has ``columns``, long names are cut, so that numbers are still to be seen.
+    """
     names = [f"  {row.container}" if row.container else f"{row.namespace}/{row.pod}" for row in found]
+    if columns:
+        room = max(columns - sum(each.width + 1 for each in COLUMNS.values()), _LEAST_NAME)
+        names = [name if len(name) <= room else f"{name[: room - 1]}…" for name in names]
     width = max(map(len, ["POD and container", *names]))
     titles = [f"{f'{each.title}*' if name == key else each.title:>{each.width + 1}}" for name, each in COLUMNS.items()]
     lines = [f"{'POD and container':{width}}{''.join(titles)}"]
@@ -216,7 +228,7 @@ def _draw(client: StatsClient, parsed: argparse.Namespace, out: TextIO) -> int:
 
 def _page(found: Sequence[Row], key: str, size: os.terminal_size) -> str:
     """The screen from its top: what fits of the table, and what the keys do."""
-    head, *lines = table(in_order(found, key), key)
+    head, *lines = table(in_order(found, key), key, size.columns)
     room = max(size.lines - 2, 1)
     hidden = len(lines) - room
     keys = " ".join(f"{letter}:{name}" for letter, name in KEYS.items())

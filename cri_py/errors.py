@@ -107,7 +107,7 @@ class Unimplemented(CriError):
 
 
 class DataLoss(CriError):
-    """What is stored, or what a registry sent, is not what its digest says."""
+    """What is stored, or what a registry sent, is not what its digest says; or a stream has a gap."""
 
     code = "DATA_LOSS"
 

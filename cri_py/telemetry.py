@@ -175,7 +175,7 @@ class Spans(Protocol):
     """What makes spans of a trace; see cri_py.rpc.tracing."""
 
     def call(self, name: str, metadata: Metadata, /) -> AbstractContextManager[object]: ...
-    def stage(self, name: str, /) -> AbstractContextManager[object]: ...
+    def stage(self, name: str, attributes: Mapping[str, str], /) -> AbstractContextManager[object]: ...
 
 
 class Tracing:
@@ -187,9 +187,9 @@ class Tracing:
         """For as long as a call takes; ``metadata`` tells what came with it, the caller's trace among it."""
         return _NO_SPAN if self.spans is None else self.spans.call(name, metadata() or ())
 
-    def stage(self, name: str) -> AbstractContextManager[object]:
-        """For as long as a stage takes."""
-        return _NO_SPAN if self.spans is None else self.spans.stage(name)
+    def stage(self, name: str, **attributes: str) -> AbstractContextManager[object]:
+        """For as long as a stage takes; ``attributes`` say what it works on."""
+        return _NO_SPAN if self.spans is None else self.spans.stage(name, attributes)
 
 
 _NO_SPAN: Final = nullcontext()
@@ -218,6 +218,20 @@ def timed(seconds: Histogram, errors: Counter, label: str) -> Callable[[Act[_P, 
             return answer
 
         return timed_act
+
+    return decorate
+
+
+def spanned(name: str) -> Callable[[Act[_P, _T]], Act[_P, _T]]:
+    """A span for each call, and no series."""
+
+    def decorate(act: Act[_P, _T]) -> Act[_P, _T]:
+        @functools.wraps(act)
+        async def spanned_act(*arguments: _P.args, **named: _P.kwargs) -> _T:
+            with TRACING.stage(name):
+                return await act(*arguments, **named)
+
+        return spanned_act
 
     return decorate
 

@@ -7,6 +7,7 @@ and quota by period must never be above both the old and the new share (a pod's 
 from __future__ import annotations
 
 import os
+import re
 from errno import EBUSY, ENODEV
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,21 @@ _MEMORY_AND_SWAP = "/memory.memsw.limit_in_bytes"
 _PERIOD = "/cpu.cfs_period_us"
 _QUOTA = "/cpu.cfs_quota_us"
 _V2_MEMORY = "/memory.max"
+_AMOUNT = re.compile(r"(\d+)([kmgtpe]?)", re.ASCII | re.IGNORECASE)
+# Of a file with a line for each device: what takes a device's line away.
+_NO_LINE = {
+    "io.max": "rbps=max wbps=max riops=max wiops=max",
+    "io.weight": "default",
+    "io.bfq.weight": "default",
+    "io.latency": "target=0",
+    "rdma.max": "hca_handle=max hca_object=max",
+    "blkio.bfq.weight_device": "0",
+    "blkio.throttle.read_bps_device": "0",
+    "blkio.throttle.write_bps_device": "0",
+    "blkio.throttle.read_iops_device": "0",
+    "blkio.throttle.write_iops_device": "0",
+    "net_prio.ifpriomap": "0",
+}
 
 
 def change(cgroups: Cgroups, path: str, resources: Mapping[str, Any]) -> tuple[Write, ...]:
@@ -40,7 +56,7 @@ def change(cgroups: Cgroups, path: str, resources: Mapping[str, Any]) -> tuple[W
         for write in in_order(planned, current):
             _check_usage(write)
             files.write(write.file, write.text)
-            undo.insert(0, Write(write.file, current[write.file]))
+            undo.insert(0, way_back(write, current[write.file]))
     except BaseException:
         take_back(undo)
         raise
@@ -57,6 +73,16 @@ def take_back(undo: Sequence[Write]) -> None:
     """Carry out what ``change`` returned; a group that is gone by now needs nothing."""
     for write in undo:
         files.write_if_there(write.file, write.text)
+
+
+def way_back(write: Write, current: str) -> Write:
+    """What undoes ``write`` where the file had the content ``current``: of a file of lines, the same device's. Pure."""
+    none = _NO_LINE.get(os.path.basename(write.file))
+    if none is None:
+        return Write(write.file, current)
+    device = write.text.split(" ", 1)[0]
+    had = [line for line in current.splitlines() if line.split(" ", 1)[0] == device]
+    return Write(write.file, had[0] if had else f"{device} {none}")
 
 
 def in_order(planned: Sequence[Write], current: Mapping[str, str]) -> list[Write]:
@@ -84,8 +110,9 @@ def _amount(text: str) -> float:
 
 
 def _check_usage(write: Write) -> None:
-    if not write.file.endswith(_V2_MEMORY) or write.text == "max":
-        return
+    asked = _AMOUNT.fullmatch(write.text)
+    if asked is None or not write.file.endswith(_V2_MEMORY):
+        return  # no limit; or no number, which the kernel refuses
     used = int(files.read(write.file.removesuffix("max") + "current"))
-    if int(write.text) < used:
+    if int(asked[1]) << 10 * " kmgtpe".index(asked[2].lower() or " ") < used:  # as the kernel reads it (lib/cmdline.c)
         raise KernelError(EBUSY, f"{used} bytes are in use", "write", f"{write.text} to {write.file}")

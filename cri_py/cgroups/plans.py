@@ -198,4 +198,5 @@ def _unified(unified: Mapping[str, str]) -> Iterator[Write]:
             raise InvalidArgument(
                 f"unified.{file} is not a controller's file", hint="name a file such as memory.high, without folders"
             )
-        yield Write(file, text)
+        for line in text.splitlines() or [text]:  # of io.max and its like the kernel takes a device at a time
+            yield Write(file, line)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 16384
 _MISSING = -1
+_ALONE = 1000  # files; no group has as many
 _SURELY_ALL = 2048  # a page of a list that is not the last is nearly full
 _NO_CHILDREN = 2  # links of a directory without directories: "." and its name
 _MOST_CHILDREN = 64  # execs have few; a container that makes groups of its own may make thousands
@@ -74,11 +75,19 @@ class Usage(NamedTuple):
     io_pressure: Pressure | None = None
 
 
-class Group(ABC):
-    """The open files of one group. Whoever opened it closes it; it belongs to one thread."""
+class Room:
+    """How many files may stay open, of all groups that share it. Beyond that a file is opened for each reading."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, files: int) -> None:
+        self.left = files
+
+
+class Group(ABC):
+    """The open files of one group. Whoever opened it closes it; it belongs to one thread, and so does its room."""
+
+    def __init__(self, path: str, room: Room | None = None) -> None:
         self._path = checked(path)
+        self._room = room or Room(_ALONE)
         self._fds: dict[str, int] = {}
 
     def read(self, file: str, offset: int = 0) -> bytes:
@@ -87,16 +96,34 @@ class Group(ABC):
         Of a list (cgroup.procs) the kernel gives a page at a time, of all others the whole.
         """
         fd = self._fds.get(file)
-        if fd is None:
-            fd = self._fds[file] = self._open(file)
-        if fd == _MISSING:
-            return b""
+        if fd is None and (fd := self._keep(file)) is None:
+            return self._read_once(file, offset)
+        return b"" if fd == _MISSING else self._read(fd, file, offset)
+
+    def _read(self, fd: int, file: str, offset: int) -> bytes:
         try:
             return os.pread(fd, _READ_BYTES, offset)
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.EOPNOTSUPP):  # gone; PSI that is off (cgroup.pressure, psi=0)
                 return b""
             raise KernelError(error.errno or 0, error.strerror or str(error), "read", self._place(file)) from error
+
+    def _read_once(self, file: str, offset: int) -> bytes:
+        fd = self._open(file)
+        if fd == _MISSING:
+            return b""
+        try:
+            return self._read(fd, file, offset)
+        finally:
+            os.close(fd)
+
+    def _keep(self, file: str) -> int | None:
+        """Open it to stay open; None where there is no room for that."""
+        if self._room.left <= 0:
+            return None
+        fd = self._fds[file] = self._open(file)
+        self._room.left -= fd != _MISSING
+        return fd
 
     def _open(self, file: str) -> int:
         place = self._place(file)
@@ -111,9 +138,10 @@ class Group(ABC):
 
     def has(self, file: str) -> bool:
         """Whether the kernel has the file, be it empty."""
-        if file not in self._fds:
-            self._fds[file] = self._open(file)
-        return self._fds[file] != _MISSING
+        fd = self._fds.get(file)
+        if fd is None and (fd := self._keep(file)) is None:
+            return os.path.exists(self._place(file))
+        return fd != _MISSING
 
     def members(self) -> tuple[int, ...] | None:
         """The processes in the group and in the groups of execs below it; None for more than are worth a look."""
@@ -133,6 +161,7 @@ class Group(ABC):
         for fd in self._fds.values():
             if fd != _MISSING:
                 os.close(fd)
+                self._room.left += 1
         self._fds.clear()
 
     @abstractmethod
@@ -155,8 +184,8 @@ class Group(ABC):
 class V1Group(Group):
     """One directory per hierarchy; memory counters named total_… are those of the group with all below it."""
 
-    def __init__(self, cgroups: V1, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, cgroups: V1, path: str, room: Room | None = None) -> None:
+        super().__init__(path, room)
         self._mount_of = {name: part.mount for part in cgroups.hierarchies for name in part.controllers}
 
     def _place(self, file: str) -> str:
@@ -201,8 +230,8 @@ class V1Group(Group):
 class V2Group(Group):
     """One directory, whose counters include those below."""
 
-    def __init__(self, mount: str, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, mount: str, path: str, room: Room | None = None) -> None:
+        super().__init__(path, room)
         self._directory = f"{mount}{self._path}"
 
     def _place(self, file: str) -> str:
@@ -258,9 +287,9 @@ class V2Group(Group):
         return None if usage is None else Swap(usage, self.number("memory.swap.max"))
 
 
-def open_group(cgroups: Cgroups, path: str) -> Group:
+def open_group(cgroups: Cgroups, path: str, room: Room | None = None) -> Group:
     """The readings of a group, which need not be there (any more); nothing is opened yet."""
-    return V1Group(cgroups, path) if isinstance(cgroups, V1) else V2Group(cgroups.mounts[0], path)
+    return V1Group(cgroups, path, room) if isinstance(cgroups, V1) else V2Group(cgroups.mounts[0], path, room)
 
 
 def field(stat: bytes, name: bytes) -> int:

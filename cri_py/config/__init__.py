@@ -11,6 +11,7 @@ from cri_py.config.lines import line_of, spell
 from cri_py.config.loading import DEFAULT_FILE, Flag, Loaded, files_of, load
 from cri_py.config.rules import Path
 from cri_py.config.tables import (
+    BlockIoClass,
     CgroupConfig,
     CniHandlerConfig,
     Config,
@@ -27,6 +28,7 @@ from cri_py.config.text import default_text, effective_text, toml
 
 __all__ = [
     "DEFAULT_FILE",
+    "BlockIoClass",
     "CgroupConfig",
     "CniHandlerConfig",
     "Config",

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from cri_py.config.lines import line_of, spell
 from cri_py.config.rules import Path, Rule
-from cri_py.config.tables import CniHandlerConfig, Config, RegistryConfig, keys, kinds
+from cri_py.config.tables import BlockIoClass, CniHandlerConfig, Config, RegistryConfig, keys, kinds
 from cri_py.errors import ConfigError
 
 DEFAULT_FILE: Final = "/etc/cri_py/config.toml"
@@ -23,6 +23,7 @@ _T = TypeVar("_T")
 _NAMED: Final[Mapping[Path, type]] = {
     ("images", "registries"): RegistryConfig,
     ("network", "cni_handlers"): CniHandlerConfig,
+    ("runtime", "block_io_classes"): BlockIoClass,
 }  # whose tables the user names
 
 

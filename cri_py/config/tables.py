@@ -198,6 +198,20 @@ class CgroupConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockIoClass:
+    """How containers may use disks whose pods name this class by annotation blockio.resources.beta.kubernetes.io."""
+
+    devices: tuple[str, ...] = key((), "The disks, as files in /dev; of a partition its disk.", each(ABSOLUTE))
+    weight: int = key(
+        0, "Share of a busy disk, 10 to 1000; of all disks if none is named; 0 is the usual.", within(0, 1000)
+    )
+    read_bytes_s: int = key(0, "How many bytes may be read from each in a second; 0 is no limit.", within(0, 1 << 62))
+    write_bytes_s: int = key(0, "The same for writes.", within(0, 1 << 62))
+    read_ops_s: int = key(0, "How many reads each may do in a second; 0 is no limit.", within(0, 1 << 32))
+    write_ops_s: int = key(0, "The same for writes.", within(0, 1 << 32))
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeConfig:
     """Running containers."""
 
@@ -235,6 +249,7 @@ class RuntimeConfig:
     device_ownership_from_security_context: bool = key(
         False, "Whether devices that are root's belong to run_as_user and run_as_group in the container."
     )
+    block_io_classes: Mapping[str, BlockIoClass] = key({}, "One table for each class of block I/O, see below.")
     nofile: int = key(1048576, "RLIMIT_NOFILE of containers.", within(64, 1 << 30))
     stats_period_s: float = key(10.0, "How often CPU time is noted for rates, and layers are counted.", within(1, 600))
 
@@ -291,7 +306,11 @@ class Config:
         return self.network.cni_cache_dir or f"{self.server.root}/cni"
 
 
-EXAMPLES: Final[Mapping[type, str]] = {RegistryConfig: "registry.example.com", CniHandlerConfig: "handler"}
+EXAMPLES: Final[Mapping[type, str]] = {
+    RegistryConfig: "registry.example.com",
+    CniHandlerConfig: "handler",
+    BlockIoClass: "slow",
+}
 """What a table that the user names is called in ``cri-py config default``."""
 
 

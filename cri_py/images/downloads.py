@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 from weakref import WeakValueDictionary
 
+from cri_py import telemetry
 from cri_py.errors import DataLoss, Internal, ResourceExhausted
 from cri_py.images.content import Content, refused
 from cri_py.images.flights import Flights, on_thread
@@ -292,7 +293,8 @@ class Downloads:
         file = BlobFile(self._content.partial(descriptor.digest), algorithm, self._executor, change)
         try:
             await file.open()
-            await repository.blob(descriptor, file)
+            with telemetry.TRACING.stage("fetch blob", digest=descriptor.digest):
+                await repository.blob(descriptor, file)
         except (DataLoss, ResourceExhausted):
             file.close()  # of no use any more, or in the way of everything else
             change(0)

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from cri_py import telemetry
 from cri_py.config import ImagesConfig
 from cri_py.images import endpoints as routes
 from cri_py.images.auth import Credentials
@@ -88,6 +89,7 @@ class Registries:
         """Whether programs want to see what is pulled, also what is here already."""
         return bool(self._verifiers.programs())
 
+    @telemetry.spanned("verify signatures")
     async def admit(self, ref: ImageRef, manifest: FetchedManifest) -> None:
         """Let them. Raises SignatureValidationFailed, or Unavailable or DeadlineExceeded if one can't tell."""
         if self.verifies():

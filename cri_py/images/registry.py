@@ -119,6 +119,7 @@ class Repository:
 
     # ------------------------------------------------------------- what is asked
 
+    @telemetry.spanned("fetch manifest")
     async def manifest(self, tag_or_digest: str, expected: Digest | None) -> FetchedManifest:
         """A manifest or index, verified against ``expected`` or else against what the registry says it is.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from cri_py import telemetry
 from cri_py.errors import DataLoss, FailedPrecondition, NotFound
 from cri_py.images.manifest import (
     CONFIG_LIMIT,
@@ -68,6 +69,7 @@ class Resolved:
         return [Layer(*each) for each in together]
 
 
+@telemetry.spanned("resolve image")
 async def resolve(first: FetchedManifest, source: Documents, platform: Platform, subject: str) -> Resolved:
     """Go down from ``first``, choosing by platform. Raises NotFound, DataLoss, InvalidArgument, FailedPrecondition."""
     return await _Search(first.digest, source, platform, subject).below(first, {}, INDEX_DEPTH)

@@ -181,9 +181,7 @@ class Images:
         if (known := await self._known(ref, first.digest)) is not None:
             return known
         found = await resolve(first, repository, self.platform, str(ref))
-        (image,) = await self.keep(
-            [([ref], found)], lambda descriptor: self._downloads.blob(descriptor, repository), str(ref)
-        )
+        (image,) = await self.keep([([ref], found)], lambda each: self._downloads.blob(each, repository), str(ref))
         return image
 
     async def keep(self, wanted: Sequence[Wanted], follow_blob: FollowBlob, subject: str) -> list[Image]:
@@ -260,6 +258,7 @@ class Images:
             await self._change(records.attach(self._records.values(), record, ref, digest))
             return self._records[image_id].image
 
+    @telemetry.spanned("record image")
     async def _commit(self, wanted: Sequence[Wanted]) -> list[Image]:
         """Record images whose content the disk has, all at once."""
         async with self._lock:

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from cri_py import telemetry
 from cri_py.errors import CriError, DataLoss, Internal, Unimplemented
 from cri_py.images.content import refused
 from cri_py.images.downloads import Following, Restarted, Watch, unwatched
@@ -223,7 +224,8 @@ class Snapshots:
         try:
             async with follow_blob(layer.descriptor) as blob:
                 what = f"layer {position + 1} of {subject} ({layer.descriptor.digest})"
-                unpacked = await self._unpack(blob, path, layer, lowest=position == 0, subject=what)
+                with telemetry.TRACING.stage("unpack layer", digest=layer.descriptor.digest):
+                    unpacked = await self._unpack(blob, path, layer, lowest=position == 0, subject=what)
             faults.trace("layer unpacked")
             if position:
                 await self._ensure(stack, position - 1, follow_blob, subject)

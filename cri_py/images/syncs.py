@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Final
 
+from cri_py import telemetry
 from cri_py.errors import DeadlineExceeded
 
 AHEAD_S: Final = 0.25
@@ -26,6 +27,7 @@ class Syncs:
         self._begun = 0
         self._ended = 0  # the number of the last that succeeded
 
+    @telemetry.spanned("sync disk")
     async def done(self) -> None:
         """Once everything written before this call is on the disk. Raises what ``sync`` raises, or DeadlineExceeded.
 

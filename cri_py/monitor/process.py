@@ -25,6 +25,7 @@ from cri_py.monitor import hooked, protocol, transport
 from cri_py.monitor.output import OutputStream
 from cri_py.monitor.stream import REPORT_BYTES, Attached, Executed, Forwarded, Target, report_of_killed, serve
 from cri_py.monitor.tracked import (
+    KILLED,
     ContainerProcess,
     Create,
     ExecProcess,
@@ -562,7 +563,11 @@ class Monitor:
             self._tell(protocol.step_refusal(process.seq, *process.failure))
         else:
             assert process.status is not None
-            self._tell(protocol.answer(process.seq, b'{"code":%d}' % exit_code(process.status)))
+            code = exit_code(process.status)
+            for each in self._containers.values():
+                if code == KILLED and process.scope.path.startswith(f"{each.cgroup}/"):
+                    each.outlive_exec()
+            self._tell(protocol.answer(process.seq, b'{"code":%d}' % code))
         self._let_go(process.scope)
 
 

@@ -22,6 +22,7 @@ from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import Parent
 
 EXITS = "exits"
+KILLED = 128 + signal.SIGKILL  # as an exit code
 _F_SETPIPE_SZ = 1031
 _KILL_S = 5.0
 _PAUSE_S = 0.001
@@ -68,6 +69,7 @@ class ContainerProcess:
         birth = container.Birth(self.cgroup, int(new), int(joined), int(holder), tty == b"1")
         self.bearing = birth.crosses  # the pid is that of the process that bears init
         self._doomed = False
+        self._outlived = 0  # OOM kills that were an exec's end
         self.pid = self._fork(birth, request.body, stdin=stdin == b"1")
 
     @staticmethod
@@ -232,7 +234,7 @@ class ContainerProcess:
             stream.drain()
             stream.close()
         self.streams = []
-        self._oom = self._oom_kills() > 0
+        self._oom = self._oom_kills() > self._outlived
         self.ended = (b'{"id":"%b","code":%d,"started_at":%d,"finished_at":%d,"oom":%b,"dropped":%d,"error":%b}') % (
             self.id,
             exit_code(status),
@@ -249,6 +251,11 @@ class ContainerProcess:
         if self._oom:
             return "state", "init was killed for want of memory before it was ready: the container's limit is too low"
         return "failed", f"init ended before it was ready, with code {exit_code(status)}"
+
+    def outlive_exec(self) -> None:
+        """An exec was killed, perhaps for want of memory. If the container lives on, that will not be why it ends."""
+        if not self.ended and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            self._outlived = self._oom_kills()
 
     def _end_rest(self) -> None:
         try:

@@ -23,7 +23,17 @@ from cri_py.config import RuntimeConfig
 from cri_py.errors import CriError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from cri_py.kernel import resctrl, seccomp
 from cri_py.model import Container, ContainerConfig, Image, Ready, Sandbox
-from cri_py.pods import apparmor, devices, spec, spec_cdi, spec_devices, spec_seccomp, spec_security, spec_userns
+from cri_py.pods import (
+    apparmor,
+    devices,
+    spec,
+    spec_block_io,
+    spec_cdi,
+    spec_devices,
+    spec_seccomp,
+    spec_security,
+    spec_userns,
+)
 from cri_py.pods.places import Places
 from cri_py.pods.seccomp_default import default_profile
 from cri_py.pods.spec_devices import DeviceNode
@@ -55,6 +65,7 @@ class Bundles:
         self._defaults = defaults
         self._cdi = Registry(config.cdi_spec_dirs)
         self._owned_devices = config.device_ownership_from_security_context
+        self._block_io_classes = config.block_io_classes
         self._filters: dict[str, dict[str, Any]] = {}
         self._last_key: tuple[Mapping[str, Any], str] = ({}, "")
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="seccomp")
@@ -90,6 +101,7 @@ class Bundles:
             image_volumes=image_volumes,
         )
         spec_cdi.apply(document, edits)
+        document["linux"]["resources"] |= self._block_io(sandbox, config)
         await self._check_label(document["process"].get("apparmorProfile", ""))
         profile = document["linux"].pop("seccomp", None)
         return Bundle(document, await self._filter(profile) if profile else None, edits.groups)
@@ -117,6 +129,13 @@ class Bundles:
             nodes = spec_devices.owned(nodes, config.security)
         everything = config.security.privileged and not own_users
         return spec_devices.merge(nodes, devices.all_of_the_node() if everything else ())
+
+    def _block_io(self, sandbox: Sandbox, config: ContainerConfig) -> dict[str, Any]:
+        name = spec_block_io.class_of(config.metadata.name, sandbox.config.annotations)
+        if not name:
+            return {}
+        wanted = spec_block_io.find(name, self._block_io_classes)
+        return {"blockIO": spec_block_io.section(wanted, [devices.disk(path) for path in wanted.devices])}
 
     async def _localhost_seccomp(self, config: ContainerConfig) -> dict[str, Any] | None:
         """The profile of the node's file that the container names, read anew for each container."""
@@ -213,15 +232,15 @@ class Bundles:
         return document
 
     def replace_resources(self, container: Container, resources: Mapping[str, Any], score: int) -> dict[str, Any]:
-        """Write other limits into the OCI document, its device rules kept, and another oom_score_adj; returns the
-        limits that it had. Raises Internal."""
+        """Write other limits into the OCI document, its device rules and block I/O kept, and another oom_score_adj;
+        returns the limits that it had. Raises Internal."""
         path = f"{self._places.bundle(container.sandbox_id, container.id)}/config.json"
         document = read_document(path)
         if not document:
             return {}  # lost by a reboot
         before: dict[str, Any] = document["linux"]["resources"]
-        kept = {"devices": before["devices"]} if "devices" in before else {}
-        document["linux"]["resources"] = {**resources, **kept}
+        kept = ("devices", "blockIO")  # CRI has no word for these
+        document["linux"]["resources"] = {**resources, **{name: before[name] for name in kept if name in before}}
         document["process"]["oomScoreAdj"] = score
         try:
             _replace(path, document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -63,6 +64,7 @@ from cri_py.pods.trash import Trash
 log = structlog.get_logger()
 MONITOR_LOST: Final = "MonitorLost"  # the reason of a pod whose monitor died by itself, and of its containers
 _LOST_CODE: Final = 255
+_SIGNALLED: Final = 128  # and a signal's number, as an exit code
 
 
 class Containers:
@@ -481,11 +483,16 @@ class Containers:
 
 
 def ended(event: dict[str, Any], container: Container) -> Exited:
-    """What a monitor says of an end, as a state: exact code and times, and the reason in CRI's words."""
+    """What a monitor says of an end, as a state: exact code and times, and the reason in CRI's words.
+
+    A child that was killed for want of memory is the reason of an end with an error, but neither of a success nor of a
+    stop by SIGTERM afterwards: those the container has come to by itself.
+    """
     code = event["code"]
     if error := event.get("error"):
         return Exited(code, Nanos(0), Nanos(event["finished_at"]), "StartError", error)
-    reason = "OOMKilled" if event["oom"] else "Completed" if code == 0 else "Error"
+    of_oom = event["oom"] and code and (code < _SIGNALLED or code == _SIGNALLED + signal.SIGKILL)
+    reason = "OOMKilled" if of_oom else "Completed" if code == 0 else "Error"
     started = event["started_at"] or (container.state.started_at if isinstance(container.state, Running) else 0)
     return Exited(code, Nanos(started), Nanos(event["finished_at"]), reason)
 

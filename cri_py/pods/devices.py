@@ -10,6 +10,7 @@ from typing import Final
 from cri_py.cdi import edits
 from cri_py.errors import InvalidArgument, NotFound
 from cri_py.model import Device
+from cri_py.pods.metrics_devices import disk_of
 from cri_py.pods.spec_devices import DeviceNode
 
 # What a container has of its own in /dev.
@@ -35,6 +36,15 @@ def look_up(device: Device) -> list[DeviceNode]:
     if not _is_device(found):
         raise InvalidArgument(f"{device.host_path} is not a device", hint="name a character or block device")
     return [_node(found, inside, device.permissions)]
+
+
+def disk(path: str) -> tuple[int, int]:
+    """Major and minor number of the disk that a block device is, or is a part of: I/O is limited by disks."""
+    found = _stat(path)
+    if not stat.S_ISBLK(found.st_mode):
+        raise InvalidArgument(f"{path} is no block device", hint="name a disk")
+    major, minor = disk_of(f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}").split(":")
+    return int(major), int(minor)
 
 
 def look_up_cdi(node: edits.Node) -> DeviceNode:

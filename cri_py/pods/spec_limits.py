@@ -27,6 +27,7 @@ _CPU_SHARES_MAX: Final = 262144
 _CPU_QUOTA_US: Final = 1000
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _CPUSET = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_GROUP_FILE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+", re.ASCII)
 _PAGE_SIZE = re.compile(r"[1-9]\d*[KMG]B")
 _SHM_SIZES: Final = ("shm-size.crio.io", "io.kubernetes.cri-o.ShmSize")
 _SHM_MOST: Final = 1 << 40
@@ -226,7 +227,7 @@ def validate_resources(resources: LinuxResources | None) -> None:
         "cpuset_cpus": bool(resources.cpuset_cpus) and not _CPUSET.fullmatch(resources.cpuset_cpus),
         "cpuset_mems": bool(resources.cpuset_mems) and not _CPUSET.fullmatch(resources.cpuset_mems),
         "hugepage_limits": not all(_PAGE_SIZE.fullmatch(each.page_size) for each in resources.hugepage_limits),
-        "unified": any("/" in key or key.startswith(".") or "." not in key for key in resources.unified),
+        "unified": not all(_GROUP_FILE.fullmatch(key) for key in resources.unified),
     }
     for field, faulty in faults.items():
         if faulty:

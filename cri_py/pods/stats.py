@@ -8,6 +8,7 @@ background, and the size of a layer (see ``stats_layers``).
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ from typing import Final, TypeVar
 import structlog
 
 from cri_py.cgroups import Cgroups
-from cri_py.cgroups.readings import Group, Usage, open_group
-from cri_py.errors import KernelError
+from cri_py.cgroups.readings import Group, Room, Usage, open_group
+from cri_py.errors import DataLoss, KernelError
 from cri_py.images.flights import on_thread
 from cri_py.kernel import procfs
 from cri_py.model import (
@@ -48,6 +49,7 @@ log = structlog.get_logger()
 _T = TypeVar("_T")
 _MEMINFO: Final = "/proc/meminfo"
 _SOON_S: Final = 1.0
+_SHARE_OF_FILES: Final = 0.75
 _YOUNG_NS: Final = 5_000_000_000
 _KEPT_S: Final = 300.0  # longer than anybody who asks again and again waits between two calls
 
@@ -131,6 +133,8 @@ class Statistics:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stats")
         self._watched: dict[str, _Watched] = {}  # by id; this and the next belong to the thread
         self._networks: dict[str, HolderNetwork] = {}
+        # A node's usual limit is never met; where it is lower, other parts of the daemon need files as well.
+        self._room = Room(int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _SHARE_OF_FILES))
         self._lent_at = 0.0  # when files were last opened for others, by time.monotonic(); 0: none are open
         self._background: list[asyncio.Task[None]] = []
         self._young: dict[SandboxId, Sandbox] = {}
@@ -193,10 +197,14 @@ class Statistics:
             await asyncio.sleep(self._period_s)
 
     async def _follow_events(self) -> None:
-        """Begin with what is made, and let go of what is gone."""
-        async with self._events.subscribe() as events:
-            async for event in events:
-                await self._follow(event)
+        """Begin with what is made, and let go of what is gone; what is missed here, ``_sample`` finds by itself."""
+        while True:
+            try:
+                async with self._events.subscribe() as events:
+                    async for event in events:
+                        await self._follow(event)
+            except DataLoss as error:
+                log.warning("statistics missed events", cause=str(error))
 
     async def _follow(self, event: Event) -> None:
         sandbox = event.sandbox
@@ -270,13 +278,17 @@ class Statistics:
         return None if read.usage == Usage() else read
 
     def interfaces(self, sandbox: Sandbox) -> tuple[Interface, ...] | None:
-        """None on the host's network. To be called in ``run`` alone."""
+        """None on the host's network, and where they can't be read. To be called in ``run`` alone."""
         if sandbox.attachment is None or not isinstance(sandbox.state, Ready):
             return None
-        network = self._networks.get(sandbox.id)
-        if network is None:
-            network = self._networks[sandbox.id] = HolderNetwork(sandbox.state.holder_pid)
-        return network.interfaces()
+        try:
+            network = self._networks.get(sandbox.id)
+            if network is None:
+                network = self._networks[sandbox.id] = HolderNetwork(sandbox.state.holder_pid)
+            return network.interfaces()
+        except OSError as error:
+            log.warning("a pod's network statistics can't be read", id=sandbox.id, cause=str(error))
+            return None
 
     def group(self, owner: Sandbox | Container) -> Group:
         """The open files of what is not removed yet; they stay the statistics'. To be called in ``run`` alone.
@@ -309,7 +321,7 @@ class Statistics:
         """
         watched = self._watched.get(owner.id)
         if watched is None:
-            group = open_group(self._cgroups, owner.cgroup)
+            group = open_group(self._cgroups, owner.cgroup, self._room)
             age = max(self._clock() - owner.created_at, 0)
             used = (group.cpu_ns() or 0) if isinstance(owner, Sandbox) and age < _YOUNG_NS else 0
             watched = self._watched[owner.id] = _Watched(group, Sample(time.monotonic_ns() - age, used))

@@ -39,6 +39,7 @@ class Layers:
         self._clock = clock
         self._period_ns = int(period_s * 1e9)
         self._counted: dict[ContainerId, FilesystemUsage] = {}
+        self._awaited: set[ContainerId] = set()  # no call waits a second time for one that takes long
         self._wanted: dict[ContainerId, None] = {}  # in the order in which they were asked for
         self._woken = asyncio.Event()
         self._news = asyncio.Condition()  # a walk has ended
@@ -65,9 +66,11 @@ class Layers:
 
     async def first(self, containers: Iterable[Container]) -> None:
         """Wait for those that were never counted, but no longer than a call may take."""
-        missing = [container.id for container in containers if container.id not in self._counted]
+        known = self._counted.keys() | self._awaited
+        missing = [container.id for container in containers if container.id not in known]
         for container_id in missing:
             self.want(container_id)
+        self._awaited.update(missing)
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S), self._news:
                 await self._news.wait_for(lambda: self._wanted.keys().isdisjoint(missing))
@@ -76,6 +79,7 @@ class Layers:
         """The container is gone."""
         self._wanted.pop(container_id, None)
         self._counted.pop(container_id, None)
+        self._awaited.discard(container_id)
 
     async def run(self) -> None:
         """Count what is wanted, until cancelled."""

@@ -69,13 +69,13 @@ class Updates:
 
 
 def merged(current: LinuxResources, asked: LinuxResources) -> LinuxResources:
-    """``current`` with what is asked for: 0 and "" ask for nothing.
+    """``current`` with what is asked for: 0 and "" ask for nothing, and so does a size of pages that isn't named.
 
     A container whose limit of memory with swap is its memory limit, that is without swap, stays so.
     """
     names = (
         *("cpu_period", "cpu_quota", "cpu_shares", "cpuset_cpus", "cpuset_mems", "oom_score_adj"),
-        *("memory_limit_in_bytes", "memory_swap_limit_in_bytes", "hugepage_limits"),
+        *("memory_limit_in_bytes", "memory_swap_limit_in_bytes"),
     )
     given = {name: value for name in names if (value := getattr(asked, name))}
     swapless = current.memory_swap_limit_in_bytes == current.memory_limit_in_bytes
@@ -83,4 +83,7 @@ def merged(current: LinuxResources, asked: LinuxResources) -> LinuxResources:
         given["memory_swap_limit_in_bytes"] = (
             given["memory_limit_in_bytes"] if current.memory_swap_limit_in_bytes else 0
         )
-    return replace(current, **given, unified={**current.unified, **asked.unified})
+    pages = {each.page_size: each for each in (*current.hugepage_limits, *asked.hugepage_limits)}
+    return replace(
+        current, **given, hugepage_limits=tuple(pages.values()), unified={**current.unified, **asked.unified}
+    )

@@ -41,9 +41,9 @@ class Spans:
         )
         return span
 
-    def stage(self, name: str) -> AbstractContextManager[object]:
+    def stage(self, name: str, attributes: Mapping[str, str]) -> AbstractContextManager[object]:
         """A stage's, below the span that is current where it begins."""
-        span: AbstractContextManager[object] = self._tracer.start_as_current_span(name)
+        span: AbstractContextManager[object] = self._tracer.start_as_current_span(name, attributes=dict(attributes))
         return span
 
     async def stop(self) -> None:

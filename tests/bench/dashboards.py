@@ -28,7 +28,7 @@ from tests.simulators.busybox import BUSYBOX, CUSTOM, HOST, push_images
 from tests.simulators.kubelet import Kubelet
 from tests.simulators.registry import RegistrySimulator
 from tests.system.daemon import Daemon
-from tests.system.prometheus import DASHBOARDS, DEPLOY, Prometheus, free_port, substituted
+from tests.system.prometheus import DASHBOARDS, DEPLOY, Prometheus, own_address, substituted
 
 COLUMN, ROW, GAP = 56, 30, 8  # of Grafana's grid, in pixels
 COLOURS: Final = ("#3274d9", "#e02f44", "#56a64b", "#ff9830", "#8f3bb8", "#37872d", "#c15c17", "#1f60c4")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         registry = stack.enter_context(RegistrySimulator())
         push_images(registry)
-        address = f"127.0.0.1:{free_port()}"
+        address = own_address()
         daemon = Daemon(registry.url, f'[metrics]\nlisten = "{address}"')
         stack.callback(daemon.destroy)
         daemon.start()

@@ -15,6 +15,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.guest import machine
+from tests.simulators.kubelet import wait_for
+from tests.system.prometheus import Prometheus, dashboard_queries
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
@@ -31,6 +33,7 @@ IN_QEMU: Final = {
     "system/test_host_ports.py::test_a_host_port_survives_a_crash_and_goes_with_its_pod": "wants nft nat",
     "system/test_host_ports.py::test_on_the_hosts_network_a_port_needs_no_rule": "wants nft",
     "system/test_isolation.py::test_limits_are_the_kernels": "wants cpuset",
+    "system/test_limits.py": "wants cpuset, huge pages and a disk",
     "system/test_life.py": "the daemon at work on a kernel as nodes have it",
 }
 # Left to the host, below tests/: no matter of cgroups, systemd or AppArmor, and slow or impossible in a guest.
@@ -80,6 +83,7 @@ NOT_IN_GUESTS: Final = {
 }
 # What the host may lack: AppArmor in its kernel, systemd as init.
 ONLY_IN_GUESTS: Final = ("tests/system/apparmor_in_guest.py", "tests/system/systemd_in_guest.py")
+ONLY_WITH_PRESSURE: Final = "tests/system/pressure_in_guest.py"  # the host has it with cgroup v2 alone
 UML_PANIC: Final = "fork_handler"  # on its console when it has died of that
 TRIES: Final = 3
 BOOT_S: Final = 2400  # many times what it takes on a quiet machine: a slow one is no failure
@@ -101,6 +105,7 @@ class Outcome(NamedTuple):
     status: int
     output: str
     cases: list[ElementTree.Element] | None
+    share: Path
 
 
 def _shards() -> dict[str, Boot]:
@@ -121,7 +126,11 @@ def _size(file: str) -> int:
 
 
 # In the order in which they begin: what computes ten times slower first.
-ALL: Final[Mapping[str, Boot]] = {"qemu": Boot("tcg", tuple(f"tests/{name}" for name in IN_QEMU)), **_shards()}
+QEMU: Final = "qemu"
+ALL: Final[Mapping[str, Boot]] = {
+    QEMU: Boot("tcg", (*(f"tests/{name}" for name in IN_QEMU), ONLY_WITH_PRESSURE)),
+    **_shards(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +141,7 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """
     machine.machine()
     machine.packages()  # both are made here at the latest, and not by two at once
-    asked = [name for item in request.session.items if isinstance(item, pytest.Function) for name in _asked(item)]
+    asked = {name: None for item in request.session.items if isinstance(item, pytest.Function) for name in _asked(item)}
     shares = {name: _share(tmp_path_factory.mktemp("share")) for name in asked}
     with ThreadPoolExecutor(PROCESSORS) as pool:
         running = {name: pool.submit(_run, boot, shares[name]) for name, boot in ALL.items() if name in asked}
@@ -140,7 +149,10 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def _asked(item: pytest.Function) -> list[str]:
-    return [item.callspec.params["guest"]] if item.originalname == test_the_guest_passes.__name__ else []
+    """The guests that a test wants to have been booted."""
+    if item.originalname == test_the_guest_passes.__name__:
+        return [item.callspec.params["guest"]]
+    return [QEMU] if item.originalname == test_prometheus_answers_from_what_the_guest_told.__name__ else []
 
 
 def _share(directory: Path) -> Path:
@@ -180,14 +192,14 @@ def _run(boot: Boot, share: Path) -> Outcome:
         if report.exists() or UML_PANIC not in output:
             break
     cases = list(ElementTree.parse(report).getroot().iter("testcase")) if report.exists() else None
-    return Outcome(status, said, cases)
+    return Outcome(status, said, cases, share)
 
 
 @pytest.mark.timeout(ALL_S)
 @pytest.mark.parametrize("guest", ALL)
 def test_the_guest_passes(guest: str, outcomes: Mapping[str, Outcome]) -> None:
     """Fails with the names and the texts of what failed inside, and if nothing ran."""
-    status, output, cases = outcomes[guest]
+    status, output, cases, _ = outcomes[guest]
     if cases is None:
         pytest.fail(f"the guest ended with status {status} and left no report:\n{output[-6000:]}", pytrace=False)
     bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
@@ -195,3 +207,21 @@ def test_the_guest_passes(guest: str, outcomes: Mapping[str, Outcome]) -> None:
         names = "\n".join(f"  {case.get('classname')}::{case.get('name')}" for case in bad)
         pytest.fail(f"{len(bad)} of {len(cases)} failed in the guest:\n{names}\n\n{output[-12000:]}", pytrace=False)
     assert cases, output
+
+
+@pytest.mark.timeout(ALL_S)
+def test_prometheus_answers_from_what_the_guest_told(outcomes: Mapping[str, Outcome], tmp_path: Path) -> None:
+    """The guest has no Prometheus: its daemon's pages, with the times when they were read, are the host's to ask."""
+    scrapes = sorted((outcomes[QEMU].share / "scrapes").iterdir(), key=lambda file: float(file.name.partition(".")[2]))
+    times = [float(file.name.partition(".")[2]) for file in scrapes]
+    pages = [file.read_text() for file in scrapes]
+    prometheus = Prometheus.of_recorded(tmp_path, list(zip(times, pages, strict=True)))
+    try:
+        queries = [query for query in dashboard_queries() if "container_" in query and "cri_py_" not in query]
+        assert len([query for query in queries if "container_pressure" in query]) >= 3
+        wait_for(prometheus.is_ready, bool, timeout_s=30)
+        assert [query for query in queries if not prometheus.numbers(query, at=times[-1])] == []
+        held = 'rate(container_pressure_cpu_waiting_seconds_total{container="held"}[20s])'
+        assert prometheus.numbers(held, at=times[-1])[0] > 0.3
+    finally:
+        prometheus.stop()

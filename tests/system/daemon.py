@@ -230,12 +230,12 @@ class Daemon:
     def log_since(self, offset: int) -> str:
         return self.log_file.read_bytes()[offset:].decode(errors="replace")
 
-    def metrics(self) -> str:
+    def metrics(self, page: str = "/metrics") -> str:
         """What Prometheus would read."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
             connection.connect(self.metrics_socket)
-            connection.sendall(b"GET /metrics HTTP/1.0\r\nHost: test\r\n\r\n")
+            connection.sendall(f"GET {page} HTTP/1.0\r\nHost: test\r\n\r\n".encode())
             parts = list(iter(lambda: connection.recv(65536), b""))
         head, _, body = b"".join(parts).partition(b"\r\n\r\n")
         assert b" 200 " in head.splitlines()[0], head

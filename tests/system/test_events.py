@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
+from cri_py.cgroups import detect
 from cri_py.rpc.gen import api_pb2 as pb
-from tests.simulators.kubelet import Events, Kubelet, Pod, refused
+from tests.simulators.kubelet import Events, Kubelet, Pod, refused, wait_for
+from tests.system.daemon import Daemon
 
 
 def stopped(object_id: str) -> Any:
@@ -72,6 +75,30 @@ def test_stopping_a_pod_tells_of_its_containers_first(kubelet: Kubelet, pod: Pod
         kubelet.stop_pod(pod)
         events.until(stopped(pod.id))
     assert [event.container_id for event in events.seen] == [container, pod.id]
+
+
+def test_what_ends_while_no_daemon_runs_is_listed_by_the_next_and_later_events_are_later(fresh_daemon: Daemon) -> None:
+    kubelet = fresh_daemon.kubelet
+    pod = kubelet.run_pod()
+    waits = "while [ ! -e /go ]; do sleep 0.05; done"
+    with kubelet.events() as events:
+        one = kubelet.run(pod, "sh", "-c", f"{waits}; exit 7", name="one")
+        other = kubelet.run(pod, "sh", "-c", f"{waits}; exit 8", name="other")
+        events.until(lambda event: event.container_id == other and len(events.of(other)) == 2)
+        fresh_daemon.kill()
+    before = max(event.created_at for event in events.seen)
+    (init,) = detect().processes(f"{pod.config.linux.cgroup_parent}/{one}")[:1]
+    Path(f"/proc/{init}/root/go").touch()
+    wait_for(lambda: detect().processes(f"{pod.config.linux.cgroup_parent}/{one}"), lambda left: not left)
+    fresh_daemon.start()
+    with kubelet.events() as events:
+        status = kubelet.status(one)  # what a kubelet's relist sees after a stream that broke
+        assert (status.state, status.exit_code) == (pb.CONTAINER_EXITED, 7)
+        assert status.started_at < before < status.finished_at
+        kubelet.shell(other, "touch /go")
+        events.until(stopped(other))
+    assert events.seen[-1].created_at > status.finished_at
+    assert {each.id: each.exit_code for each in events.seen[-1].containers_statuses} == {one: 7, other: 8}
 
 
 def test_streams_list_what_there_is_and_end(kubelet: Kubelet, pod: Pod) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,19 +17,11 @@ from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.busybox import CUSTOM, HOST
 from tests.simulators.kubelet import Kubelet, wait_for
 from tests.system.daemon import Daemon
-from tests.system.prometheus import DASHBOARDS, DEPLOY, RULES, Prometheus, own_address, substituted
+from tests.system.prometheus import DEPLOY, RULES, Prometheus, dashboard_queries, own_address
 
 LIMITS = pb.LinuxContainerResources(cpu_period=100_000, cpu_quota=20_000, memory_limit_in_bytes=64 << 20)
 BUSY = "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo x > /file; done"
 _COMPARISON = re.compile(r"\s*(==|!=|>|<|>=|<=)\s*[\d.]+\s*$")
-
-
-def dashboard_queries() -> list[str]:
-    found = []
-    for name in DASHBOARDS:
-        board = json.loads((DEPLOY / f"grafana/{name}.json").read_text())
-        found += [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
-    return [substituted(text) for text in found]
 
 
 def rule_queries() -> list[str]:

@@ -27,6 +27,6 @@ def test_a_busy_container_stands_below_its_pod_with_what_it_uses(kubelet: Kubele
     at = next(number for number, line in enumerate(lines) if line.startswith(f"default/{pod.config.metadata.name} "))
     container = lines[at + 1].split()
     assert container[0] == "busy"
-    assert int(container[1].rstrip("%")) > 5
+    assert float(container[1].rstrip("%")) > 5
     assert container[3] in ("0%", "1%", "2%")  # of its 64 MB
     assert container[8] == "1"

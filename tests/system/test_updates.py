@@ -128,6 +128,13 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"cpuset_cpus": "0-4711"}, "cpuset_cpus is '0-4711'"),
     ({"cpuset_mems": "4711"}, "cpuset_mems is '4711'"),
     ({"hugepage_limits": [pb.HugepageLimit(page_size="3MB", limit=3 * MIB)]}, "hugetlb"),
+    ({"cpu_period": 2**62}, "cpu_period is 4611686018427387904"),
+    ({"cpuset_cpus": "1-0"}, "cpuset_cpus is '1-0'"),
+    ({"cpuset_cpus": f"0-{10**30}"}, f"cpuset_cpus is '0-{10**30}'"),
+    ({"oom_score_adj": 2**40}, "oom_score_adj is 1099511627776"),
+    ({"memory_limit_in_bytes": -5}, "memory_limit_in_bytes is -5"),
+    ({"unified": {"memory.high": "much"}}, "memory.high"),
+    ({"unified": {"memory.\0high": "1"}}, "unified"),
     ({"unified": {"memory.none": "1"}}, "memory.none"),
     ({"unified": {"cgroup.procs": "0"}}, "cgroup.procs"),
 ]

@@ -7,6 +7,7 @@ import io
 import os
 import pty
 import threading
+from dataclasses import replace
 from typing import Any, Self
 
 import pytest
@@ -83,10 +84,23 @@ def test_a_table_has_its_columns_below_their_titles() -> None:
     assert side.split()[-3:] == ["12%", "0%", "1%"]
 
 
+def test_long_names_are_cut_before_numbers_are_hidden() -> None:
+    long = [replace(row, pod="coredns-7db6d8ff4d-" * 4) for row in rows(FIRST, SECOND)]
+    head, *lines = table(long, "cpu", 80)
+    assert head.index("CPU*") < 32
+    assert {line[23] for line in lines if not line.startswith("  ")} == {"…"}
+    assert table(long, "cpu", 500) == table(long, "cpu")
+
+
+@pytest.mark.parametrize(("cores", "text"), [(0.0, "0.0%"), (0.004, "0.4%"), (0.1, "10%"), (1.5, "150%"), (None, "-")])
+def test_little_work_is_told_to_a_tenth(cores: float | None, text: str) -> None:
+    assert COLUMNS["cpu"].text(replace(rows(FIRST, SECOND)[0], cores=cores)) == text
+
+
 def test_every_order_can_be_asked_for_by_a_flag() -> None:
     parser = cli._parser()
     assert [parser.parse_args(["top", "--sort", name]).sort for name in SORTS] == list(SORTS)
-    assert set(KEYS.values()) <= set(SORTS)
+    assert set(KEYS.values()) == set(SORTS)
     assert ("name", *COLUMNS) == SORTS
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from cri_py.cgroups.changes import change, in_order, take_back
+from cri_py.cgroups.changes import change, in_order, take_back, way_back
 from cri_py.cgroups.v1 import V1, Hierarchy
 from cri_py.cgroups.v2 import V2
 from cri_py.cgroups.writes import Write
@@ -109,6 +110,37 @@ def test_version_2_is_not_asked_to_kill_for_a_limit_below_what_is_used(tmp_path:
     with pytest.raises(KernelError, match=f"{64 * MIB} bytes are in use"):
         change(V2(str(tmp_path)), "/c", {"memory": {"limit": 32 * MIB}})
     assert (tmp_path / "c/memory.max").read_text() == "max\n"
+
+
+@pytest.mark.parametrize(("asked", "refused"), [("32M", True), ("64m", False), ("1g", False), ("max", False)])
+def test_a_limit_that_is_given_as_the_kernel_reads_it_is_compared_too(
+    tmp_path: Path, asked: str, refused: bool
+) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/memory.max").write_text(f"{2**40}\n")
+    (tmp_path / "c/memory.current").write_text(f"{64 * MIB}\n")
+    with pytest.raises(KernelError, match="are in use") if refused else nullcontext():
+        change(V2(str(tmp_path)), "/c", {"unified": {"memory.max": asked}})
+    assert (tmp_path / "c/memory.max").read_text().startswith(str(2**40) if refused else asked)
+
+
+@pytest.mark.parametrize(
+    ("file", "asked", "had", "back"),
+    [
+        ("io.max", "8:0 wbps=9", "", "8:0 rbps=max wbps=max riops=max wiops=max"),
+        ("io.max", "8:0 wbps=9", "7:0 rbps=1\n8:0 rbps=max wbps=5", "8:0 rbps=max wbps=5"),
+        ("io.weight", "default 9", "default 100\n8:0 50", "default 100"),
+        ("io.weight", "8:16 9", "default 100\n8:0 50", "8:16 default"),
+        ("blkio.throttle.write_bps_device", "8:0 9", "8:16 5", "8:0 0"),
+        ("blkio.throttle.write_bps_device", "8:0 9", "8:16 5\n8:0 7", "8:0 7"),
+        ("rdma.max", "mlx4_0 hca_handle=2", "", "mlx4_0 hca_handle=max hca_object=max"),
+        ("cpu.weight", "9", "100", "100"),
+    ],
+)
+def test_of_a_file_with_a_line_for_each_device_the_devices_line_comes_back(
+    file: str, asked: str, had: str, back: str
+) -> None:
+    assert way_back(Write(f"/x/{file}", asked), had) == Write(f"/x/{file}", back)
 
 
 def test_a_limit_whose_file_the_group_lacks_is_refused_by_its_name(tmp_path: Path) -> None:

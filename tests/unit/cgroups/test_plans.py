@@ -112,6 +112,11 @@ def test_unified_keys_stay_files_of_controllers(file: str) -> None:
         v2_writes({"unified": {file: "1"}})
 
 
+def test_a_unified_key_for_several_devices_is_written_a_line_at_a_time() -> None:
+    lines = ["8:0 wbps=1", "8:16 wbps=2"]
+    assert v2_writes({"unified": {"io.max": "\n".join(lines)}}) == tuple(Write("io.max", line) for line in lines)
+
+
 def test_resources_that_are_not_applied_are_named() -> None:
     asked = {"cpu": {"shares": 2, "realtimePeriod": 3}, "blockIO": {"weight": 10, "leafWeight": 5}, "devices": []}
     assert ignored({**asked, "rdma": {}, "intelRdt": {"closID": "a"}}) == (

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from cri_py.cgroups import Cgroups
-from cri_py.cgroups.readings import Memory, Pressure, Stall, Swap, Usage, field, open_group, pressure
+from cri_py.cgroups.readings import Memory, Pressure, Room, Stall, Swap, Usage, field, open_group, pressure
 from cri_py.cgroups.v1 import V1, Hierarchy
 from cri_py.cgroups.v2 import V2
 from tests.leaks import open_descriptors
@@ -117,6 +120,21 @@ def test_files_are_kept_open_and_tell_the_newest_counts(tmp_path: Path) -> None:
     assert len(opened) == 1
     group.close()
     assert set(open_descriptors()) == before
+
+
+@pytest.mark.parametrize("version", [version1, version2])
+def test_without_room_for_open_files_all_is_told_the_same(tmp_path: Path, version: Any) -> None:
+    cgroups, room = version(tmp_path), Room(3)
+    before = set(open_descriptors())
+    scarce, alone = open_group(cgroups, "/pod", room), open_group(cgroups, "/pod")
+    wanted = alone.usage()
+    alone.close()
+    assert scarce.usage() == wanted == scarce.usage()
+    assert len(set(open_descriptors()) - before) == 3
+    assert (scarce.processes(), scarce.has("pids.current"), scarce.has("pids.none")) == (5, True, False)
+    scarce.close()
+    assert set(open_descriptors()) == before
+    assert room.left == 3
 
 
 def test_a_field_is_found_by_its_whole_name() -> None:

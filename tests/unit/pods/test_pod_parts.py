@@ -14,7 +14,7 @@ import pytest
 
 from cri_py import telemetry
 from cri_py.cgroups import Cgroups
-from cri_py.errors import Internal, Unavailable
+from cri_py.errors import DataLoss, Internal, Unavailable
 from cri_py.model import Event, EventKind, Nanos, SandboxId
 from cri_py.monitor import protocol, transport
 from cri_py.monitor.client import MonitorClient
@@ -49,15 +49,30 @@ async def test_every_subscriber_gets_every_event_in_order() -> None:
             assert [(await anext(stream)).at for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
-async def test_a_slow_subscriber_loses_the_oldest_and_it_is_counted() -> None:
+async def test_a_slow_subscriber_is_told_what_it_lost_after_what_was_queued() -> None:
     events = Events(limit=3)
     before = dropped()
-    async with events.subscribe() as stream:
-        for number in range(5):
+    async with events.subscribe() as slow, events.subscribe() as quick:
+        for number in range(1, 4):
+            events.publish(event(number))
+        assert [(await anext(quick)).at for _ in range(3)] == [1, 2, 3]
+        for number in range(4, 6):
             events.publish(event(number))
         assert events.depth() == 3
-        assert [(await anext(stream)).at for _ in range(3)] == [2, 3, 4]
-    assert dropped() - before == 2
+        assert [(await anext(slow)).at for _ in range(3)] == [1, 2, 3]
+        events.publish(event(6))  # there is room again, but a gap before it
+        with pytest.raises(DataLoss, match="3 events were lost since 1970-01-01T00:00:00"):
+            await anext(slow)
+        assert [(await anext(quick)).at for _ in range(3)] == [4, 5, 6]
+    assert dropped() - before == 3
+
+
+async def test_times_of_events_never_go_back_though_the_clock_does() -> None:
+    events = Events()
+    async with events.subscribe() as stream:
+        for number in (5, 3, 7):
+            events.publish(event(number))
+        assert [(await anext(stream)).at for _ in range(3)] == [5, 5, 7]
 
 
 async def test_whoever_has_left_costs_nothing() -> None:

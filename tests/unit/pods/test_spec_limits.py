@@ -131,6 +131,7 @@ def test_strings_that_execve_would_refuse_are_refused_first() -> None:
             ("hugepage_limits", (model.HugepageLimit("../2MB", 0),)),
         ),
         *(("cpuset_cpus", "0-"), ("cpuset_mems", "a"), ("unified", {"../x.y": "1"}), ("unified", {"cgroup": "1"})),
+        ("unified", {"memory.\0high": "1"}),
     ],
 )
 def test_resources_that_no_kernel_takes_are_refused_by_name(field: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from cri_py import model
-from cri_py.errors import NotFound
+from cri_py.errors import KernelError, NotFound
 from cri_py.model import ContainerFilter, Event, EventKind, NotReady, SandboxFilter
 from cri_py.pods import stats
 from cri_py.pods.places import Places
+from cri_py.pods.stats_network import HolderNetwork
 from tests.unit.pods.stats_world import CREATED, ENDED, NOW, POD, RUNNING, World, is_open, running
 
 
@@ -104,9 +106,31 @@ async def test_a_group_that_cannot_be_read_costs_its_own_numbers_only(world: Wor
     assert found[RUNNING.id] is not None
 
 
+async def test_interfaces_that_cannot_be_read_cost_their_own_numbers_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: HolderNetwork) -> None:
+        raise KernelError(errno.EMFILE, "Too many open files", "read", "net/dev of a holder")
+
+    monkeypatch.setattr(HolderNetwork, "interfaces", refuse)
+    (found,) = await world.statistics.sandboxes(SandboxFilter())
+    assert found.interfaces is None
+    assert found.group is not None
+
+
 async def test_what_is_removed_is_let_go_of(world: World) -> None:
     await world.statistics.containers(ContainerFilter())
     assert "c1" in world.opened()
+    del world.ledger.by_id[RUNNING.id]
+    world.events.publish(Event(RUNNING.id, EventKind.DELETED, NOW, POD))
+    await until(lambda: "c1" in world.opened(), False)
+
+
+async def test_events_that_were_missed_do_not_end_what_follows_them(world: World) -> None:
+    await world.statistics.containers(ContainerFilter())
+    for _ in range(10_001):  # before anybody gets to take one
+        world.events.publish(Event(RUNNING.id, EventKind.STARTED, NOW, POD))
+    await until(world.events.depth, 0)
     del world.ledger.by_id[RUNNING.id]
     world.events.publish(Event(RUNNING.id, EventKind.DELETED, NOW, POD))
     await until(lambda: "c1" in world.opened(), False)

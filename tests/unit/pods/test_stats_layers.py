@@ -128,6 +128,16 @@ async def test_a_first_call_waits_no_longer_than_a_call_may_take(tmp_path: Path,
     layers.close()
 
 
+async def test_no_call_waits_a_second_time_for_a_count_that_takes_long(tmp_path: Path, upper: Path) -> None:
+    layers = Layers(Places(str(tmp_path), ""), Clock(), PERIOD_S)  # nothing counts
+    await layers.first([RUNNING])
+    begun = asyncio.get_running_loop().time()
+    for _ in range(20):
+        await layers.first([RUNNING])
+    assert asyncio.get_running_loop().time() - begun < 0.5
+    layers.close()
+
+
 async def test_where_nobody_asks_nothing_is_counted(
     tmp_path: Path, upper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import time
@@ -13,6 +14,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from cri_py import model
+from cri_py.pods.events import Events
 from cri_py.rpc import answers, listing, methods
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.unit.rpc.conftest import IMAGE_ID, make_container
@@ -392,6 +394,30 @@ async def test_events_arrive_with_sandbox_and_containers(world: Any, new_sandbox
     assert answer.pod_sandbox_status.metadata.name == "pod-2"
     assert [status.id for status in answer.containers_statuses] == [container.id]
     call.cancel()
+
+
+async def test_a_subscriber_that_is_too_slow_is_told_what_it_lost(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = Events(limit=5)
+    monkeypatch.setattr(world.events, "subscribe", events.subscribe)
+    call = world.runtime.GetContainerEvents(pb.GetEventsRequest())
+    first = asyncio.ensure_future(call.read())
+    while not first.done():
+        events.publish(model.Event("begun", model.EventKind.STARTED, model.Nanos(1)))
+        await asyncio.sleep(0.001)
+    while events.depth():
+        await call.read()
+    for number in range(50):
+        events.publish(model.Event(f"c{number}", model.EventKind.STARTED, model.Nanos(2)))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _read_all(call)
+    assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+    assert "45 events were lost since 1970-01-01" in caught.value.details()
+    assert "list what there is" in caught.value.details()
+
+
+async def _read_all(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 def test_a_list_joined_from_kept_encodings_is_the_list(new_container: Make) -> None:
