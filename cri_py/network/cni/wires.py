@@ -103,6 +103,10 @@ class Cni:
             return Condition("NetworkReady", False, "NetworkPluginNotReady", fault)
         return Condition("NetworkReady", True)
 
+    def damage(self) -> str:
+        """What plugins made they see to themselves."""
+        return ""
+
     def verbose(self) -> dict[str, str]:
         """Under containerd's names; the networks of single handlers by their status alone."""
         loaded = self._networks.loaded
