@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence, Set
 from functools import partial
@@ -40,10 +41,12 @@ from cri_py.network.netlink import (
     Request,
     add_address,
     add_default_route,
+    filter_bridge,
     make_bridge,
     make_veth,
     remove_link,
     set_alias,
+    set_master,
     set_port_up,
     set_up,
     without_link_local,
@@ -56,6 +59,7 @@ log = structlog.get_logger()
 
 INTERFACE: Final = "eth0"
 IPV6_SMALLEST_MTU: Final = 1280  # RFC 8200 section 5; below it Linux takes IPv6 off an interface
+_BRIDGE_RULES: Final = "/proc/sys/net/bridge"  # there is br_netfilter, as kube-proxy wants it
 _AT_ONCE: Final = 4  # the kernel has one lock for all changes of interfaces: more threads would only queue there
 _LINK_LOCAL: Final = IPv6Interface("fe80::1/64")  # of the bridge: what routes IPv6 asks for neighbours from such a one
 
@@ -76,21 +80,24 @@ class Bridge:
         told, former = pod_cidrs.load(memory) if memory else ((), ())
         self._ranges = Ranges(told or _subnets(config), former)
         self._attached: dict[str, tuple[Address, ...]] = {}  # by the pin's path, also while it is being made
+        self._host_ends: dict[str, str] = {}  # the veths' names on the node, by the same
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._index = 0
         self._fault = f"the bridge {config.bridge} is not set up yet"
+        self._rules_stand = False
         self._has_ipv6 = config.mtu >= IPV6_SMALLEST_MTU and os.path.exists("/proc/sys/net/ipv6")
 
     # ------------------------------------------------------------- the node
 
     async def start(self) -> None:
-        """Make or adopt the bridge, let the node forward, masquerade. Idempotent.
+        """Make or adopt the bridge, let the node forward, masquerade. Idempotent; brings back what somebody removed.
 
         Raises FailedPrecondition if the subnet or the bridge is somebody else's, Internal if the kernel refuses.
         Without nftables pods reach each other and the node only; that is logged, not raised.
         """
         try:
-            self._index = await netns.on_own_thread(self._set_up_node, _keep)
+            ends = tuple(self._host_ends.values())
+            self._index = await netns.on_own_thread(partial(self._set_up_node, ends), _keep)
         except OSError as error:
             self._fault = f"the bridge {self._config.bridge} can't be set up: {error}"
             raise Internal(self._fault) from error
@@ -102,11 +109,13 @@ class Bridge:
 
     async def stop(self) -> None:
         """Take no more pods. The bridge stays for those that live on."""
+        self._index = 0
         self._fault = "the daemon is stopping"
 
     async def destroy(self) -> None:
         """Remove the bridge and its rules; pods that live on lose their network. Idempotent."""
         self._fault = f"the bridge {self._config.bridge} was removed"
+        self._index = 0
         await netns.on_own_thread(self._remove_bridge, _keep)
         if self._has_rules:
             with contextlib.suppress(Unavailable):  # no nft, hence no rules
@@ -117,6 +126,13 @@ class Bridge:
         if self._fault:
             return Condition("NetworkReady", False, "NetworkPluginNotReady", self._fault)
         return Condition("NetworkReady", True)
+
+    def damage(self) -> str:
+        """What somebody has removed of what :meth:`start` had made, "" if it is there. Three microseconds."""
+        with contextlib.suppress(OSError):
+            if socket.if_nametoindex(self._config.bridge) == self._index:
+                return ""
+        return f"somebody has removed the bridge {self._config.bridge}" if self._index else ""
 
     async def update_pod_cidr(self, cidr: str) -> None:
         """What the kubelet says the node's pods should have: from now on new ones get it, those that live keep theirs.
@@ -172,10 +188,12 @@ class Bridge:
         loop = asyncio.get_running_loop()
         told = partial(loop.call_soon_threadsafe, on_netns)
         try:
-            return await self._make(sandbox, own, partial(self._attach_here, sandbox, own, told, holder))
+            made = await self._make(sandbox, own, partial(self._attach_here, sandbox, own, told, holder))
         except BaseException:
             self._ranges.release(address.ip for address in own)
             raise
+        self._host_ends[made.netns_path] = made.host_interface
+        return made
 
     async def detach(self, attachment: Attachment) -> None:
         """Let go of the namespace and of its addresses; its veth goes with its last process. Idempotent.
@@ -188,6 +206,7 @@ class Bridge:
             raise Internal(f"the network namespace {attachment.netns_path} can't be removed: {error}") from error
         # Only what this attachment holds: after a second detach its addresses may be another pod's.
         self._ranges.release(self._attached.pop(attachment.netns_path, ()))
+        self._host_ends.pop(attachment.netns_path, None)
 
     def adopt(self, attachment: Attachment) -> bool:
         """Take over an attachment that an earlier daemon made: its address is taken.
@@ -195,15 +214,21 @@ class Bridge:
         Returns whether the namespace is still pinned; after a reboot it is not, and :meth:`detach` is all that is left.
         """
         self._attached[attachment.netns_path] = self._ranges.reserve(map(ip_address, attachment.ips))
+        self._host_ends[attachment.netns_path] = attachment.host_interface
         return netns.is_pinned(attachment.netns_path)
 
     async def sweep(self, known: Set[str]) -> list[str]:
-        """Remove the pinned namespaces that are neither in ``known`` nor attached here; returns their names."""
+        """Remove the pinned namespaces that are neither in ``known`` nor attached here; returns their names.
+
+        Pods whose bridge was removed while no daemon ran are its ports again.
+        """
 
         def removed() -> list[str]:
+            with Netlink() as node:
+                self._rejoin(node, ends, index)
             return [os.path.basename(path) for path in self._pins.strange(kept, known) if netns.unpin(path)]
 
-        kept = frozenset(self._attached)
+        kept, ends, index = frozenset(self._attached), tuple(self._host_ends.values()), self._index
         try:
             return await netns.on_own_thread(removed, _keep)
         except KernelError as error:
@@ -217,7 +242,7 @@ class Bridge:
         """Runs on a thread of its own; what fails after the pin goes with it, the veth pair too."""
         pin = self.pin_of(sandbox)
         host_end = f"veth{secrets.token_hex(5)}"
-        isolated, limits = self._config.isolate_pods, bandwidth(sandbox.config.annotations)
+        isolated, limits = self._isolates_ports, bandwidth(sandbox.config.annotations)
         with Netlink() as node:
             if holder:
                 netns.enter_that_of(holder, pin)
@@ -250,7 +275,7 @@ class Bridge:
                 raise
         return Attachment(pin, tuple(str(address.ip) for address in own), INTERFACE, host_end)
 
-    def _set_up_node(self) -> int:
+    def _set_up_node(self, ends: Sequence[str]) -> int:
         self._pins.make_directory()
         with Netlink() as node:
             link = node.find_link(self._config.bridge)
@@ -266,9 +291,22 @@ class Bridge:
             if link is None:
                 raise Internal(f"the bridge {self._config.bridge} was removed while it was set up", hint="start again")
             node.request(set_alias(link.index, link.name, self._owner), set_up(link.name))
+            if self._config.isolate_pods and os.path.exists(_BRIDGE_RULES):
+                node.request(filter_bridge(link.index, link.name))
+            self._rejoin(node, ends, link.index)
         for version in {subnet.version for subnet in self._ranges.all}:
             _enable_forwarding(version)
         return link.index
+
+    def _rejoin(self, node: Netlink, ends: Sequence[str], bridge: int) -> None:
+        """Make pods' veths ports of the bridge again: of one that is removed, all ports are let go."""
+        lost = [link for link in node.links() if link.name in ends and link.master != bridge] if ends else []
+        for link in lost:
+            up = set_port_up(link.name, isolated=self._isolates_ports)
+            try:
+                node.request(set_master(link.index, link.name, bridge), up)
+            except KernelError as error:  # its pod has just ended
+                log.warning("a pod is not connected to the bridge again", interface=link.name, cause=str(error))
 
     def _refuse_strangers(self, link: Link, links: list[Link]) -> None:
         if link.kind != "bridge":
@@ -325,7 +363,7 @@ class Bridge:
             del self._attached[pin]
             raise Internal(
                 f"the network of {sandbox.id} can't be set up: {error}",
-                hint=f"if the bridge {self._config.bridge} was removed, restart the daemon",
+                hint=f"if the bridge {self._config.bridge} was removed meanwhile, the next try makes it anew",
             ) from error
         except BaseException:
             del self._attached[pin]
@@ -335,9 +373,17 @@ class Bridge:
     def _has_rules(self) -> bool:
         return self._config.masquerade or self._config.isolate_pods
 
+    @property
+    def _isolates_ports(self) -> bool:
+        """Whether the bridge itself keeps pods apart. Where rules see what passes it, they do, and must alone: such a
+        kernel sends what a host port or a service has led to a pod's neighbour right on from port to port."""
+        return self._config.isolate_pods and not (self._rules_stand and os.path.exists(_BRIDGE_RULES))
+
     async def _write_rules(self) -> None:
+        self._rules_stand = False
         try:
             await nftables.apply(self._rules())
+            self._rules_stand = True
         except CriError as error:
             log.warning(
                 "no masquerading and no isolation: pods reach each other and the node, but nothing beyond it",

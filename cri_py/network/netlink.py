@@ -61,6 +61,8 @@ IFLA_INFO_SLAVE_KIND: Final = 4
 IFLA_INFO_SLAVE_DATA: Final = 5
 IFLA_BRPORT_MODE: Final = 4
 IFLA_BRPORT_ISOLATED: Final = 33
+IFLA_BR_NF_CALL_IPTABLES: Final = 36
+IFLA_BR_NF_CALL_IP6TABLES: Final = 37
 VETH_INFO_PEER: Final = 1
 
 IFA_ADDRESS: Final = 1
@@ -158,6 +160,20 @@ def make_veth(name: str, peer: str, *, bridge: int, netns_of: int, mac: bytes, m
 def set_up(name: str) -> Request:
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name)
     return Request(RTM_NEWLINK, 0, body, f"set {name} up")
+
+
+def filter_bridge(index: int, name: str) -> Request:
+    """Apply the node's rules to what passes a bridge, whatever net.bridge.bridge-nf-call-iptables says."""
+    settings = attribute(IFLA_BR_NF_CALL_IPTABLES, b"\1") + attribute(IFLA_BR_NF_CALL_IP6TABLES, b"\1")
+    info = _text(IFLA_INFO_KIND, "bridge") + attribute(IFLA_INFO_DATA | NESTED, settings)
+    body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + attribute(IFLA_LINKINFO | NESTED, info)
+    return Request(RTM_NEWLINK, 0, body, f"have rules applied to what passes {name}")
+
+
+def set_master(index: int, name: str, bridge: int) -> Request:
+    """Make an interface a port of a bridge, which is an index, too."""
+    body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + _number(IFLA_MASTER, bridge)
+    return Request(RTM_NEWLINK, 0, body, f"make {name} a port of the bridge")
 
 
 def set_port_up(name: str, *, isolated: bool = False) -> Request:

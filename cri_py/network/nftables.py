@@ -55,7 +55,10 @@ delete {table}
 
 
 def isolation_text(bridge: str) -> str:
-    """What pods send to each other by way of the node is dropped, unless a host port led it. Replaces the table."""
+    """What pods send to each other is dropped, unless a host port or a service led it. Replaces the table.
+
+    Both names are the bridge's also of what passes it from port to port, where br_netfilter applies rules to that.
+    """
     table = f"table inet {table_name(bridge)}"
     return f"""\
 {table}

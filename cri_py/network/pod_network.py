@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Set
 from typing import Any
 
@@ -23,6 +24,8 @@ class PodNetwork:
     def __init__(self, wires: Wires, ports: HostPorts) -> None:
         self._wires = wires
         self._ports = ports
+        self._one_mends = asyncio.Lock()
+        self._mending: asyncio.Task[None] | None = None
         self._flushes = Flushes(wires.tables | {ports.table}, self._restore)
 
     async def start(self) -> None:
@@ -31,11 +34,16 @@ class PodNetwork:
 
     async def stop(self) -> None:
         """Take no more pods; those that are there keep their network."""
+        if self._mending is not None:
+            self._mending.cancel()
+            await asyncio.wait({self._mending})
         await self._flushes.stop()
         await self._wires.stop()
 
     def condition(self) -> Condition:
-        """CRI's NetworkReady."""
+        """CRI's NetworkReady. What somebody has removed is brought back soon, for the pods that are there."""
+        if self._wires.damage() and (self._mending is None or self._mending.done()):
+            self._mending = asyncio.get_running_loop().create_task(self._mend_for_all())
         return self._wires.condition()
 
     async def update_pod_cidr(self, cidr: str) -> None:
@@ -63,6 +71,8 @@ class PodNetwork:
         Raises AlreadyExists (a host port is another pod's, who is named), InvalidArgument, Unavailable and
         DeadlineExceeded (nft), and as the wires do.
         """
+        if self._wires.damage():
+            await self._mend()
         if not _has_host_ports(sandbox.config):
             return await self._wires.attach(sandbox, on_netns, holder)
         self._ports.claim(sandbox.id, _owner(sandbox.config), sandbox.config.port_mappings)
@@ -115,6 +125,23 @@ class PodNetwork:
             log.warning("host ports don't work", error=error.message, remedy=error.hint)
         self._flushes.start()
         return await self._wires.sweep(known)
+
+    async def _mend(self) -> None:
+        """Bring back what somebody has removed. Raises as the wires' start does."""
+        async with self._one_mends:
+            damage = self._wires.damage()
+            if not damage:
+                return  # somebody else was faster
+            log.warning("the pods' network is mended", cause=damage)
+            await self._wires.start()
+            if self._ports.are_open:
+                await self._ports.restore()
+
+    async def _mend_for_all(self) -> None:
+        try:
+            await self._mend()
+        except CriError as error:  # NetworkReady tells it from now on
+            log.warning("the pods' network can't be mended", error=error.message, remedy=error.hint)
 
     async def _restore(self, tables: Set[str]) -> None:
         """Write rules anew that somebody else has removed."""

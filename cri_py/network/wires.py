@@ -34,6 +34,10 @@ class Wires(Protocol):
 
     def condition(self) -> Condition: ...
 
+    def damage(self) -> str:
+        """What somebody has removed that :meth:`start` brings back, "" if nothing. Asked before every attachment."""
+        ...
+
     def verbose(self) -> dict[str, str]:
         """What ``crictl info`` shows of the network, beside the condition."""
         ...

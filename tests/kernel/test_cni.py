@@ -139,6 +139,7 @@ async def test_a_handler_may_have_another_network(tmp_path: Path, plugin: Plugin
         ("garbage", Internal, "no JSON object: '{]} what"),
         ("silence", Internal, "no JSON object: it printed nothing"),
         ("no address", Internal, "gave no address to eth0"),
+        ("no interface", Internal, "gave no address to eth0"),
         ("error with status 0", Internal, "code 999: no, but exit 0"),
         ("code 11", Unavailable, "code 11: it asks to be tried again later"),
         ("code 7", FailedPrecondition, "code 7: the network's configuration is wrong"),
@@ -191,6 +192,15 @@ async def test_a_plugin_that_vanishes_keeps_no_pod_for_ever(tmp_path: Path, plug
         await cni.tidy()
     assert (remains(tmp_path), plugin.leases()) == (([], []), {})
     assert plugin.calls()[-2]["environment"]["CNI_NETNS"] == ""
+
+
+@on_own_node
+async def test_calls_for_one_pod_follow_each_other(tmp_path: Path, plugin: PluginSimulator) -> None:
+    async with serving(tmp_path) as cni:
+        pod = await attach(cni, "web")
+        plugin.behave(DEL="slowly", CHECK="slowly")
+        await asyncio.gather(cni.detach(pod), cni.check(), cni.detach(pod))
+    assert (remains(tmp_path), plugin.commands()[1:].count("DEL")) == (([], []), 1)
 
 
 @on_own_node

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,10 +31,10 @@ from cri_py.network.pod_network import PodNetwork
 from tests.kernel.test_network import inside, make, named, on_own_node, pinned
 
 pytestmark = pytest.mark.root
-TCP, UDP, _ = TransportProtocol
+TCP, UDP, SCTP = TransportProtocol
 
 
-def network_of(tmp_path: Path, **changes: str) -> PodNetwork:
+def network_of(tmp_path: Path, **changes: Any) -> PodNetwork:
     """The node has the addresses 192.0.2.1 and, once it is started, 10.66.0.1."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["ip", "address", "replace", "192.0.2.1/32", "dev", "lo"], check=True)
@@ -274,6 +276,121 @@ async def test_rules_that_somebody_flushes_are_written_anew(tmp_path: Path) -> N
     await network.detach(web)
     await network.stop()
     assert "ports" not in tables()
+
+
+@on_own_node
+async def test_a_host_port_leads_to_an_isolated_pod_and_nothing_else_does(tmp_path: Path) -> None:
+    network = network_of(tmp_path, isolate_pods=True, subnet6="fd66::/64")
+    await network.start()
+    web = await attach(network, "web", PortMapping(TCP, 80, 8080), PortMapping(TCP, 81, 8081))
+    client = await attach(network, "client")
+    ways = ((socket.AF_INET, "10.66.0.2", "192.0.2.1", 80), (socket.AF_INET6, "fd66::2", "fd66::1", 81))
+    for family, own, node, port in ways:
+        with Echo(web, family=family, port=port):
+            assert ask(node, 8000 + port).startswith("web ")
+            assert inside(where(client), asking(node, 8000 + port)).startswith("web ")
+            assert inside(where(web), asking(node, 8000 + port)).startswith("web ")
+            with pytest.raises(OSError, match=r"timed out|No route to host"):
+                inside(where(client), asking(own, port))
+    await network.detach(web)
+    await network.detach(client)
+
+
+# -------------------------------------------------------------------- SCTP
+
+
+def sctp_init(source: int, port: int) -> bytes:
+    """The packet that asks for an association (RFC 9260, 3.3.2)."""
+    chunk = struct.pack("!BBHIIHHI", 1, 0, 20, 7, 65536, 1, 1, 7)
+    checksum = crc32c(struct.pack("!HHII", source, port, 0, 0) + chunk)
+    return struct.pack("!HHI", source, port, 0) + struct.pack("<I", checksum) + chunk
+
+
+def crc32c(content: bytes) -> int:
+    """RFC 9260, appendix A."""
+    rest = 0xFFFFFFFF
+    for byte in content:
+        rest ^= byte
+        for _ in range(8):
+            rest = rest >> 1 ^ (0x82F63B78 if rest & 1 else 0)
+    return rest ^ 0xFFFFFFFF
+
+
+def send_init(address: str, source: int, port: int) -> None:
+    """By hand, as not every kernel has sockets of SCTP; all translate it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP) as sending:
+        sending.sendto(sctp_init(source, port), (address, 0))
+
+
+@on_own_node
+async def test_an_sctp_host_port_leads_to_the_pod_in_both_families(tmp_path: Path) -> None:
+    network = network_of(tmp_path, subnet6="fd66::/64")
+    await network.start()
+    pod, client = await attach(network, "pod", PortMapping(SCTP, 38412, 9000)), await attach(network, "client")
+    for family, node in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "fd66::1")):
+        with inside(
+            where(pod), lambda family=family: socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
+        ) as raw:
+            raw.settimeout(5)
+            senders = [lambda node=node: send_init(node, 5001, 9000)]
+            senders.append(lambda node=node: inside(where(client), lambda: send_init(node, 5002, 9000)))
+            for send in senders:
+                send()
+                packet = raw.recv(200)
+                header = packet[20:] if family is socket.AF_INET else packet
+                assert struct.unpack_from("!2xH", header) == (38412,)
+                assert struct.unpack_from("<I", header, 8)[0] == crc32c(header[:8] + bytes(4) + header[12:])
+    await network.detach(pod)
+    await network.detach(client)
+
+
+# ------------------------------------------------------- the bridge is gone
+
+
+@on_own_node
+async def test_a_bridge_that_somebody_removed_comes_back_with_all_pods_and_ports(tmp_path: Path) -> None:
+    network = network_of(tmp_path, subnet6="fd66::/64")
+    await network.start()
+    web = await attach(network, "web", PortMapping(TCP, 80, 8080))
+    with Echo(web):
+        remove_bridge()
+        client = await attach(network, "client")
+        assert ask("127.0.0.1", 8080) == "web 10.66.0.1"
+        assert inside(where(client), asking(where(web).ips[0], 80)) == f"web {where(client).ips[0]}"
+        remove_bridge()
+        assert network.condition().status  # and whoever asks this has it mended
+        await eventually(lambda: ask("127.0.0.1", 8080) == "web 10.66.0.1")
+        await network.stop()
+        remove_bridge()
+        again = network_of(tmp_path, subnet6="fd66::/64")  # a daemon that finds it so
+        await again.start()
+        assert again.adopt(web)
+        assert again.adopt(client)
+        await again.sweep({"web", "client"})
+        assert ask("127.0.0.1", 8080) == "web 10.66.0.1"
+        assert inside(where(client), asking(where(web).ips[0], 80)) == f"web {where(client).ips[0]}"
+    await again.detach(web)
+    await again.detach(client)
+    await again.stop()
+    assert again.condition().message == "the daemon is stopping"
+
+
+def remove_bridge() -> None:
+    subprocess.run(["ip", "link", "delete", "t-br0"], check=True)
+
+
+async def eventually(fact: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not await asyncio.to_thread(suppressing, fact):  # noqa: ASYNC110 what changes is no task's
+            await asyncio.sleep(0.02)
+
+
+def suppressing(fact: Callable[[], bool]) -> bool:
+    try:
+        return fact()
+    except OSError:
+        return False
 
 
 def rules() -> str:

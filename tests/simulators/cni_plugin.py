@@ -169,6 +169,19 @@ def _no_address(_: Path, told: dict[str, Any]) -> None:
     print(json.dumps({"cniVersion": told["cniVersion"], "interfaces": [{"name": "fake0"}]}))
 
 
+def _no_interface(_: Path, told: dict[str, Any]) -> None:
+    address = {"address": "10.77.0.2/24", "interface": 0}
+    print(json.dumps({"cniVersion": told["cniVersion"], "interfaces": [{"name": "fake0"}], "ips": [address]}))
+
+
+def _slowly(place: Path, _: dict[str, Any]) -> None:
+    """It must not run twice at a time for one container."""
+    busy = place / f"busy-{os.environ['CNI_CONTAINERID']}"
+    with busy.open("x"):
+        time.sleep(0.1)
+    busy.unlink()
+
+
 def _error_with_status_0(_: Path, told: dict[str, Any]) -> None:
     print(json.dumps({"cniVersion": told["cniVersion"], "code": 999, "msg": "no, but exit 0"}))
 
@@ -181,6 +194,8 @@ _MISBEHAVIOURS = {
     "garbage": lambda *_: print("{]} what?"),
     "silence": lambda *_: None,
     "no address": _no_address,
+    "no interface": _no_interface,
+    "slowly": _slowly,
     "error with status 0": _error_with_status_0,
     "duplicate": lambda _, told: _answer(told, "10.77.0.2"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,28 +56,58 @@ def candidates(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
 
 
-def parse(file: str, content: bytes) -> Network:
-    """The network of a configuration file: a list of plugins, or one. Raises ConfigError, which names the file."""
+def added(names: Iterable[str]) -> list[str]:
+    """The files of a network's own directory that each add a plugin to its list, in the order of the plugins."""
+    return sorted(name for name in names if name.endswith(".conf") and not name.startswith("."))
+
+
+def parse(file: str, content: bytes, more: Callable[[str], Iterable[tuple[str, bytes]]] = lambda _: ()) -> Network:
+    """The network of a configuration file: a list of plugins, or one. Raises ConfigError, which names the file.
+
+    ``more`` gives names and contents of the files that add plugins to a list (CNI 1.1, loadOnlyInlinedPlugins), from
+    the network's name.
+    """
+    document = _object(file, content)
+    try:
+        if "type" in document and "plugins" not in document:
+            return from_document(_as_list(document))
+        name = _name(document)
+        if not _flag(document, "loadOnlyInlinedPlugins", name):
+            document = _with(document, name, [_object(*each) for each in more(name)])
+        return from_document(document)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error.message}", hint=error.hint) from error
+
+
+def _object(file: str, content: bytes) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(content)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON: {error}", hint="mend it, or remove it") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{file} is no JSON object", hint="mend it, or remove it")
-    if "plugins" not in document:
-        document = _as_list(document)
-    try:
-        return from_document(document)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error.message}", hint=error.hint) from error
+    return document
+
+
+def _with(document: dict[str, Any], name: str, plugins: list[dict[str, Any]]) -> dict[str, Any]:
+    """The list with more plugins at its end."""
+    inlined = document.get("plugins", [])
+    if not isinstance(inlined, list):
+        raise ConfigError(f"the plugins of CNI network {name} are no list", hint="its key plugins is an array")
+    return {**document, "plugins": [*inlined, *plugins]}
+
+
+def _name(document: Mapping[str, Any]) -> str:
+    name = document.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"name {name!r} is no name of a CNI network", hint="use letters, digits, '_', '.' and '-'")
+    return name
 
 
 def from_document(document: Mapping[str, Any]) -> Network:
     """The network of a list of plugins as JSON. Raises ConfigError."""
-    name = document.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"name {name!r} is no name of a CNI network", hint="use letters, digits, '_', '.' and '-'")
-    plugins = document["plugins"]
+    name = _name(document)
+    plugins = document.get("plugins")
     if not isinstance(plugins, list) or not plugins:
         raise ConfigError(f"CNI network {name} has no plugins", hint="its key plugins is an array of objects")
     return Network(

@@ -12,7 +12,7 @@ import structlog
 
 from cri_py.errors import ConfigError, CriError, FailedPrecondition
 from cri_py.network.cni import chain
-from cri_py.network.cni.configs import Loaded, Network, candidates, parse
+from cri_py.network.cni.configs import Loaded, Network, added, candidates, parse
 from cri_py.network.cni.plugins import Plugins
 from cri_py.network.cni.versions import negotiate
 from cri_py.network.cni.watch import Watch
@@ -109,7 +109,12 @@ class Networks:
 def _signature(directory: str) -> Signature | None:
     """What changes with every change of a configuration; None if the directory can't be read."""
     try:
-        names = candidates(os.listdir(directory))
+        with os.scandir(directory) as entries:
+            entered = list(entries)
+        names = candidates(entry.name for entry in entered)
+        for entry in entered:
+            if entry.is_dir():
+                names += [f"{entry.name}/{name}" for name in added(os.listdir(entry.path))]
         found = [(name, os.stat(f"{directory}/{name}")) for name in names]
     except OSError:
         return None
@@ -130,6 +135,19 @@ def _first(directory: str) -> Network:
             f"no CNI network: {directory} has no .conf, .conflist or .json file", hint="a network add-on writes one"
         )
     path = f"{directory}/{names[0]}"
+    return parse(path, _content(path), lambda name: _added(f"{directory}/{name}"))
+
+
+def _added(directory: str) -> list[tuple[str, bytes]]:
+    """The files that add plugins to a network; none if it has no directory."""
+    try:
+        paths = [f"{directory}/{name}" for name in added(os.listdir(directory))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [(path, _content(path)) for path in paths]
+
+
+def _content(path: str) -> bytes:
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             content = file.read(_LARGEST_BYTES + 1)
@@ -137,7 +155,7 @@ def _first(directory: str) -> Network:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
     if len(content) > _LARGEST_BYTES:
         raise ConfigError(f"{path} has more than {_LARGEST_BYTES} bytes", hint="this is no CNI configuration")
-    return parse(path, content)
+    return content
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -103,6 +103,10 @@ class Cni:
             return Condition("NetworkReady", False, "NetworkPluginNotReady", fault)
         return Condition("NetworkReady", True)
 
+    def damage(self) -> str:
+        """What plugins made they see to themselves."""
+        return ""
+
     def verbose(self) -> dict[str, str]:
         """Under containerd's names; the networks of single handlers by their status alone."""
         loaded = self._networks.loaded
@@ -261,6 +265,8 @@ class Cni:
                 continue
             try:
                 async with self._lock(found.container_id):
+                    if found.container_id not in self._cache.entries():
+                        continue  # it was detached meanwhile
                     about = found.subject(has_netns=True)
                     await chain.check(self._plugins, found.chain(), about, found.result)
             except (CriError, OSError) as error:
@@ -299,6 +305,8 @@ class Cni:
             log.warning("an attachment that failed is not undone yet", pod=pending.container_id, cause=str(error))
 
     async def _delete(self, found: Entry) -> None:
+        if found.container_id not in self._cache.entries():
+            return  # done while this call waited for its turn
         about = found.subject(has_netns=netns.is_pinned(found.netns))
         await chain.delete(self._plugins, found.chain(), about, found.result)
         self._cache.drop(found.container_id)

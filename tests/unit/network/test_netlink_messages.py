@@ -61,6 +61,15 @@ def test_up_alias_and_removal_name_their_interface() -> None:
     assert read(ifinfmsg, netlink.remove_link(5, "crip0"))["index"] == 5
 
 
+def test_a_bridge_is_told_to_have_rules_applied_to_it_and_a_port_whose_it_is() -> None:
+    told = read(ifinfmsg, netlink.filter_bridge(4, "crip0"))
+    assert told["index"] == 4
+    assert told.get(("linkinfo", "data", "br_nf_call_iptables")) == 1
+    assert told.get(("linkinfo", "data", "br_nf_call_ip6tables")) == 1
+    port = read(ifinfmsg, netlink.set_master(7, "veth0", 4))
+    assert (port["index"], port.get("master"), port["change"]) == (7, 4, 0)
+
+
 def test_a_port_comes_up_and_sends_back_to_where_it_comes_from() -> None:
     message = read(ifinfmsg, netlink.set_port_up("veth0"))
     assert (message.get("ifname"), message["flags"], message["change"]) == ("veth0", 1, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cri_py.errors import ConfigError
-from cri_py.network.cni.configs import Network, candidates, parse
+from cri_py.network.cni.configs import Network, added, candidates, parse
 from cri_py.network.cni.versions import NEWEST, SUPPORTED, negotiate
 
 
@@ -90,3 +90,29 @@ def test_a_plugin_that_is_too_old_is_named() -> None:
         negotiate("net", [NEWEST], {"new": set(SUPPORTED), "older": {"0.4.0"}})
     with pytest.raises(ConfigError, match="no version of CNI in common"):
         negotiate("net", ["1.0.0", "0.4.0"], {"a": {"1.0.0"}, "b": {"0.4.0"}})
+
+
+# ----------------------------------------------------- plugins beside a list
+
+
+def chained(files: dict[str, bytes], **fields: Any) -> list[str]:
+    """The plugins of a list whose network has a directory with ``files``."""
+    document = {"cniVersion": "1.1.0", "name": "net", **fields}
+    network = parse(
+        "/c/10-net.conflist", json.dumps(document).encode(), lambda name: files.items() if name == "net" else ()
+    )
+    return [plugin.type for plugin in network.plugins]
+
+
+def test_files_of_a_networks_own_directory_add_their_plugins_at_the_end() -> None:
+    assert added(["b.conf", "a.conf", "c.conflist", ".d.conf"]) == ["a.conf", "b.conf"]
+    files = {"/c/net/a.conf": b'{"type": "tuning"}', "/c/net/b.conf": b'{"type": "firewall"}'}
+    assert chained(files, plugins=[{"type": "bridge"}]) == ["bridge", "tuning", "firewall"]
+    assert chained(files) == ["tuning", "firewall"]
+    assert chained(files, plugins=[{"type": "bridge"}], loadOnlyInlinedPlugins=True) == ["bridge"]
+    with pytest.raises(ConfigError, match="CNI network net has no plugins"):
+        chained(files, loadOnlyInlinedPlugins=True)
+    with pytest.raises(ConfigError, match=r"/c/net/a\.conf is not JSON"):
+        chained({"/c/net/a.conf": b"{"}, plugins=[{"type": "bridge"}])
+    with pytest.raises(ConfigError, match="loadOnlyInlinedPlugins of CNI network net is 7"):
+        chained(files, plugins=[{"type": "bridge"}], loadOnlyInlinedPlugins=7)

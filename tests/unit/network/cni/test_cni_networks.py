@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cri_py.errors import FailedPrecondition
+from cri_py.errors import FailedPrecondition, KernelError
+from cri_py.kernel import inotify
 from cri_py.network.cni import networks
 from cri_py.network.cni.networks import Networks
 from cri_py.network.cni.plugins import Plugins
@@ -144,6 +146,32 @@ async def test_a_file_too_large_to_be_one_is_not_read(plugin: PluginSimulator, c
     assert "has more than 1048576 bytes" in network.fault
 
 
+async def test_a_plugin_in_the_networks_own_directory_is_chained_and_let_go_again(
+    plugin: PluginSimulator, conf_dir: Path, tmp_path: Path
+) -> None:
+    other = PluginSimulator(tmp_path, "other")
+    plugin.configure(conf_dir)
+    network = of(plugin, conf_dir)
+    await network.refresh()
+    (conf_dir / "fakenet").mkdir()
+    (conf_dir / "fakenet" / "other.conf").write_text('{"type": "other"}')
+    await network.refresh()
+    assert [each.type for each in network.current().network.plugins] == ["fake", "other"]
+    assert other.commands() == ["STATUS"]
+    (conf_dir / "fakenet" / "other.conf").unlink()
+    await network.refresh()
+    assert [each.type for each in network.current().network.plugins] == ["fake"]
+
+
+async def test_of_two_files_that_name_one_network_the_first_counts(plugin: PluginSimulator, conf_dir: Path) -> None:
+    plugin.configure(conf_dir, "20-b.conflist", plugin={"address": "10.2.0"})
+    plugin.configure(conf_dir, "10-a.conflist", plugin={"address": "10.1.0"})
+    network = of(plugin, conf_dir)
+    await network.refresh()
+    (only,) = network.current().network.plugins
+    assert only.document["address"] == "10.1.0"
+
+
 # --------------------------------------------------------------- following
 
 
@@ -196,3 +224,19 @@ async def test_a_directory_that_goes_and_comes_again_is_polled(
         await soon(lambda: network.fault == "")
         plugin.configure(conf_dir, name="watched")
         await soon(lambda: network.current().network.name == "watched")
+
+
+async def test_where_nothing_can_be_watched_changes_are_found_by_a_poll(
+    plugin: PluginSimulator, conf_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> int:
+        raise KernelError(errno.EMFILE, "Too many open files", "inotify_init1", "")
+
+    monkeypatch.setattr(inotify, "open_watch", refuse)
+    monkeypatch.setattr(networks, "_POLL_S", 0.02)
+    plugin.configure(conf_dir)
+    network = of(plugin, conf_dir, status_period_s=1000)
+    async with followed(network):
+        await soon(lambda: network.fault == "")
+        plugin.configure(conf_dir, name="other")
+        await soon(lambda: network.current().network.name == "other")
