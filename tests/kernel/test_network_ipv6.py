@@ -19,7 +19,7 @@ IFA_F_TENTATIVE = 0x40  # linux/if_addr.h
 
 
 def ping6(pin: str, address: str) -> bool:
-    """Whether an address answers by IPv6. None of ours may wait for a second first, for others that have it too (RFC 4862, 5.4)."""
+    """Whether an address answers by IPv6. None of ours may wait a second for others that have it (RFC 4862, 5.4)."""
 
     def ask() -> bool:
         flags = [int(line.split()[4], 16) for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()]
