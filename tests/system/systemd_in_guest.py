@@ -137,7 +137,7 @@ def test_removal_leaves_nothing(kubelet: Kubelet) -> None:
     assert scope(running) in units()
     kubelet.remove_pod(pod)
     # the slice above is ours, and stays some seconds for the next pod
-    wait_for(units, lambda found: not found, timeout_s=30)
+    wait_for(units, lambda found: not found)
 
 
 def test_a_pod_that_names_no_slice_gets_one_of_ours(kubelet: Kubelet) -> None:
