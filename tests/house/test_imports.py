@@ -56,7 +56,7 @@ def places(found: list[tuple[Module, int, str]]) -> list[str]:
 def test_the_contracts_of_import_linter_hold() -> None:
     program = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run(
-        [program, "--no-cache", "--no-logo"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+        [program, "--no-cache", "--no-logo"], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -131,7 +131,7 @@ def test_what_the_spawner_loads_is_light() -> None:
     """Each monitor shares these pages, and an import that starts a thread would make every fork a gamble."""
     code = "import sys, cri_py.monitor.spawner; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280, check=True
     )
     loaded = set(done.stdout.split())
     assert "cri_py.monitor.spawner" in loaded
@@ -142,7 +142,7 @@ def test_what_a_worker_loads_is_light() -> None:
     """A pull waits for it to start."""
     code = "import sys, cri_py.images.worker; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280, check=True
     )
     heavy = {*NEVER_IN_A_MONITOR, "shutil", "json", "cri_py.config", "cri_py.telemetry"} - {"hashlib"}
     assert sorted(heavy.intersection(done.stdout.split())) == []
@@ -150,7 +150,7 @@ def test_what_a_worker_loads_is_light() -> None:
 
 def test_the_commands_load_no_grpc_until_they_serve() -> None:
     code = "import sys; from cri_py.cli import run; run(['config', 'default']); sys.exit('grpc' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, timeout=280, check=True)
 
 
 def _called(node: ast.Call) -> str:

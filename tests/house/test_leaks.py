@@ -52,7 +52,7 @@ def test_a_skip_as_root_fails_the_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     as_root = sys.platform.startswith("linux") and os.geteuid() == 0
     assert done.returncode == (1 if as_root else 0), done.stdout

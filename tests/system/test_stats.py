@@ -115,7 +115,7 @@ def test_filters_are_those_of_the_lists(kubelet: Kubelet, pod: Pod) -> None:
 
 def test_a_pods_numbers_cover_its_containers(kubelet: Kubelet, pod: Pod) -> None:
     container = kubelet.run(pod, "sh", "-c", f"{BURN}; exec sleep 1000")
-    kubelet.exec(container, "ping", "-c", "2", "-W", "1", "10.255.255.1")
+    kubelet.exec(container, "ping", "-c", "1", "-W", "1", "10.255.255.1")
     stats = pod_stats(kubelet, pod)
     (member,) = stats.linux.containers
     assert member.attributes.id == container
