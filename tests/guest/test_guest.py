@@ -84,8 +84,8 @@ NOT_IN_GUESTS: Final = {
 # What the host may lack: AppArmor in its kernel, systemd as init.
 ONLY_IN_GUESTS: Final = ("tests/system/apparmor_in_guest.py", "tests/system/systemd_in_guest.py")
 ONLY_WITH_PRESSURE: Final = "tests/system/pressure_in_guest.py"  # the host has it with cgroup v2 alone
-# On the console of one that has died of what is no fault of ours: of the panic above, and in qemu of an instruction that
-# one processor of the kernel's patched while the other's was translated already (int3 where nobody looks for one).
+# On the console of one that has died of what is no fault of ours: of the panic above, and in qemu of an instruction
+# that the kernel patched on one processor while the other's was translated already (int3 where nobody expects one).
 PANICS: Final = ("fork_handler", "Kernel panic - not syncing: Fatal exception in interrupt")
 TRIES: Final = 3
 BOOT_S: Final = 2400  # many times what it takes on a quiet machine: a slow one is no failure
