@@ -254,8 +254,9 @@ class ContainerProcess:
 
     def outlive_exec(self) -> None:
         """An exec was killed, perhaps for want of memory. If the container lives on, that will not be why it ends."""
-        if not self.ended and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            self._outlived = self._oom_kills()
+        with contextlib.suppress(ChildProcessError):  # who bore it has not ended yet
+            if not self.ended and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                self._outlived = self._oom_kills()
 
     def _end_rest(self) -> None:
         try:

@@ -48,7 +48,7 @@ def test_pressure_is_told_as_the_kernel_counts_it(daemon: Daemon, kubelet: Kubel
 
 
 def record(daemon: Daemon) -> None:
-    RECORDED.mkdir()
+    RECORDED.mkdir(exist_ok=True)
     for number in range(SCRAPES):
         text = daemon.metrics("/metrics/cadvisor")
         (RECORDED / f"{number}.{time.time():.3f}").write_text(text)

@@ -169,11 +169,11 @@ def test_a_rate_of_io_is_met_by_waiting(kubelet: Kubelet, pod: Pod, loop_device:
         return
     container = kubelet.run(pod, "sleep", "1000", devices=[disk], linux=slow)
     usual = seconds_to_write(kubelet, kubelet.run(pod, "sleep", "1000", name="other", devices=[disk]))
-    assert 1.4 < seconds_to_write(kubelet, container) < 6 + usual
+    assert seconds_to_write(kubelet, container) > 1.4
     update(kubelet, container, unified={"io.max": f"{number} wbps={MIB // 2}"})
-    assert 3.2 < seconds_to_write(kubelet, container) < 9 + usual
+    assert seconds_to_write(kubelet, container) > 3.2
     update(kubelet, container, unified={"io.max": f"{number} wbps=max"})
-    assert seconds_to_write(kubelet, container) < 1.4 + usual
+    wait_for(lambda: seconds_to_write(kubelet, container), lambda seconds: seconds < 1.4 + usual, 30)
 
 
 def test_a_class_of_block_io_is_met_by_waiting(make_daemon: Callable[[str], Daemon], loop_device: str) -> None:
@@ -183,10 +183,11 @@ def test_a_class_of_block_io_is_met_by_waiting(make_daemon: Callable[[str], Daem
     of_slow = "blockio.resources.beta.kubernetes.io/container.slow"
     pod = kubelet.run_pod(annotations={of_slow: "slow"})
     slow = kubelet.run(pod, "sleep", "1000", name="slow", devices=[disk])
-    usual = seconds_to_write(kubelet, kubelet.run(pod, "sleep", "1000", name="other", devices=[disk]))
-    assert 1.4 < seconds_to_write(kubelet, slow) < 6 + usual
+    other = kubelet.run(pod, "sleep", "1000", name="other", devices=[disk])
+    assert seconds_to_write(kubelet, slow) > 1.4
+    wait_for(lambda: seconds_to_write(kubelet, other), lambda seconds: seconds < 1.4, 30)
     update(kubelet, slow, cpu_shares=512)
-    assert 1.4 < seconds_to_write(kubelet, slow) < 6 + usual
+    assert seconds_to_write(kubelet, slow) > 1.4
     unknown = kubelet.run_pod(annotations={of_slow: "quick"})
     with refused("INVALID_ARGUMENT", "'quick'", "its config has slow"):
         kubelet.create(unknown, "true", name="slow")

@@ -267,3 +267,19 @@ def test_a_pod_survives_the_daemon(fresh_daemon: Daemon) -> None:
     fresh_daemon.restart()
     assert kubelet.shell(container, "cat /proc/self/uid_map").split()[1] == str(FIRST)
     assert kubelet.shell(run(kubelet, pod, name="later"), "cat /proc/self/uid_map").split()[1] == str(FIRST)
+
+
+def test_an_exec_that_is_killed_for_want_of_memory_leaves_its_container_alone(kubelet: Kubelet, pod: Pod) -> None:
+    limits = pb.LinuxContainerResources(memory_limit_in_bytes=24 << 20, memory_swap_limit_in_bytes=24 << 20)
+    container = run(
+        kubelet,
+        pod,
+        "sh",
+        "-c",
+        "while [ ! -e /go ]; do sleep 0.05; done; exit 1",
+        linux=pb.LinuxContainerConfig(resources=limits),
+    )
+    assert kubelet.exec(container, "sh", "-c", "exec tail -c 1000000000 /dev/zero").exit_code == 137
+    kubelet.shell(container, "touch /go")
+    status = kubelet.wait(container)
+    assert (status.exit_code, status.reason) == (1, "Error")
