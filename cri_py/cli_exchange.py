@@ -19,22 +19,26 @@ from cri_py.images import offline
 from cri_py.images.building import Wishes
 from cri_py.images.layerize import layer_pieces
 from cri_py.pods.ledger import recorded_images
+from cri_py.rpc.daemon_client import is_there
 from cri_py.rpc.exchange_client import ExchangeClient
 
 _PIECE: Final = 1 << 20
 
 
 def take(config: Config, parsed: argparse.Namespace, out: TextIO) -> int:
-    """``cri-py image import PATH``: to the daemon, or into the store of one that does not run."""
+    """``cri-py image import PATH``: to the daemon, or into the store of one that does not run.
+
+    Who names a daemon by its socket alone means its store, not the one that is there by default.
+    """
     pieces = _read(parsed.path)
-    telemetry.configure_logging("warning", config.log.format, sys.stderr)  # of a store that is opened here
-    try:
-        used = partial(recorded_images, config.server.root)
-        taken: list[tuple[str, ...]]
-        taken = [(image.id, *image.repo_tags) for image in offline.take(config, used, pieces, parsed.tag)]
-    except offline.Running:
+    taken: list[tuple[str, ...]]
+    if is_there(config.listen):
         with ExchangeClient(config.listen) as client:
             taken = [(image.id, *image.tags) for image in client.take(pieces, parsed.tag)]
+    else:
+        telemetry.configure_logging("warning", config.log.format, sys.stderr)  # of a store that is opened here
+        used = partial(recorded_images, config.server.root)
+        taken = [(image.id, *image.repo_tags) for image in offline.take(config, used, pieces, parsed.tag)]
     out.writelines(f"{' '.join(names)}\n" for names in taken)
     return 0
 

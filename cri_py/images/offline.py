@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from cri_py.config import Config
@@ -61,22 +61,19 @@ def _look(config: Config, *, deep: bool) -> list[Trouble]:
     return look(recorded, Content(f"{root}/images/blobs"), f"{root}/images/layers", deep=deep)
 
 
-class Running(FailedPrecondition):
-    """The store is a daemon's, or not ours to open: ask the daemon."""
-
-
 def take(config: Config, used: Used, pieces: Iterator[bytes], tag: str) -> list[Image]:
     """Import an archive into the store below the config's root, which is made if need be.
 
-    Raises Running before anything is read, and what ``Exchange.take`` raises.
+    Raises FailedPrecondition before anything is read where a daemon has it, and what ``Exchange.take`` raises.
     """
     root = config.server.root
-    with ExitStack() as stack:
-        try:
-            os.makedirs(root, mode=0o700, exist_ok=True)
-            stack.enter_context(claimed(root))
-        except (FailedPrecondition, OSError) as error:
-            raise Running(f"{root} can't be opened beside a daemon: {error}") from error
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{root} can't be made: {error.strerror}", hint="name the daemon's root directory by --root or --config"
+        ) from error
+    with claimed(root):
         return asyncio.run(_take(config, used, pieces, tag))
 
 

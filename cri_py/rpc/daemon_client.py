@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import socket
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self
@@ -12,7 +12,7 @@ import grpc
 from cri_py import errors
 from cri_py.errors import ConfigError, CriError, Unavailable
 from cri_py.rpc.interceptor import STATUS_NAMES
-from cri_py.rpc.listen import UnixAddress, parse_address
+from cri_py.rpc.listen import Address, UnixAddress, parse_address
 
 _CONNECT_S: Final = 5.0
 _BY_CODE: Final[Mapping[str, type[CriError]]] = {
@@ -41,7 +41,7 @@ class DaemonClient:
         return self
 
     def _answers(self) -> bool:
-        if isinstance(self._address, UnixAddress) and not os.path.exists(self._address.path):
+        if isinstance(self._address, UnixAddress) and not _listens(self._address):
             return False  # and none is waited for
         try:
             grpc.channel_ready_future(self._channel).result(timeout=_CONNECT_S)
@@ -53,6 +53,24 @@ class DaemonClient:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
         self._channel.close()
+
+
+def is_there(listen: str) -> bool:
+    """Whether somebody listens where a daemon would."""
+    return _listens(parse_address(listen, "server.listen"))
+
+
+def _listens(address: Address) -> bool:
+    try:
+        if isinstance(address, UnixAddress):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_CONNECT_S)
+                probe.connect(address.path)
+        else:
+            socket.create_connection((address.host, address.port), timeout=_CONNECT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def as_error(error: Any) -> CriError:

@@ -162,6 +162,16 @@ def test_an_archive_is_imported_without_a_daemon_and_is_there_once_it_runs(fresh
     assert "from a tree" in run_it(fresh_daemon.kubelet, pod, NAME)
 
 
+def test_the_daemon_that_is_named_by_its_socket_alone_is_the_one_that_imports(
+    command: Command, daemon: Daemon, layout: Path
+) -> None:
+    """It has its own root; the default one is somebody else's, or nobody's."""
+    line = [sys.executable, "-m", "cri_py", "image", "import", str(layout), "--tag", NAME, "--config", os.devnull]
+    done = subprocess.run([*line, "--state", daemon.state], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(command("inspect", NAME).stdout)["id"] in done.stdout
+
+
 # ---------------------------------------------------------------------- export
 
 
