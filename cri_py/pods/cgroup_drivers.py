@@ -13,7 +13,7 @@ from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import Groups
 from cri_py.pods.places import Places
 
-_BOOTED: Final = "/run/systemd/system"  # there where systemd is init (sd_booted(3))
+BOOTED: Final = "/run/systemd/system"  # there where systemd is init (sd_booted(3))
 _HINT: Final = 'set cgroups.driver to "auto" or "cgroupfs", and let the kubelet ask for it or have the same'
 
 
@@ -40,11 +40,11 @@ def choose(configured: str, cgroups: Cgroups) -> str:
     return "cgroupfs"
 
 
-def lack(cgroups: Cgroups, booted: str = _BOOTED) -> str:
+def lack(cgroups: Cgroups) -> str:
     """What keeps systemd from being the driver; "" if nothing does."""
     if not cgroups.leaves_only:
         return "this node runs cgroup v1 (boot it with systemd.unified_cgroup_hierarchy=1)"
-    if not os.path.isdir(booted):
+    if not os.path.isdir(BOOTED):
         return "systemd is not this node's init"
     from cri_py.pods.systemd_bus import SystemdBus  # noqa: PLC0415 (memory)
 

@@ -43,6 +43,7 @@ class Node:
             "python": sys.version.split()[0],
             "kernel": platform.release(),
             "cgroups": type(self._cgroups).__name__.lower(),
+            "cgroupDriver": self._driver,
             "cgroupMounts": self._cgroups.mounts,
             "features": asdict(self._features),
         }

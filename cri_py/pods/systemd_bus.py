@@ -114,10 +114,10 @@ class SystemdBus:
             ) from error
 
     def _connect(self, act: str) -> _Talk:
-        deadline = time.monotonic() + self._timeout_s
-        failed = []
-        for address in self._addresses:
-            talk = _Talk(socket.socket(socket.AF_UNIX), deadline)
+        begun, failed = time.monotonic(), []
+        for number, address in enumerate(self._addresses, 1):
+            # To each its share: one that accepts and says nothing must not take the next one's time.
+            talk = _Talk(socket.socket(socket.AF_UNIX), begun + self._timeout_s * number / len(self._addresses))
             try:
                 talk.connect(address)
             except (OSError, EOFError) as error:
@@ -127,6 +127,7 @@ class SystemdBus:
                 talk.close()
                 raise
             else:
+                talk.deadline = begun + self._timeout_s
                 return talk
         raise Unavailable(
             f"systemd could not {act}, it is not to be reached: {'; '.join(failed)}",
@@ -139,7 +140,7 @@ class _Talk:
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection = connection
-        self._deadline = deadline
+        self.deadline = deadline
         self._parser = Parser()
         self._serial = 0
         self._ended: dict[str, tuple[str, str]] = {}  # jobs: unit and result
@@ -210,7 +211,7 @@ class _Talk:
         return read
 
     def _left(self) -> float:
-        left = self._deadline - time.monotonic()
+        left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("no answer in time")
         return left

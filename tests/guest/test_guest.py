@@ -34,6 +34,7 @@ IN_QEMU: Final = {
     "system/test_host_ports.py::test_on_the_hosts_network_a_port_needs_no_rule": "wants nft",
     "system/test_isolation.py::test_limits_are_the_kernels": "wants cpuset",
     "system/test_limits.py": "wants cpuset, huge pages and a disk",
+    "system/systemd_in_guest.py::test_a_cpuset_is_a_property_too": "wants cpuset",
     "system/test_life.py": "the daemon at work on a kernel as nodes have it",
 }
 # Left to the host, below tests/: no matter of cgroups, systemd or AppArmor, and slow or impossible in a guest.

@@ -207,6 +207,17 @@ def test_the_limit_of_processes_is_the_containers_own(kubelet: Kubelet, pod: Pod
     assert (directory(container) / "container" / "pids.max").read_text() == "7\n"
 
 
+def test_a_cpuset_is_a_property_too(kubelet: Kubelet, pod: Pod) -> None:
+    container = kubelet.run(pod, "sleep", "1000", linux=limits(cpuset_cpus="1", cpuset_mems="0"))
+    assert show(scope(container), ["AllowedCPUs", "AllowedMemoryNodes"]) == ("1", "0")
+    resources = pb.LinuxContainerResources(cpuset_cpus="0")
+    kubelet.UpdateContainerResources(container_id=container, linux=resources)
+    assert show(scope(container), ["AllowedCPUs"]) == ("0",)
+    systemctl("daemon-reload")
+    for group in (directory(container), directory(container) / "container"):
+        assert (group / "cpuset.cpus.effective").read_text() == "0\n"
+
+
 def test_devices_stay_forbidden_after_a_daemon_reload(kubelet: Kubelet, pod: Pod) -> None:
     container = kubelet.run(pod, "sh", "-c", "mknod /kmsg c 1 11; sleep 1000")
     wait_for(lambda: kubelet.exec(container, "ls", "/kmsg").exit_code, lambda code: code == 0)

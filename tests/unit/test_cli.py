@@ -141,6 +141,22 @@ def test_config_check_names_the_files_that_it_read(config_file: Path) -> None:
     assert run("config", "check", "--config", str(config_file)) == (0, f"{config_file}, {drop_in}: valid\n")
 
 
+def test_config_check_and_check_tell_why_systemd_can_not_make_cgroups(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cri_py.pods.cgroup_drivers.lack", lambda cgroups: "systemd is not this node's init")
+    config_file.write_text('[cgroups]\ndriver = "systemd"\n')
+    assert run("config", "check", "--config", str(config_file))[0] == cli.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert f"{config_file}:2: the cgroup driver systemd can't be had: systemd is not this node's init" in error
+    assert 'set cgroups.driver to "auto"' in error
+    status, text = run("check", "--config", str(config_file))
+    assert status == 1
+    assert "cgroup driver systemd can't be had: systemd is not this node's init" in text
+    config_file.write_text('[cgroups]\ndriver = "auto"\n')
+    assert "cgroup driver: cgroupfs" in run("check", "--config", str(config_file))[1]
+
+
 def test_config_show_prints_each_value_with_its_source(config_file: Path) -> None:
     _, text = run("config", "show", "--config", str(config_file), "--bridge", "b0")
     assert f'root = "/from-file"  # {config_file}:2' in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,13 @@ def test_one_that_hangs_or_goes_away_is_unavailable_within_the_deadline_and_met_
 def test_where_nobody_listens_every_address_is_told(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=f"{tmp_path}/a: .*{tmp_path}/b: .*node's init"):
         SystemdBus((f"{tmp_path}/a", f"{tmp_path}/b"), timeout_s=0.2).version()
+
+
+def test_one_that_accepts_and_says_nothing_leaves_time_for_the_next(systemd: SystemdSimulator, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{tmp_path}/silent")
+        silent.listen()
+        assert SystemdBus((f"{tmp_path}/silent", systemd.address), timeout_s=2).version() == "257"
 
 
 def test_without_the_private_socket_the_bus_is_asked(systemd: SystemdSimulator, tmp_path: Path) -> None:
