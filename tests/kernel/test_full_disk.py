@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEP_BYTES = 48 << 10
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("scarce", ["nr_inodes", "size"])
 def test_a_disk_that_fills_up_at_any_step_is_told_and_keeps_nothing(tmp_path: Path, scarce: str) -> None:
     layers = [

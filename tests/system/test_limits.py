@@ -72,11 +72,12 @@ def cores_of_late(pod: Pod, container: str) -> float:
 
 def test_a_cpu_quota_is_met_by_throttling(kubelet: Kubelet, pod: Pod) -> None:
     container = kubelet.run(pod, "sh", "-c", BURN, linux=limits(cpu_period=PERIOD, cpu_quota=10_000))
-    assert share_used(pod, container) < 0.13
+    # Where a guest waits for a processor of its own, it counts that as the container's time: no look shows too little.
+    wait_for(lambda: share_used(pod, container), lambda cores: cores < 0.13)
     update(kubelet, container, cpu_quota=2_000)
-    assert share_used(pod, container) < 0.04
+    wait_for(lambda: share_used(pod, container), lambda cores: cores < 0.04)
     update(kubelet, container, cpu_quota=200_000)
-    wait_for(lambda: cores_of_late(pod, container), lambda cores: cores > 0.13, 30)
+    wait_for(lambda: cores_of_late(pod, container), lambda cores: cores > 0.13)
 
 
 # Of a shell that doubles a string up to 16 MB: anonymous memory, which without swap can't be reclaimed.

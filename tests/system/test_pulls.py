@@ -70,7 +70,7 @@ def broken(registry: RegistrySimulator) -> str:
     return f"{HOST}/broken:1"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_pull_that_is_killed_at_any_step_leaves_nothing_that_looks_whole(
     plan: Plan, make_daemon: Callable[[str], Daemon], broken: str
 ) -> None:
