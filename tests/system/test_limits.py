@@ -119,7 +119,8 @@ def test_a_cpuset_is_met_by_affinity_or_refused_by_name(kubelet: Kubelet, pod: P
     assert kubelet.shell(container, allowed).strip() == str(last)
 
 
-FORKS = "n=0; while [ $n -lt 30 ]; do sleep 0.2 & n=$((n+1)); done; wait; echo all"
+# So long that even a slow machine has ten of them at once; nobody waits for the end of their output.
+FORKS = "n=0; while [ $n -lt 30 ]; do sleep 2 </dev/null >/dev/null 2>&1 & n=$((n+1)); done; wait; echo all"
 
 
 def test_a_limit_of_processes_is_met_by_fork(kubelet: Kubelet, pod: Pod) -> None:
@@ -174,7 +175,7 @@ def test_a_rate_of_io_is_met_by_waiting(kubelet: Kubelet, pod: Pod, loop_device:
     update(kubelet, container, unified={"io.max": f"{number} wbps={MIB // 2}"})
     assert seconds_to_write(kubelet, container) > 3.2
     update(kubelet, container, unified={"io.max": f"{number} wbps=max"})
-    wait_for(lambda: seconds_to_write(kubelet, container), lambda seconds: seconds < 1.4 + usual, 30)
+    wait_for(lambda: seconds_to_write(kubelet, container), lambda seconds: seconds < 1.4 + usual)
 
 
 def test_a_class_of_block_io_is_met_by_waiting(make_daemon: Callable[[str], Daemon], loop_device: str) -> None:
@@ -186,7 +187,7 @@ def test_a_class_of_block_io_is_met_by_waiting(make_daemon: Callable[[str], Daem
     slow = kubelet.run(pod, "sleep", "1000", name="slow", devices=[disk])
     other = kubelet.run(pod, "sleep", "1000", name="other", devices=[disk])
     assert seconds_to_write(kubelet, slow) > 1.4
-    wait_for(lambda: seconds_to_write(kubelet, other), lambda seconds: seconds < 1.4, 30)
+    wait_for(lambda: seconds_to_write(kubelet, other), lambda seconds: seconds < 1.4)
     update(kubelet, slow, cpu_shares=512)
     assert seconds_to_write(kubelet, slow) > 1.4
     unknown = kubelet.run_pod(annotations={of_slow: "quick"})
