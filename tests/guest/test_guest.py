@@ -222,7 +222,7 @@ def test_prometheus_answers_from_what_the_guest_told(outcomes: Mapping[str, Outc
     try:
         queries = [query for query in dashboard_queries() if "container_" in query and "cri_py_" not in query]
         assert len([query for query in queries if "container_pressure" in query]) >= 3
-        wait_for(prometheus.is_ready, bool, timeout_s=30)
+        wait_for(prometheus.is_ready, bool)
         assert [query for query in queries if not prometheus.numbers(query, at=times[-1])] == []
         held = 'rate(container_pressure_cpu_waiting_seconds_total{container="held"}[20s])'
         assert prometheus.numbers(held, at=times[-1])[0] > 0.3

@@ -332,7 +332,7 @@ async def test_an_sctp_host_port_leads_to_the_pod_in_both_families(tmp_path: Pat
         with inside(
             where(pod), lambda family=family: socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
         ) as raw:
-            raw.settimeout(5)
+            raw.settimeout(60)
             senders = [lambda node=node: send_init(node, 5001, 9000)]
             senders.append(lambda node=node: inside(where(client), lambda: send_init(node, 5002, 9000)))
             for send in senders:
@@ -381,7 +381,7 @@ def remove_bridge() -> None:
 
 
 async def eventually(fact: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await asyncio.to_thread(suppressing, fact):  # noqa: ASYNC110 what changes is no task's
             await asyncio.sleep(0.02)
 

@@ -416,7 +416,7 @@ async def test_what_leaves_the_node_is_masqueraded(tmp_path: Path) -> None:
     await uplink.start()
     outside, pod = await uplink.attach(named("outside")), await bridge.attach(named("pod"))
     with inside(outside, lambda: socket.socket(type=socket.SOCK_DGRAM)) as listening:
-        listening.settimeout(5)
+        listening.settimeout(60)
         listening.bind(("", 5000))
         seen = []
         for here in (pod, outside):  # one by one: the first waits for ARP, the second would overtake it

@@ -304,7 +304,7 @@ def test_the_service_manager_is_told(abstract: bool, tmp_path: Path, monkeypatch
     name = f"cri_py-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0{name}" if abstract else name)
-        manager.settimeout(5)
+        manager.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if abstract else name)
         assert notify("READY=1\nSTATUS=serving")
         assert manager.recv(100) == b"READY=1\nSTATUS=serving"
