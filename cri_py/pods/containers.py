@@ -19,6 +19,7 @@ from cri_py.errors import (
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     InvalidArgument,
     NotFound,
     StartError,
@@ -95,7 +96,7 @@ class Containers:
         self._events = events
         self._clock = clock
         self.execs = Execs(config, groups.cgroups, bundles.executing)
-        self._stops = Stops(self._signal)
+        self._stops = Stops(self._signal, self._empty)
         self._flights: Flights[tuple[Any, ...], ContainerId] = Flights()
         self._starting: set[asyncio.Task[None]] = set()
 
@@ -424,6 +425,12 @@ class Containers:
         await self._monitors.of(container.sandbox_id).request(
             "kill", timeout_s=self._config.monitor_timeout_s, id=container_id, signal=number, all=everything
         )
+
+    async def _empty(self, container_id: ContainerId) -> None:
+        try:
+            await self._groups.kill(self._ledger.container(container_id).cgroup)
+        except (Internal, NotFound) as error:
+            log.warning("a container does not end by SIGKILL", container=container_id, cause=str(error))
 
     # ---------------------------------------------------------------- remove
 

@@ -10,6 +10,7 @@ from cri_py.errors import DeadlineExceeded
 from cri_py.kernel.faults import trace
 from cri_py.model import ContainerId
 
+_PLAIN_KILL_S: Final = 2.0  # after which the whole group is emptied, by hand as it were
 _KILL_S: Final = 30.0  # for the kernel to end a process after SIGKILL; one in uninterruptible sleep needs longer
 
 
@@ -24,8 +25,14 @@ class _Stop:
 class Stops:
     """The stop signal is sent once; a later call can only shorten the grace period that is running."""
 
-    def __init__(self, signal: Callable[[ContainerId, int, bool], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self,
+        signal: Callable[[ContainerId, int, bool], Coroutine[Any, Any, None]],
+        empty: Callable[[ContainerId], Coroutine[Any, Any, None]],
+    ) -> None:
+        """``signal`` sends one; ``empty`` kills all in a container's group, thawing what is frozen."""
         self._signal = signal
+        self._empty = empty
         self._stops: dict[ContainerId, _Stop] = {}
 
     def ended(self, container_id: ContainerId) -> None:
@@ -60,14 +67,14 @@ class Stops:
         trace("stop: grace has passed")
         await self._signal(container_id, 9, True)
         trace("stop: killed")
-        try:
-            async with asyncio.timeout(_KILL_S):
-                await stop.ended.wait()
-        except TimeoutError:
+        if await _ends_within(stop, _PLAIN_KILL_S):
+            return
+        await self._empty(container_id)  # on cgroup v1 what is frozen takes SIGKILL only once it is thawed
+        if not await _ends_within(stop, _KILL_S):
             raise DeadlineExceeded(
                 f"container {container_id} has not ended {_KILL_S:.0f} s after SIGKILL",
                 hint="a process in uninterruptible sleep, often on a dead network file system, can't be killed",
-            ) from None
+            )
 
     @staticmethod
     async def _wait(stop: _Stop, timeout_s: float) -> None:
@@ -78,3 +85,12 @@ class Stops:
         finally:
             for wait in waits:
                 wait.cancel()
+
+
+async def _ends_within(stop: _Stop, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await stop.ended.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -174,3 +175,15 @@ def test_the_writable_layer_is_the_containers_own(kubelet: Kubelet, pod: Pod, tm
         kubelet.outcome(pod, "sh", "-c", "head -1 /etc/passwd; ls /bin/id")[1]
         == "root:x:0:0:root:/root:/bin/sh\n/bin/id\n"
     )
+
+
+def test_a_container_that_somebody_has_frozen_is_stopped(kubelet: Kubelet, pod: Pod) -> None:
+    """On cgroup v1 SIGKILL waits until it is thawed."""
+    container = kubelet.run(pod, "sleep", "1000")
+    info = json.loads(kubelet.ContainerStatus(container_id=container, verbose=True).info["info"])
+    for directory in info["cgroupPaths"]:
+        for name, word in (("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
+            if (file := Path(directory, name)).exists():
+                file.write_text(word)
+    kubelet.StopContainer(container_id=container, timeout=0)
+    assert kubelet.status(container).exit_code == 137

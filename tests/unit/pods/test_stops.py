@@ -23,13 +23,18 @@ class ContainerSimulator:
     def __init__(self, *ends_on: int) -> None:
         self.ends_on = ends_on
         self.got: list[tuple[int, bool]] = []
-        self.stops = Stops(self.signal)
+        self.emptied = 0
+        self.stops = Stops(self.signal, self.empty)
 
     async def signal(self, container_id: ContainerId, number: int, everything: bool) -> None:
         await asyncio.sleep(0)
         self.got.append((number, everything))
         if number in self.ends_on:
             asyncio.get_running_loop().call_later(0.01, self.stops.ended, container_id)
+
+    async def empty(self, container_id: ContainerId) -> None:
+        self.emptied += 1
+        self.stops.ended(container_id)
 
 
 def elapsed(start: float) -> float:
@@ -94,9 +99,22 @@ async def test_a_caller_who_gives_up_leaves_the_stop_running() -> None:
     assert container.got == [(TERM, False), (KILL, True)]
 
 
+async def test_one_that_takes_no_signal_has_its_group_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stops, "_PLAIN_KILL_S", 0.01)
+    container = ContainerSimulator()
+    await container.stops.stop(ID, TERM, 0)
+    assert (container.got, container.emptied) == ([(KILL, True)], 1)
+
+
 async def test_one_that_survives_sigkill_is_told_and_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stops, "_PLAIN_KILL_S", 0.01)
     monkeypatch.setattr(stops, "_KILL_S", 0.02)
     container = ContainerSimulator()
+
+    async def in_vain(_: ContainerId) -> None:
+        pass
+
+    container.stops = Stops(container.signal, in_vain)
     with pytest.raises(DeadlineExceeded, match="SIGKILL"):
         await container.stops.stop(ID, TERM, 0)
     container.ends_on = (KILL,)
@@ -110,7 +128,7 @@ async def test_a_monitor_that_is_gone_is_told_to_the_caller() -> None:
         raise Unavailable("the pod's monitor is gone")
 
     with pytest.raises(Unavailable):
-        await Stops(refuse).stop(ID, TERM, 60)
+        await Stops(refuse, refuse).stop(ID, TERM, 60)
 
 
 async def test_an_end_that_nobody_waits_for_is_fine() -> None:
