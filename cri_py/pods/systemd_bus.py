@@ -1,8 +1,8 @@
 """systemd over D-Bus: units are started, stopped and changed, each within a deadline. Loaded only where it is used.
 
 Every act has a connection of its own: one is made in a millisecond or two, none is there to go stale when systemd or
-the bus is started anew, and no signals pile up in one that nobody reads. The system bus is asked, as runc does it; where
-it is not there or silent, systemd's private socket, which is root's.
+the bus is started anew, and no signals pile up in one that nobody reads. The system bus is asked, as runc does it;
+where it is not there or silent, systemd's private socket, which is root's.
 
 Source: org.freedesktop.systemd1(5).
 """
