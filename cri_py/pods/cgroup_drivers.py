@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from cri_py.cgroups import Cgroups
 from cri_py.config import CgroupConfig
 from cri_py.errors import CriError, FailedPrecondition
@@ -13,6 +15,7 @@ from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import Groups
 from cri_py.pods.places import Places
 
+log = structlog.get_logger()
 BOOTED: Final = "/run/systemd/system"  # there where systemd is init (sd_booted(3))
 _HINT: Final = 'set cgroups.driver to "auto" or "cgroupfs", and let the kubelet ask for it or have the same'
 
@@ -21,6 +24,9 @@ def groups(config: CgroupConfig, cgroups: Cgroups, places: Places) -> Groups:
     """Raises FailedPrecondition where systemd is asked for and can't be had."""
     note = Path(places.group_parents)
     if choose(config.driver, cgroups) == "cgroupfs":
+        if config.driver == "auto" and _has_systemd(cgroups):
+            remedy = 'systemctl status dbus; with cgroups.driver = "systemd" a daemon rather does not start'
+            log.warning("systemd is init and does not answer: cgroups are made without it", remedy=remedy)
         return Groups(cgroups, config.parent, GroupParents(note))
     from cri_py.pods.systemd_bus import SystemdBus  # noqa: PLC0415 (memory)
     from cri_py.pods.unit_groups import UnitGroups  # noqa: PLC0415
@@ -53,3 +59,7 @@ def lack(cgroups: Cgroups) -> str:
     except CriError as error:
         return error.message
     return ""
+
+
+def _has_systemd(cgroups: Cgroups) -> bool:
+    return cgroups.leaves_only and os.path.isdir(BOOTED)

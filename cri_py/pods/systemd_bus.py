@@ -1,8 +1,8 @@
 """systemd over D-Bus: units are started, stopped and changed, each within a deadline. Loaded only where it is used.
 
-Every act has a connection of its own: systemd's private socket takes one in less than a millisecond, none is there to
-go stale when systemd or the bus is started anew, and no signals pile up in one that nobody reads. Root may use the
-private socket, as systemctl does; where it is missing, the system bus is asked.
+Every act has a connection of its own: one is made in a millisecond or two, none is there to go stale when systemd or
+the bus is started anew, and no signals pile up in one that nobody reads. The system bus is asked, as runc does it;
+where it is not there or silent, systemd's private socket, which is root's.
 
 Source: org.freedesktop.systemd1(5).
 """
@@ -52,7 +52,7 @@ class SystemdBus:
     """For any thread. Raises Unavailable where systemd does not answer in time, Refused or InvalidArgument
     where it refuses."""
 
-    def __init__(self, addresses: Sequence[str] = (PRIVATE, SYSTEM), timeout_s: float = _JOB_S) -> None:
+    def __init__(self, addresses: Sequence[str] = (SYSTEM, PRIVATE), timeout_s: float = _JOB_S) -> None:
         self._addresses = addresses
         self._timeout_s = timeout_s
 

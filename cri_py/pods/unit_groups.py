@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,10 @@ import structlog
 
 from cri_py.cgroups import Cgroups, Write, changes, files, systemd
 from cri_py.errors import CriError, Internal
+from cri_py.kernel import steps
+from cri_py.kernel.faults import trace
+from cri_py.kernel.steps import Step, in_memory, text, vector
+from cri_py.pods import step_parts
 from cri_py.pods.group_parents import GroupParents
 from cri_py.pods.groups import KILL_S, Groups
 from cri_py.pods.systemd_bus import SystemdBus
@@ -88,15 +93,13 @@ class UnitGroups(Groups):
 
     def _start_scope(self, scope: str, description: str, resources: Mapping[str, Any]) -> None:
         limits = systemd.properties((Write("pids.max", "max"), *systemd.scope_writes(resources)))
-        pid = os.posix_spawn(self._waiter, [b"cri-scope"], {}, file_actions=_NULL, setsid=True)
-        try:
+        with _waiting_process(self._waiter) as (pid, gate):
+            trace("scope: its process waits")
             name, slice_name = os.path.basename(scope), os.path.basename(os.path.dirname(scope))
             self._bus.start_scope(name, slice_name, pid, description, limits)
             self._check_there(scope)
-        except BaseException:
-            os.kill(pid, signal.SIGKILL)  # an empty scope goes by itself, also one that comes to be only now
-            os.waitpid(pid, 0)
-            raise
+            trace("scope: started")
+            gate.send(b"g")
         self._waiting[scope] = pid
 
     def _keep(self, scope: str) -> None:
@@ -119,10 +122,8 @@ class UnitGroups(Groups):
         await self._run(self._release, self.of_holder(pod, sandbox_id))
 
     def _release(self, scope: str) -> None:
-        pid = self._waiting.pop(scope, 0)
-        if pid:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        if pid := self._waiting.pop(scope, 0):
+            _end(pid)
 
     # --------------------------------------------------------------- changed
 
@@ -166,11 +167,8 @@ class UnitGroups(Groups):
     def _end_scope(self, scope: str) -> None:
         """A missing one is fine. Its last process ends first, so that systemd has nobody to wait for."""
         self.cgroups.kill(scope, KILL_S)
-        pid = self._waiting.pop(scope, 0)
-        if pid:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        self._release(scope)
+        trace("scope: emptied")
         self._bus.stop(os.path.basename(scope))
         self.cgroups.remove(scope)
 
@@ -199,6 +197,36 @@ class UnitGroups(Groups):
             log.warning("a slice above pods can't be stopped", slice=os.path.basename(directory), cause=str(error))
             return False
         return True
+
+
+@contextmanager
+def _waiting_process(program: str) -> Iterator[tuple[int, socket.socket]]:
+    """A child for a new scope, and the socket that takes a byte once it is there; ended if it never is.
+
+    Without the byte it ends by itself, which is the daemon's death between its birth and the scope's: what nobody knows
+    of must not stay. Then it becomes the program that waits.
+    """
+    execute = Step("execve", (text(program), vector([b"cri-scope\0"]), vector([])))
+    image = in_memory(steps.program([*step_parts.awaited(), step_parts.report_until_execve(), execute]))
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, its:
+        try:
+            actions = (*_NULL, (os.POSIX_SPAWN_DUP2, its.fileno(), steps.REPORT_FD))
+            pid = os.posix_spawn(f"/proc/self/fd/{image}", [b"cri-scope"], {}, file_actions=actions, setsid=True)
+        finally:
+            os.close(image)
+        its.close()
+        try:
+            yield pid, ours
+        except BaseException:
+            _end(pid)  # an empty scope goes by itself, also one that comes to be only now
+            raise
+
+
+def _end(pid: int) -> None:
+    """Of a child, which may have ended."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def _is_slice(path: str) -> bool:

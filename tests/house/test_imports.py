@@ -153,5 +153,10 @@ def test_the_commands_load_no_grpc_until_they_serve() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, timeout=280, check=True)
 
 
+def test_the_daemon_loads_no_d_bus_until_systemd_makes_its_cgroups() -> None:
+    code = "import sys, cri_py.app; sys.exit('jeepney' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=True)
+
+
 def _called(node: ast.Call) -> str:
     return node.func.id if isinstance(node.func, ast.Name) else ""

@@ -3,20 +3,24 @@ name."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import pytest
 
+from cri_py.kernel import faults
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.busybox import BUSYBOX, CUSTOM
 from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
 from tests.simulators.registry import RegistrySimulator
 from tests.system.daemon import Daemon
+from tests.system.test_faults_sweep import Plan
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
 DEPLOYED: Final = Path(__file__).resolve().parents[2] / "deploy" / "cri_py.service"
@@ -85,6 +89,17 @@ def fresh_daemon(registry: RegistrySimulator) -> Iterator[Daemon]:
         yield serving
     finally:
         serving.destroy()
+
+
+@pytest.fixture
+def make_daemon(fresh_daemon: Daemon) -> Callable[[], Daemon]:
+    """To be called when its environment is as it should be."""
+
+    def make() -> Daemon:
+        begin(fresh_daemon)
+        return fresh_daemon
+
+    return make
 
 
 def begin(serving: Daemon) -> None:
@@ -266,6 +281,45 @@ def test_a_pod_outlives_a_crash_of_the_daemon(fresh_daemon: Daemon) -> None:
     assert fresh_daemon.left_over() == []
     fresh_daemon.stop()
     wait_for(units, lambda found: not any(fresh_daemon.cgroup_parent[1:-6] in unit for unit in found))
+
+
+@pytest.mark.parametrize("point", ["its process waits", "started", "emptied"])
+def test_a_daemon_that_dies_over_a_scope_leaves_nothing_and_the_next_one_does_it(
+    make_daemon: Callable[[], Daemon], point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(faults.VARIABLE, str(tmp_path / "plan"))
+    plan = Plan(tmp_path / "plan")
+    dying = make_daemon()
+    kubelet = dying.kubelet
+    pod = kubelet.run_pod()
+    ended = kubelet.run(pod, "true", name="ended")
+    kubelet.wait(ended)
+    plan.set(faults.DAEMON, 1, faults.KILL, f"trace scope: {point}")
+    with pytest.raises(grpc.RpcError):
+        kubelet.remove(ended) if point == "emptied" else kubelet.create(pod, "sleep", "1000")
+    assert plan.clear() == f"trace scope: {point}"
+    dying.kill()
+    dying.start()
+    kubelet.remove(ended)
+    wait_for(scopes, lambda found: len(found) == 1)
+    wait_for(waiting, lambda found: not found)
+    kubelet.run(pod, "sleep", "1000")
+    kubelet.remove_pod(pod)
+    assert dying.left_over() == []
+    assert scopes() == waiting() == []
+
+
+def scopes() -> list[str]:
+    return [unit for unit in units() if unit.endswith(".scope")]
+
+
+def waiting() -> list[str]:
+    """Processes that wait to be told that they are in a scope."""
+    links = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            links.append(os.readlink(f"/proc/{pid}/exe"))
+    return [link for link in links if "memfd:steps" in link]
 
 
 def test_pods_outlive_a_restart_and_a_stop_of_the_unit(fresh_daemon: Daemon) -> None:

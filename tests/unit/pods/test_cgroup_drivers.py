@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 
 from cri_py.cgroups.v1 import V1
 from cri_py.cgroups.v2 import V2
@@ -50,6 +51,16 @@ def test_systemd_that_does_not_answer_is_not_chosen(booted: Path, monkeypatch: p
     assert cgroup_drivers.choose("auto", ON_V2) == "cgroupfs"
     with pytest.raises(FailedPrecondition, match="could not ask its version"):
         cgroup_drivers.choose("systemd", ON_V2)
+
+
+def test_a_driver_that_is_not_what_the_node_would_have_is_logged(
+    booted: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else the kubelet, which was told systemd before, would be refused without a word here."""
+    monkeypatch.setattr(SystemdBus, "version", unreachable)
+    with structlog.testing.capture_logs() as logged:
+        cgroup_drivers.groups(CgroupConfig(driver="auto"), ON_V2, Places(str(tmp_path), str(tmp_path))).close()
+    assert "does not answer" in logged[0]["event"]
 
 
 @pytest.mark.parametrize("driver", ["systemd", "cgroupfs"])

@@ -15,7 +15,7 @@ from cri_py.cgroups import Made, Write
 from cri_py.cgroups.v2 import V2
 from cri_py.errors import CriError, Internal, InvalidArgument, KernelError, Unavailable
 from cri_py.pods.systemd_bus import SystemdBus
-from cri_py.pods.unit_groups import UnitGroups
+from cri_py.pods.unit_groups import UnitGroups, _waiting_process
 from tests.simulators.systemd import CLOSE, HANG, SystemdSimulator
 
 SANDBOX, CONTAINER = "5a" * 32, "c0" * 32
@@ -120,6 +120,13 @@ async def test_a_life_leaves_no_unit_group_or_process(systemd: SystemdSimulator,
     assert await groups.remove_pod(POD, SANDBOX, made)
     assert systemd.units == {}
     assert children() == before
+
+
+def test_a_process_that_hears_nothing_of_a_scope_ends_by_itself() -> None:
+    """As when the daemon dies between the two."""
+    with _waiting_process(shutil.which("sleep") or "") as (pid, gate):
+        gate.close()
+        assert os.waitpid(pid, 0)[1] != 0
 
 
 async def test_a_slice_of_the_kubelets_stays(systemd: SystemdSimulator, groups: UnitGroups) -> None:
