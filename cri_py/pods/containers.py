@@ -465,9 +465,14 @@ class Containers:
         """Let go of a log file that was rotated away and begin a new one."""
         container = self._ledger.container(container_id)
         _check_running(container)
-        await self._monitors.of(container.sandbox_id).request(
-            "reopen", timeout_s=self._config.monitor_timeout_s, id=container.id
-        )
+        monitor = self._monitors.of(container.sandbox_id)
+        try:
+            await monitor.request("reopen", timeout_s=self._config.monitor_timeout_s, id=container.id)
+        except Internal as error:
+            raise Internal(
+                f"the log of container {container.id} can't be opened anew: {error}",
+                hint=f"only a file, or nothing, may be at {container.log_path}",
+            ) from error
 
     async def exec_sync(self, container_id: str, command: Sequence[str], timeout_s: int) -> ExecResult:
         """Run a command in the container and return its output, each stream cut at the configured size.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulators.kubelet import Kubelet, Line, Pod, wait_for
+from tests.simulators.kubelet import Kubelet, Line, Pod, refused, wait_for
 from tests.system.daemon import Daemon
 
 LINE_BYTES = 16384
@@ -70,6 +70,19 @@ def test_a_rotated_log_is_let_go_and_begun_anew(kubelet: Kubelet, pod: Pod) -> N
     kubelet.wait(container)
     assert [line.text for line in kubelet.log(container)] == [b"told", b"after"]
     assert rotated.read_bytes().endswith(b"before\n")
+
+
+def test_a_log_leads_nowhere_and_what_is_in_its_place_is_told_by_its_container(
+    kubelet: Kubelet, pod: Pod, tmp_path: Path
+) -> None:
+    container = kubelet.run(pod, "sleep", "1000")
+    log = kubelet.log_file(container)
+    log.unlink()
+    log.symlink_to(tmp_path / "elsewhere")
+    with refused("INTERNAL", f"the log of container {container} can't be opened anew", f"may be at {log}"):
+        kubelet.ReopenContainerLog(container_id=container)
+    assert not (tmp_path / "elsewhere").exists()
+    assert kubelet.shell(container, "echo here") == "here\n"
 
 
 def test_a_missing_log_directory_is_made(kubelet: Kubelet, pod: Pod) -> None:
