@@ -25,7 +25,8 @@ _PATH_MAX: Final = 4096
 _CPU_PERIOD_US: Final = (1000, 1_000_000)
 _CPU_SHARES_MAX: Final = 262144
 _CPU_QUOTA_US: Final = 1000
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # RFC 1123 section 2.1
+_HOSTNAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _CPUSET = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _GROUP_FILE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+", re.ASCII)
 _PAGE_SIZE = re.compile(r"[1-9]\d*[KMG]B")
@@ -177,7 +178,9 @@ def _check_hostname(hostname: str) -> None:
             f"hostname {hostname[:80]!r} has more than {_HOSTNAME_BYTES} bytes", hint="the kernel takes no longer one"
         )
     if not _HOSTNAME.fullmatch(hostname):
-        raise InvalidArgument(f"hostname {hostname!r} is none", hint="use letters, digits, '-' and '.'")
+        raise InvalidArgument(
+            f"hostname {hostname!r} is none", hint="use letters, digits and '-', between dots at most 63 of them"
+        )
 
 
 def _check_words(labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:

@@ -208,7 +208,10 @@ def _listening(command: Sequence[str]) -> Iterator[None]:
 
 def _gbits(command: Sequence[str]) -> float:
     done = subprocess.run(command, check=True, capture_output=True, timeout=_IPERF_S)
-    return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
+    told = json.loads(done.stdout)
+    if "error" in told:  # its exit status is 0 all the same
+        raise RuntimeError(f"iperf3: {told['error']}")
+    return float(told["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
 def table(taken: Mapping[str, Sequence[Figures]], rows: Mapping[str, str] = ROWS) -> str:

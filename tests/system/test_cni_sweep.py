@@ -1,4 +1,5 @@
-"""A chain of CNI plugins broken off at every step: of a run, stop and remove of a pod, and of GC after a crash.
+"""A chain of CNI plugins broken off at every step: of a run, stop and remove of a pod, and of GC after a crash; and
+host ports of ours the same.
 
 Afterwards the same call succeeds, and once the pods are gone the plugins hold nothing for anybody: no address, rule,
 interface or namespace; nor does the daemon keep a result.
@@ -24,9 +25,10 @@ from tests.simulators.kubelet import Kubelet, Pod, wait_for
 from tests.system.daemon import Daemon
 from tests.system.test_cni import leases
 from tests.system.test_faults_sweep import MOST, Plan
-from tests.system.test_host_ports import mapping
+from tests.system.test_host_ports import mapping, tables
 
 MakeDaemon = Callable[..., Daemon]
+Look = Callable[[Daemon], list[str]]
 ALL = os.environ.get("CRI_PY_SWEEP") == "all"
 STRIDES = {faults.KILL: 1 if ALL else 8, faults.FAIL: 1 if ALL else 3}  # a kill costs a start, and the tidying after it
 SETTLE_S = 30.0  # a daemon looks for what is left a second after its start
@@ -75,16 +77,16 @@ def plugins_hold(daemon: Daemon) -> list[str]:
     return [*leases(daemon), *rules, *kept, *shapers]
 
 
-def nothing_is_held(daemon: Daemon, note: str) -> None:
+def nothing_is_held(daemon: Daemon, note: str, look: Look) -> None:
     deadline = time.monotonic() + SETTLE_S
-    while held := plugins_hold(daemon):
+    while held := look(daemon):
         assert time.monotonic() < deadline, (note, held)
         time.sleep(0.05)
     assert daemon.left_over() == [], note
 
 
-def sweep(daemon: Daemon, plan: Plan, verb: str, act: int) -> list[str]:
-    """Returns where it happened, in order."""
+def sweep(daemon: Daemon, plan: Plan, verb: str, act: int, look: Look = plugins_hold) -> list[str]:
+    """Returns where it happened, in order. ``look`` tells what is there of pods beside what every daemon leaves."""
     body, places = VERBS[verb], []
     for step in range(1, MOST, STRIDES[act]):
         scene = Scene(daemon.kubelet)
@@ -103,7 +105,7 @@ def sweep(daemon: Daemon, plan: Plan, verb: str, act: int) -> list[str]:
         except grpc.RpcError as error:
             raise AssertionError(f"{note}: the retry failed: {error.code()} {error.details()}") from error
         daemon.kubelet.sweep()
-        nothing_is_held(daemon, note)
+        nothing_is_held(daemon, note, look)
         if not place:
             return places
         places.append(place)
@@ -120,6 +122,14 @@ def test_the_daemon_is_killed_at_every_step_of_a_chain(make_daemon: MakeDaemon, 
 @pytest.mark.parametrize("verb", ["run", "stop"])
 def test_a_call_of_the_daemon_fails_at_every_step_of_a_chain(make_daemon: MakeDaemon, plan: Plan, verb: str) -> None:
     assert sweep(make_daemon(cni=["bridge", "portmap"]), plan, verb, faults.FAIL)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", ["run", "stop"])
+def test_the_daemon_is_killed_at_every_step_of_built_in_host_ports(
+    make_daemon: MakeDaemon, plan: Plan, verb: str
+) -> None:
+    assert sweep(make_daemon(), plan, verb, faults.KILL, tables)
 
 
 # ---------------------------------------------------------------------- GC

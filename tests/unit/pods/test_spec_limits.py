@@ -54,7 +54,15 @@ def test_a_containers_name_is_limited_too() -> None:
     refuses_container("metadata.name", metadata=model.ContainerMetadata("x" * 254))
 
 
-@pytest.mark.parametrize("hostname", ["x" * 65, "a b", "evil\n6.6.6.6 bank", "-a", "a_b"])
+@pytest.mark.parametrize("hostname", ["x" * 63, "web.shop.svc.cluster.local", f"{'x' * 60}.abc", "WEB-1"])
+def test_a_hostname_is_a_label_or_a_whole_name(hostname: str) -> None:
+    validate_sandbox_config(sandbox(hostname=hostname).config)
+
+
+@pytest.mark.parametrize(
+    "hostname",
+    ["x" * 64, f"{'x' * 60}.abcd", "a b", "evil\n6.6.6.6 bank", "-a", "a_b", "a..b", "a.", "pöd", "пример"],
+)
 def test_a_hostname_that_the_kernel_or_etc_hosts_would_not_take_is_refused(hostname: str) -> None:
     refuses_sandbox("hostname", hostname=hostname)
 
