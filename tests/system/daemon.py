@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import secrets
@@ -34,6 +35,8 @@ _IGNORING: Final = ("env", "--ignore-signal=QUIT,HUP,USR1,USR2,ALRM")
 _PYTHON: Final = (sys.executable, "-m", "cri_py", "serve")
 
 
+# One after the other from anywhere: by chance alone, one of a session's hundreds would meet another's now and then.
+_SUBNETS: Final = itertools.count(secrets.randbelow(25_600))
 _CAPABILITIES: Final = {"portmap": {"portMappings": True}, "bandwidth": {"bandwidth": True}}
 
 
@@ -51,7 +54,8 @@ class Daemon:
         self.driver = driver
         self.cgroup_parent = f"/cri_py_test_{mark}.slice" if driver == "systemd" else f"/cri_py-test-{mark}"
         self.bridge = f"crt{mark}"
-        self.subnet = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(256)}.0/24"
+        number = next(_SUBNETS) % 25_600
+        self.subnet = f"10.{100 + number // 256}.{number % 256}.0/24"
         self.config_file = self.directory / "config.toml"
         self._has_cni = bool(cni)
         if cni:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import stat
 import threading
@@ -57,7 +58,7 @@ def test_the_cgroup_driver_is_told(kubelet: Kubelet) -> None:
 
 
 def test_a_pod_cidr_is_taken(kubelet: Kubelet) -> None:
-    network = pb.NetworkConfig(pod_cidr="10.244.0.0/24")
+    network = pb.NetworkConfig(pod_cidr=f"10.{220 + secrets.randbelow(24)}.{secrets.randbelow(256)}.0/24")
     kubelet.UpdateRuntimeConfig(runtime_config=pb.RuntimeConfig(network_config=network))
     kubelet.UpdateRuntimeConfig()
 
