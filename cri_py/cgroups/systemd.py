@@ -36,6 +36,7 @@ OWN = "container"
 _SLICE = re.compile(r"[A-Za-z0-9:_.\\@]+(-[A-Za-z0-9:_.\\@]+)*\.slice")
 _NAME_MAX = 255  # UNIT_NAME_MAX without its NUL
 _SCOPE = re.compile(r"cri-py-([0-9a-f]{64})\.scope")
+_HIGHEST_CPU = 8191  # the kernel's largest NR_CPUS (arch/x86/Kconfig)
 _SECOND_US = 1_000_000
 _PERCENT_US = 10_000  # systemd keeps a quota in whole percents of a CPU, 10 ms of each second
 _AMOUNTS = {
@@ -139,9 +140,10 @@ def _properties(write: Write) -> list[Property]:
     """Of one file, named without folders; none where systemd has no word for it. What can't be read is for the kernel
     to refuse, to which it is written as it is, at the container's own group."""
     try:
-        return list(_translated(write.file, write.text.strip()))
+        found = list(_translated(write.file, write.text.strip()))
     except (ValueError, TypeError, ZeroDivisionError):
         return []
+    return found if all(0 <= each.value <= UNLIMITED for each in found if isinstance(each.value, int)) else []
 
 
 def _translated(file: str, text: str) -> Iterator[Property]:
@@ -163,7 +165,7 @@ def _amount(text: str) -> int:
     """A number, with the suffixes that the kernel takes (memparse)."""
     if text == "max":
         return UNLIMITED
-    power = "KMGTPE".find(text[-1:].upper()) + 1 if text[-1:].isalpha() else 0
+    power = "KMGTPE".find(text[-1:].upper()) + 1
     return int(text[:-1]) << 10 * power if power else int(text)
 
 
@@ -179,5 +181,8 @@ def _mask(text: str) -> bytes:
     bits = 0
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
-        bits |= (1 << (int(last or first) + 1)) - (1 << int(first))
+        low, high = int(first), int(last or first)
+        if not low <= high <= _HIGHEST_CPU:
+            raise ValueError(part)
+        bits |= (1 << (high + 1)) - (1 << low)
     return bits.to_bytes((bits.bit_length() + 7) // 8, "little")

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import structlog
 
-from cri_py.cgroups import Cgroups, Write, changes, files, systemd
+from cri_py.cgroups import Cgroups, Write, changes, files, presence, systemd
 from cri_py.errors import CriError, Internal
 from cri_py.kernel import steps
 from cri_py.kernel.faults import trace
@@ -81,6 +81,7 @@ class UnitGroups(Groups):
     def _make(self, group: str, resources: Mapping[str, Any]) -> None:
         scope = systemd.scope_of(group)
         if scope:
+            presence.check(resources)  # before a scope is started for nothing
             self._start_scope(scope, f"cri_py container {systemd.container_of(os.path.basename(scope))}", resources)
         try:
             if scope:

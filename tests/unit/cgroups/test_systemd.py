@@ -138,6 +138,21 @@ def test_what_can_not_be_read_is_left_to_the_kernel(file: str, text: str) -> Non
     assert limits({"unified": {file: text}}) == {}
 
 
+@given(
+    st.sampled_from(["memory.high", "cpu.max", "cpu.weight", "cpuset.cpus", "pids.max", "io.weight"]),
+    st.text("0123456789-,. maxKE", max_size=30) | st.integers().map(str),
+)
+def test_whatever_a_key_says_no_property_is_more_than_d_bus_can_carry(file: str, text: str) -> None:
+    for value in limits({"unified": {file: text}}).values():
+        assert isinstance(value, bytes) or (isinstance(value, int) and 0 <= value <= UNLIMITED)
+        assert not isinstance(value, bytes) or len(value) <= 1024
+
+
+@pytest.mark.parametrize("cpus", ["0-99999999999999999999", "5-2"])
+def test_cpus_that_no_kernel_has_are_left_to_the_kernel(cpus: str) -> None:
+    assert limits({"cpu": {"cpus": cpus}}) == {}
+
+
 def test_amounts_may_have_the_kernels_suffixes() -> None:
     assert limits({"unified": {"memory.high": "5M", "memory.low": "2k"}}) == {"MemoryHigh": 5 << 20, "MemoryLow": 2048}
 
