@@ -195,6 +195,25 @@ async def test_a_plugin_that_vanishes_keeps_no_pod_for_ever(tmp_path: Path, plug
 
 
 @on_own_node
+async def test_what_a_plugin_does_not_take_back_at_once_it_is_asked_for_again_soon(
+    tmp_path: Path, plugin: PluginSimulator
+) -> None:
+    async with serving(tmp_path) as cni:
+        await cni.sweep(set())
+        async with asyncio.timeout(10):
+            while "GC" not in plugin.commands():  # noqa: ASYNC110 it is a plugin's act
+                await asyncio.sleep(0.02)
+        plugin.behave(ADD="crash", DEL="code 11")
+        with pytest.raises(Internal):
+            await attach(cni, "web")
+        assert remains(tmp_path) == ([], ["web"])
+        plugin.behave()
+        async with asyncio.timeout(10):
+            while plugin.leases() or remains(tmp_path)[1]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+@on_own_node
 async def test_calls_for_one_pod_follow_each_other(tmp_path: Path, plugin: PluginSimulator) -> None:
     async with serving(tmp_path) as cni:
         pod = await attach(cni, "web")

@@ -63,6 +63,7 @@ class Cni:
         self._gate = Gate()
         self._refused: Counter[str] = Counter()
         self._pod_cidrs: tuple[str, ...] = ()
+        self._left = asyncio.Event()  # a plugin has refused to take something back
         self._stopping = False
 
     # ------------------------------------------------------------- the node
@@ -231,7 +232,11 @@ class Cni:
                 await self.tidy()
             except CriError as error:
                 log.warning("what CNI plugins left could not be tidied; it is tried again", cause=str(error))
-            await asyncio.sleep(self._config.cni_gc_period_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.cni_gc_period_s):
+                    await self._left.wait()
+                    await asyncio.sleep(_FIRST_TIDY_S)  # once more soon; what is refused then waits for its hour
+            self._left.clear()
 
     async def tidy(self) -> None:
         """Take back what no pod has: first what our own cache tells (DEL), then what the plugins remember (GC)."""
@@ -302,6 +307,7 @@ class Cni:
                     await asyncio.wait({undoing})
             undoing.result()
         except CriError as error:
+            self._left.set()
             log.warning("an attachment that failed is not undone yet", pod=pending.container_id, cause=str(error))
 
     async def _delete(self, found: Entry) -> None:
