@@ -21,6 +21,13 @@ from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
 from tests.simulators.registry import RegistrySimulator
 from tests.system.daemon import Daemon
 from tests.system.test_faults_sweep import Plan
+from tests.system.test_limits import (  # the same with this driver, as this file's daemon serves  # noqa: F401
+    test_a_cpu_quota_is_met_by_throttling,
+    test_a_limit_of_processes_is_met_by_fork,
+    test_a_lowered_memory_limit_is_met_by_the_oom_killer,
+    test_a_raised_memory_limit_lets_a_container_live,
+    test_memory_is_met_by_the_oom_killer,
+)
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
 DEPLOYED: Final = Path(__file__).resolve().parents[2] / "deploy" / "cri_py.service"

@@ -13,6 +13,7 @@ import pytest
 from cri_py.cgroups import detect
 from cri_py.cgroups.counters import Numbers, count
 from cri_py.cgroups.readings import open_group
+from cri_py.cgroups.systemd import OWN, slice_path
 from cri_py.cgroups.v1 import V1
 from cri_py.rpc.gen import api_pb2 as pb
 from tests.simulators.devices import huge_page_pool, made_loop_device
@@ -41,7 +42,11 @@ def controllers() -> set[str]:
 
 
 def numbers(pod: Pod, container: str) -> Numbers:
-    group = open_group(detect(), f"{pod.config.linux.cgroup_parent}/{container}")
+    parent = pod.config.linux.cgroup_parent
+    by_systemd = parent.endswith(".slice")
+    group = open_group(
+        detect(), f"{slice_path(parent)}/cri-py-{container}.scope/{OWN}" if by_systemd else f"{parent}/{container}"
+    )
     try:
         return count(group).numbers
     finally:
