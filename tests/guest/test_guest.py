@@ -49,6 +49,7 @@ NOT_IN_GUESTS: Final = {
     "system/test_built_in_network.py::test_pods_get_addresses_of_the_kubelets_ranges_also_after_a_restart": _STARTS,
     "system/test_built_in_network.py::test_three_pods_outlive_the_daemon_and_are_gone_after_a_reboot": "wants nft nat",
     "system/test_cni.py": f"{_STARTS}, and nft nat",
+    "system/test_cni_sweep.py": f"{_STARTS}, and nft nat",
     "system/test_devices.py::test_a_cdi_device_brings_nodes_environment_mounts_and_groups": _STARTS,
     "system/test_devices.py::test_a_hook_that_fails_is_told_and_leaves_nothing": _STARTS,
     "system/test_exec.py::test_output_is_cut_at_16_mib": _BYTES,
