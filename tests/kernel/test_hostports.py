@@ -103,8 +103,8 @@ class Echo:
         self._socket.close()
 
 
-def ask(address: str, port: int) -> str:
-    with socket.create_connection((address, port), timeout=30) as connection:
+def ask(address: str, port: int, timeout_s: float = 30) -> str:
+    with socket.create_connection((address, port), timeout=timeout_s) as connection:
         return connection.recv(100).decode()
 
 
@@ -122,8 +122,8 @@ def tables() -> str:
     return subprocess.run(["nft", "list", "tables"], check=True, capture_output=True, text=True).stdout
 
 
-def asking(address: str, port: int) -> Callable[[], str]:
-    return lambda: ask(address, port)
+def asking(address: str, port: int, timeout_s: float = 30) -> Callable[[], str]:
+    return lambda: ask(address, port, timeout_s)
 
 
 @on_own_node
@@ -291,7 +291,7 @@ async def test_a_host_port_leads_to_an_isolated_pod_and_nothing_else_does(tmp_pa
             assert inside(where(client), asking(node, 8000 + port)).startswith("web ")
             assert inside(where(web), asking(node, 8000 + port)).startswith("web ")
             with pytest.raises(OSError, match=r"timed out|No route to host"):
-                inside(where(client), asking(own, port))
+                inside(where(client), asking(own, port, timeout_s=2))
     await network.detach(web)
     await network.detach(client)
 
