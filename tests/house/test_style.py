@@ -130,3 +130,10 @@ def _snake(name: str) -> str:
 
 def _words(name: str) -> set[str]:
     return set(_snake(name).split("_"))
+
+
+def test_no_script_has_the_name_of_a_standard_module() -> None:
+    """Who runs one beside it would import that in place of Python's own."""
+    scripts = {path.stem for path in (ROOT / "tests/bench").glob("*.py")}
+    assert "cribench" in scripts
+    assert not scripts & sys.stdlib_module_names

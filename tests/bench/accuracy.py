@@ -1,6 +1,6 @@
 """What ContainerStats and PodSandboxStats tell, beside the kernel's own files, with ours and with containerd + runc.
 
-    .venv/bin/python -m tests.bench.numbers [--only cri_py|runc]
+    .venv/bin/python -m tests.bench.accuracy [--only cri_py|runc]
 
 One workload runs under each in turn: a fixed loop, 64 MB in /dev/shm, 8 MB and 200 files in the layer, some packets;
 then it rests. What the runtime tells, through ``crictl stats`` where that is installed, stands beside the files of the
