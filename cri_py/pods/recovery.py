@@ -7,6 +7,7 @@ meanwhile is recorded with its exact exit; what was begun and not recorded is un
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -150,8 +151,7 @@ class Recovery:
         holder = procfs.status(state.holder_pid)
         if holder is None or int(holder["PPid"]) != state.monitor_pid:
             return
-        log.error("the monitor of a pod can't be reached; it is killed", sandbox=sandbox_id, pid=state.monitor_pid)
-        os.kill(state.monitor_pid, signal.SIGKILL)
+        kill_monitor(sandbox_id, state.monitor_pid, "it can't be reached")
 
     def _with_holder(self, sandbox: Sandbox, hello: dict[str, Any]) -> Sandbox | None:
         if hello["holder"] or not isinstance(sandbox.state, Ready):
@@ -254,5 +254,11 @@ def _kill_hanging(sandbox: Sandbox) -> None:
     pid = sandbox.state.monitor_pid
     status = procfs.status(pid)
     if status is not None and status["Name"] == "cri-monitor":
-        log.error("the monitor of a pod hangs; it is killed", sandbox=sandbox.id, pid=pid)
+        kill_monitor(sandbox.id, pid, "it hangs")
+
+
+def kill_monitor(sandbox_id: SandboxId, pid: int, cause: str) -> None:
+    """One that has ended by itself since it was looked at is fine: it must not keep the daemon from starting."""
+    log.error("the monitor of a pod is killed", sandbox=sandbox_id, pid=pid, cause=cause)
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
