@@ -417,4 +417,4 @@ class _Conversation(BaseHTTPRequestHandler):
             self.wfile.write(content[:sent])
         if fault is not None and fault.stall_after >= 0:
             self.wfile.flush()
-            self.server.simulator.stopping.wait(10)
+            self.server.simulator.stopping.wait()
