@@ -278,7 +278,7 @@ class App:
             sandboxes=self.sandboxes,
             containers=self.containers,
             streams=self.streams,
-            updates=Updates(self.ledger, self.groups, self.bundles, self.containers.execs.forget),
+            updates=Updates(self.ledger, self.groups, self.containers.execs.forget),
             statistics=self.statistics,
             metrics=self.metrics,
             events=self.events,

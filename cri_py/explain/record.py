@@ -124,7 +124,7 @@ def _resources(subject: Subject) -> Iterator[Fact]:
 def _process(subject: Subject, document: Mapping[str, Any]) -> Iterator[Fact]:
     score = document["process"].get("oomScoreAdj", 0)
     origin = of_container(subject.asked, f"{RESOURCES}.oom_score_adj", 0)
-    yield Fact("oom_score_adj", score, str(score), origin, _bundle(subject))
+    yield Fact("oom_score_adj", score, str(score), origin)
     for each in document["process"].get("rlimits", ()):
         limit = ResourceLimit(each["type"], each["soft"], each["hard"], "")
         value = {"soft": limit.soft, "hard": limit.hard, "unit": ""}

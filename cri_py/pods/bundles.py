@@ -225,33 +225,28 @@ class Bundles:
     def read(self, container: Container) -> dict[str, Any]:
         """The OCI document in whole; empty once the state directory was lost by a reboot."""
         directory = self._places.bundle(container.sandbox_id, container.id)
-        document = read_document(f"{directory}/config.json")
+        document = self._document(container)
         profile = read_document(f"{directory}/seccomp.json")
         if profile:
             document["linux"]["seccomp"] = profile
         return document
 
-    def replace_resources(self, container: Container, resources: Mapping[str, Any], score: int) -> dict[str, Any]:
-        """Write other limits into the OCI document, its device rules and block I/O kept, and another oom_score_adj;
-        returns the limits that it had. Raises Internal."""
-        path = f"{self._places.bundle(container.sandbox_id, container.id)}/config.json"
-        document = read_document(path)
-        if not document:
-            return {}  # lost by a reboot
-        before: dict[str, Any] = document["linux"]["resources"]
-        kept = ("devices", "blockIO")  # CRI has no word for these
-        document["linux"]["resources"] = {**resources, **{name: before[name] for name in kept if name in before}}
-        document["process"]["oomScoreAdj"] = score
-        try:
-            _replace(path, document)
-        except OSError as error:
-            raise Internal(f"the document {path} can't be written: {error}") from error
-        return before
+    def _document(self, container: Container) -> dict[str, Any]:
+        """What the container was made from, with the limits that it has now: the file is written once, new limits are
+        the record's. Empty once the state directory was lost by a reboot."""
+        document = read_document(f"{self._places.bundle(container.sandbox_id, container.id)}/config.json")
+        resources = container.resources
+        if document and resources is not None and resources != container.config.resources:
+            made: dict[str, Any] = document["linux"]["resources"]
+            kept = {name: made[name] for name in ("devices", "blockIO") if name in made}  # CRI has no word for these
+            document["linux"]["resources"] = spec.linux_resources(resources) | kept
+            document["process"]["oomScoreAdj"] = resources.oom_score_adj
+        return document
 
     def executing(self, container: Container) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """What another process in the container inherits: the document without its seccomp profile, and the filter."""
         directory = self._places.bundle(container.sandbox_id, container.id)
-        document = read_document(f"{directory}/config.json")
+        document = self._document(container)
         if not document:
             raise FailedPrecondition(
                 f"the OCI document of container {container.id} is gone: {directory}/config.json",

@@ -1,7 +1,7 @@
 """New resources for what is there: UpdateContainerResources and UpdatePodSandboxResources.
 
-The kernel is changed first, then the document, then the record; a step that fails takes back those before it, so that
-what is reported is always what holds.
+The kernel is changed first, then the record; what can't be recorded is taken back, so that what is reported is always
+what holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from cri_py.model import Container, ContainerId, Created, LinuxResources, Running
 from cri_py.pods import spec, spec_limits
-from cri_py.pods.bundles import Bundles
 from cri_py.pods.groups import Groups
 from cri_py.pods.ledger import Ledger
 
@@ -20,17 +19,16 @@ from cri_py.pods.ledger import Ledger
 class Updates:
     """In-place resizes."""
 
-    def __init__(self, ledger: Ledger, groups: Groups, bundles: Bundles, forget: Callable[[ContainerId], None]) -> None:
+    def __init__(self, ledger: Ledger, groups: Groups, forget: Callable[[ContainerId], None]) -> None:
         """``forget``: is called for a container whose next execs are to inherit something else."""
         self._ledger = ledger
         self._groups = groups
-        self._bundles = bundles
         self._forget = forget
 
     async def container(self, container_id: str, asked: LinuxResources) -> None:
         """Change the limits of a container; what is not asked for stays.
 
-        Of one that has ended only document and record change. Raises NotFound, InvalidArgument, FailedPrecondition
+        Of one that has ended only the record changes. Raises NotFound, InvalidArgument, FailedPrecondition
         (memory below what is in use).
         """
         spec_limits.validate_resources(asked)
@@ -51,8 +49,6 @@ class Updates:
                 if score != was:
                     await self._groups.rescore(container.cgroup, was, score)
                     undo.push_async_callback(self._groups.rescore, container.cgroup, score, was)
-            replaced = self._bundles.replace_resources(container, limits, score)
-            undo.callback(self._bundles.replace_resources, container, replaced, was)
             await self._ledger.put_container(replace(container, resources=resources), past=False)
             undo.pop_all()
         self._forget(container.id)

@@ -18,7 +18,7 @@ from cri_py.pods.bundles import Bundles
 from cri_py.pods.places import Places
 from tests.unit.pods import builders
 
-CONTAINER = cast(Container, SimpleNamespace(id="c1", sandbox_id="s1"))
+CONTAINER = cast(Container, SimpleNamespace(id="c1", sandbox_id="s1", resources=None))
 
 
 @pytest.fixture
