@@ -1,20 +1,18 @@
 """Measure the pods' network: ours built in, ours by CNI, containerd by the same CNI chain, in turn in one run.
 
-    .venv/bin/python -m tests.bench.network [--only NAME] [--rounds 3] [--pods 50] [--seconds 3] [--scale 1,50,100,200]
+    .venv/bin/python -m tests.bench.network [--only NAME] [--rounds 3] [--pods 50] [--scale 1,50,100,200]
 
 Prints medians, and in brackets how many times the figure of containerd ours is. ``network of a run`` is what a
 RunPodSandbox takes longer than one on the node's network; with ``--scale`` it is measured beside as many pods, and
-nothing else is. Needs iperf3 beside what ``compare`` needs.
+nothing else is. Needs what ``compare`` needs. How much a pod's network carries is ``throughput``'s.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,18 +28,17 @@ from critest.images.make import push
 from critest.images.programs import cache
 from tests.bench.compare import installed, serving
 from tests.bench.peers import PAUSE, cni_text, remove_groups
-from tests.simulators.kubelet import Kubelet, Pod, namespaces
+from tests.simulators.kubelet import Kubelet, namespaces
 from tests.system.daemon import Daemon
 
 PEER: Final = "runc"
 CNI: Final = "cri_py+cni"
 NAMES: Final = ("cri_py", CNI, PEER)
 _PARENT: Final = "/cribench-network"
+_CNI_SUBNET: Final = "10.230.0.0/16"  # beside that of the peer, which may run at the same time
 _WORKERS: Final = 8
-_IPERF_S: Final = 30.0
 _SETTLE_S: Final = 2.0
 _PAIRS: Final = 20
-_IPERFS: Final = 3  # of a round each: of one after the other they differ by a tenth
 
 Figures = dict[str, float]
 ROWS: Final[Mapping[str, str]] = {
@@ -51,8 +48,6 @@ ROWS: Final[Mapping[str, str]] = {
     "many": "RunPodSandbox beside as many pods as --pods, ms",
     "stop": "StopPodSandbox, ms",
     "parallel": "pods up per second, 8 workers",
-    "pods": "iperf3, pod to pod, Gbit/s",
-    "host": "iperf3, node to pod, Gbit/s",
 }
 _SCALE: Final = {"run": "RunPodSandbox, ms,", "network": "network of a run, ms,"}
 
@@ -62,7 +57,6 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=NAMES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pods", type=int, default=50)
-    parser.add_argument("--seconds", type=int, default=3, help="of each iperf3")
     parser.add_argument("--scale", type=_counts, default=(), help="the network of a run beside 1,50,100,200 pods")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a timeout cleans up, too
@@ -70,21 +64,24 @@ def main() -> int:
     with registry.running(cache() / "registry") as address:
         push(address, [e for e in entries() if PAUSE.partition("/")[2] in e.names], quiet=True)
         for name in list(installed(options.only or NAMES)) * options.rounds:
-            with _serving(name, address) as socket:
+            with serving_network(name, address) as socket:
                 taken.setdefault(name, []).append(_measured(socket, options))
     print(table(taken, rows_of_scale(options.scale) if options.scale else ROWS))
     return 0
 
 
 @contextlib.contextmanager
-def _serving(name: str, address: str) -> Iterator[str]:
+def serving_network(name: str, address: str) -> Iterator[str]:
+    """One of NAMES; yields its socket."""
     if name != CNI:
         with serving(name, address) as socket:
             yield socket
         return
     tables = [f'[images.registries."{host}"]\nmirrors = ["http://{address}"]' for host in HOSTS]
     daemon = Daemon(f"http://{address}", "\n".join(tables), cni=["bridge"])
-    (daemon.directory / "net.d" / "10-debian.conflist").write_text(cni_text(daemon.bridge, daemon.directory))
+    (daemon.directory / "net.d" / "10-debian.conflist").write_text(
+        cni_text(daemon.bridge, daemon.directory, _CNI_SUBNET)
+    )
     try:
         daemon.start()
         yield daemon.socket
@@ -110,7 +107,7 @@ def _measured(socket: str, options: argparse.Namespace) -> Figures:
     ):
         try:
             figures = _Round(kubelet)
-            return figures.scale(options.scale) if options.scale else figures.all(options.pods, options.seconds)
+            return figures.scale(options.scale) if options.scale else figures.all(options.pods)
         finally:
             kubelet.sweep()
             remove_groups(_PARENT)
@@ -121,7 +118,7 @@ class _Round:
         self._kubelet = kubelet
         self._stops: list[float] = []
 
-    def all(self, pods: int, seconds: int) -> Figures:
+    def all(self, pods: int) -> Figures:
         self._runs(3, [])  # what is made once is made
         run = self._runs(20, [])
         node = self._runs(20, [], on_node=True)
@@ -129,7 +126,7 @@ class _Round:
         self._stops.clear()
         self._runs(20, [])
         stop = statistics.median(self._stops)
-        figures = {"run": run, "network": run - node, "port": port, "stop": stop, **self._iperf(seconds)}
+        figures = {"run": run, "network": run - node, "port": port, "stop": stop}
         return {**figures, "parallel": self._parallel(pods), "many": self._runs(20, [])}
 
     def scale(self, counts: Sequence[int]) -> Figures:
@@ -176,42 +173,6 @@ class _Round:
         with ThreadPoolExecutor(_WORKERS) as workers:
             list(workers.map(self._kubelet.run_pod, configs))
         return pods / (time.perf_counter() - since)
-
-    def _iperf(self, seconds: int) -> Figures:
-        one, other = self._kubelet.run_pod(), self._kubelet.run_pod()
-        time.sleep(_SETTLE_S)  # what was removed before goes in the background
-        address = self._kubelet.pod_status(one).network.ip
-        figures: dict[str, list[float]] = {"pods": [], "host": []}
-        for row, client in (("pods", self._inside(other)), ("host", [])) * _IPERFS:
-            with _listening([*self._inside(one), "iperf3", "--server", "--one-off", "--forceflush"]):
-                asking = ["iperf3", "--json", "--client", address, "--time", str(seconds)]
-                figures[row].append(_gbits([*client, *asking]))
-        return {row: statistics.median(found) for row, found in figures.items()}
-
-    def _inside(self, pod: Pod) -> list[str]:
-        shown = json.loads(self._kubelet.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"])
-        return ["nsenter", "--net", "--target", str(shown["pid"])]
-
-
-@contextlib.contextmanager
-def _listening(command: Sequence[str]) -> Iterator[None]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
-        assert server.stdout is not None
-        try:
-            while b"listening" not in server.stdout.readline():
-                pass
-            yield
-            server.communicate(timeout=_IPERF_S)
-        finally:
-            server.kill()
-
-
-def _gbits(command: Sequence[str]) -> float:
-    done = subprocess.run(command, check=True, capture_output=True, timeout=_IPERF_S)
-    told = json.loads(done.stdout)
-    if "error" in told:  # its exit status is 0 all the same
-        raise RuntimeError(f"iperf3: {told['error']}")
-    return float(told["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
 def table(taken: Mapping[str, Sequence[Figures]], rows: Mapping[str, str] = ROWS) -> str:

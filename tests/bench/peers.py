@@ -64,15 +64,15 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 _NETWORK: Final = """\
 {{"cniVersion": "1.0.0", "name": "{bridge}", "plugins": [
   {{"type": "bridge", "bridge": "{bridge}", "isGateway": true, "ipMasq": true,
-    "ipam": {{"type": "host-local", "dataDir": "{work}/ipam", "ranges": [[{{"subnet": "10.231.0.0/16"}}]],
+    "ipam": {{"type": "host-local", "dataDir": "{work}/ipam", "ranges": [[{{"subnet": "{subnet}"}}]],
              "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
 """
 
 
-def cni_text(bridge: str, work: Path) -> str:
+def cni_text(bridge: str, work: Path, subnet: str = "10.231.0.0/16") -> str:
     """The configuration of the chain that attaches pods; the leases are below ``work``."""
-    return _NETWORK.format(bridge=bridge, work=work)
+    return _NETWORK.format(bridge=bridge, work=work, subnet=subnet)
 
 
 def missing(name: str) -> list[str]:
