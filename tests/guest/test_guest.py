@@ -26,6 +26,7 @@ _BYTES: Final = "moves many bytes or calls, which have one way on every node"
 _LAYERS: Final = "images and their layers are files, on whatever node"
 # Below tests/, for the guest in qemu: what user-mode Linux, which runs all else, can't do, and what is best seen there.
 IN_QEMU: Final = {
+    "kernel/test_cgroup_limits.py": f"wants huge pages, a disk and the like, and {_KILLS}",
     "kernel/test_cgroups.py": f"wants cpuset and the like, and {_KILLS}",
     "kernel/test_hostports.py": "wants nft nat",
     "kernel/test_network.py": "wants nft nat",

@@ -1,27 +1,24 @@
 """Both versions of cgroups as this kernel has them.
 
 On a hybrid node v2 runs in a group of its own in the unified hierarchy, without controllers; the limits of v2 are
-tested where v2 has them. Each test has a top group of its own.
+tested where v2 has them, in test_cgroup_limits.py. Each test has a top group of its own.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-import math
-import mmap
 import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from cri_py.cgroups import Cgroups, Made, detect, read_oom
-from cri_py.cgroups.changes import change, take_back
+from cri_py.cgroups import Cgroups, Made
 from cri_py.cgroups.devices import v2_program
 from cri_py.cgroups.readings import open_group
 from cri_py.cgroups.v1 import V1, Hierarchy
@@ -29,88 +26,9 @@ from cri_py.cgroups.v2 import V2
 from cri_py.errors import InvalidArgument, KernelError
 from cri_py.kernel import bpf, procfs, syscalls
 from cri_py.kernel.constants import CLONE_INTO_CGROUP
-from tests.simulators.devices import huge_page_pool, made_loop_device
+from tests.kernel.node import NODE, UNIFIED, MakeMember, own_name
 
 pytestmark = pytest.mark.root
-
-NODE = detect()
-UNIFIED = next(mount.path for mount in procfs.mountinfo() if mount.fstype == "cgroup2")
-V2_CONTROLLERS = set(Path(UNIFIED, "cgroup.controllers").read_text().split())
-VERSIONS = ["v1", "v2"] if isinstance(NODE, V1) else ["v2"]
-WITH_LIMITS = ["v1"] if isinstance(NODE, V1) else ["v2"]
-WITH_HUGE_PAGES = [
-    f"v{1 if isinstance(NODE, V1) and any('hugetlb' in each.controllers for each in NODE.hierarchies) else 2}"
-]
-NUMBER = itertools.count()
-MAP_HUGETLB = 0x40000
-
-Act = Callable[[], object]
-MakeMember = Callable[..., int]
-
-
-@pytest.fixture(params=VERSIONS)
-def groups(request: pytest.FixtureRequest) -> Iterator[Cgroups]:
-    """The cgroups of the node, or v2 below a group of its own; whatever a test left behind is ended and removed."""
-    if request.param == "v1" or isinstance(NODE, V2):
-        yield NODE
-        return
-    own = f"{UNIFIED}/cri_py-test-{os.getpid()}-{next(NUMBER)}"
-    os.mkdir(own)
-    yield V2(own)
-    os.rmdir(own)
-
-
-@pytest.fixture
-def top(groups: Cgroups) -> Iterator[str]:
-    path = f"/cri_py-test-{os.getpid()}-{next(NUMBER)}"
-    groups.create(path, {}, pod=True)
-    yield path
-    with suppress(KernelError):  # a missing group
-        groups.thaw(path)
-    groups.kill(path, 10)
-    groups.remove(path)
-
-
-@pytest.fixture
-def member() -> Iterator[MakeMember]:
-    """Forks a child that enters by ``enter``, runs ``act`` and then waits to be killed; returns its pid."""
-    pids: list[int] = []
-
-    def fork(enter: Act, act: Act = signal.pause) -> int:
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                enter()
-                os.write(writing, b"1")
-                act()
-            finally:
-                os._exit(3)
-        pids.append(pid)
-        os.close(writing)
-        try:
-            assert os.read(reading, 1) == b"1", "the child could not enter"
-        finally:
-            os.close(reading)
-        return pid
-
-    yield fork
-    for pid in pids:
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
-@pytest.fixture
-def loop_device(tmp_path: Path) -> Iterator[str]:
-    with made_loop_device(tmp_path) as path:
-        yield path
-
-
-@pytest.fixture
-def huge_pages() -> Iterator[int]:
-    with huge_page_pool(8) as size:
-        yield size
 
 
 def on_disk(groups: Cgroups, path: str) -> list[bool]:
@@ -226,7 +144,7 @@ def test_v1_copies_cpus_and_memory_nodes_even_over_a_parent_without_any(member: 
         assert isinstance(NODE, V2)  # which inherits by itself
         return
     mount = next(h.mount for h in NODE.hierarchies if "cpuset" in h.controllers)
-    path = f"/cri_py-test-{os.getpid()}-{next(NUMBER)}"
+    path = f"/{own_name()}"
     os.mkdir(mount + path)  # by somebody who copied nothing
     try:
         NODE.create(f"{path}/ctr", {})
@@ -235,6 +153,27 @@ def test_v1_copies_cpus_and_memory_nodes_even_over_a_parent_without_any(member: 
     finally:
         NODE.kill(path, 5)
         NODE.remove(path)
+
+
+def test_all_processes_of_a_group_are_listed_however_many(groups: Cgroups, top: str, member: MakeMember) -> None:
+    groups.create(f"{top}/ctr", {})
+
+    def fork_many() -> None:
+        """By a shell: a fork of all that the tests have in memory takes long."""
+        reading, writing = os.pipe()
+        os.set_inheritable(writing, True)  # so that nobody reads its end
+        os.dup2(reading, 0)
+        script = "exec 3<&0; for number in $(seq 799); do (read line <&3) & done; read line"
+        os.execv("/bin/sh", ["sh", "-c", script])
+
+    member(lambda: groups.enter(f"{top}/ctr"), fork_many)
+    group = open_group(groups, f"{top}/ctr")
+    deadline = time.monotonic() + 100
+    while len(groups.processes(f"{top}/ctr")) < 800:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert group.members() == tuple(groups.processes(f"{top}/ctr"))
+    group.close()
 
 
 # ----------------------------------------------------------------------- ended
@@ -295,7 +234,7 @@ def test_without_a_freezer_kill_still_ends_a_plain_group(member: MakeMember) -> 
         assert isinstance(NODE, V2)  # which always has its freezer
         return
     alone = V1([hierarchy for hierarchy in NODE.hierarchies if hierarchy.controllers == ("pids",)])
-    path = f"/cri_py-test-{os.getpid()}-{next(NUMBER)}"
+    path = f"/{own_name()}"
     alone.create(path, {})
     try:
         pid = member(lambda: alone.enter(path))
@@ -394,170 +333,6 @@ def test_the_name_of_a_scope_stays_below_its_container(groups: Cgroups, top: str
     groups.create(f"{top}/ctr", {})
     with pytest.raises(InvalidArgument):
         groups.exec_scope(f"{top}/ctr", name)
-
-
-# ---------------------------------------------------------------------- limits
-
-
-@pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
-def test_the_kernel_took_the_limits(groups: Cgroups, top: str) -> None:
-    resources = {
-        "cpu": {"shares": 512, "quota": 50000, "period": 100000},
-        "memory": {"limit": 64 << 20, "swap": 96 << 20, "reservation": 32 << 20},
-        "pids": {"limit": 77},
-    }
-    made = groups.create(f"{top}/ctr", resources)
-    assert all("swap" in note or "memsw" in note for note in made.notes)
-    left_out = {note.split()[0] for note in made.notes}
-    for file, text, _ in groups.plan(f"{top}/ctr", resources):
-        if os.path.basename(file) not in left_out:
-            assert Path(file).read_text().strip() == text
-
-
-@pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
-def test_an_oom_kill_is_counted_and_can_be_read_after_the_process(
-    groups: Cgroups, top: str, member: MakeMember
-) -> None:
-    groups.create(f"{top}/ctr", {"memory": {"limit": 24 << 20, "swap": 24 << 20}})
-    fd = groups.open_oom(f"{top}/ctr")
-    assert fd is not None
-    assert read_oom(fd) == 0
-    pid = member(lambda: groups.enter(f"{top}/ctr"), lambda: bytearray(b"1") * (256 << 20))
-    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-    assert groups.oom_kills(f"{top}/ctr") == read_oom(fd) == 1
-    os.close(fd)
-    groups.remove(f"{top}/ctr")
-    assert groups.oom_kills(f"{top}/ctr") == 0
-
-
-@pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
-def test_a_fork_beyond_the_pids_limit_fails(groups: Cgroups, top: str, member: MakeMember) -> None:
-    groups.create(f"{top}/ctr", {"pids": {"limit": 1}})
-
-    def fork() -> None:
-        try:
-            if os.fork() == 0:
-                os._exit(0)
-        except OSError as error:
-            os._exit(error.errno or 0)
-
-    pid = member(lambda: groups.enter(f"{top}/ctr"), fork)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == errno.EAGAIN
-
-
-def test_all_processes_of_a_group_are_listed_however_many(groups: Cgroups, top: str, member: MakeMember) -> None:
-    groups.create(f"{top}/ctr", {})
-
-    def fork_many() -> None:
-        """By a shell: a fork of all that the tests have in memory takes long."""
-        reading, writing = os.pipe()
-        os.set_inheritable(writing, True)  # so that nobody reads its end
-        os.dup2(reading, 0)
-        script = "exec 3<&0; for number in $(seq 799); do (read line <&3) & done; read line"
-        os.execv("/bin/sh", ["sh", "-c", script])
-
-    member(lambda: groups.enter(f"{top}/ctr"), fork_many)
-    group = open_group(groups, f"{top}/ctr")
-    deadline = time.monotonic() + 100
-    while len(groups.processes(f"{top}/ctr")) < 800:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert group.members() == tuple(groups.processes(f"{top}/ctr"))
-    group.close()
-
-
-@pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
-def test_a_disk_is_written_no_faster_than_allowed_before_and_after_a_change(
-    groups: Cgroups, top: str, member: MakeMember, loop_device: str
-) -> None:
-    major, minor = map(int, Path(f"/sys/class/block/{os.path.basename(loop_device)}/dev").read_text().split(":"))
-
-    def rate(bytes_a_second: int) -> dict[str, object]:
-        wanted = {"major": major, "minor": minor, "rate": bytes_a_second}
-        return {"blockIO": {"throttleWriteBpsDevice": [wanted]}}
-
-    def write() -> None:
-        fd = os.open(loop_device, os.O_WRONLY | os.O_DIRECT)
-        with mmap.mmap(-1, 1 << 18) as block:  # O_DIRECT wants aligned memory
-            for _ in range(6):
-                os.write(fd, block)
-        os._exit(0)
-
-    def seconds() -> float:
-        begun = time.monotonic()
-        pid = member(lambda: groups.enter(f"{top}/ctr"), write)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        return time.monotonic() - begun
-
-    def quickest(below: float) -> float:
-        return next((took for took in (seconds() for _ in range(20)) if took < below), math.inf)
-
-    # How long it takes at least: on a busy machine all takes longer. 1.5 MB, of which the first slice is free.
-    groups.create(f"{top}/ctr", rate(1 << 20))
-    assert seconds() > 1.0
-    before = change(groups, f"{top}/ctr", rate(512 << 10))
-    assert (slower := seconds()) > 2.0
-    take_back(before)
-    assert 1.0 < (usual := quickest(below=slower)) < slower
-    change(groups, f"{top}/ctr", rate(0))
-    assert quickest(below=usual) < usual
-
-
-@pytest.mark.parametrize("groups", WITH_HUGE_PAGES, indirect=True)
-def test_huge_pages_are_mapped_up_to_the_limit_before_and_after_a_change(
-    groups: Cgroups, top: str, member: MakeMember, huge_pages: int
-) -> None:
-    def limit(pages: int) -> dict[str, object]:
-        return {"hugepageLimits": [{"pageSize": "2MB", "limit": pages * huge_pages}]}
-
-    def take(pages: int) -> int:
-        def act() -> None:
-            with mmap.mmap(-1, pages * huge_pages, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB) as memory:
-                for at in range(pages):
-                    memory[at * huge_pages] = 1
-            os._exit(0)
-
-        def tried() -> None:
-            try:
-                act()
-            except OSError as error:
-                os._exit(error.errno or 0)
-
-        pid = member(lambda: groups.enter(f"{top}/ctr"), tried)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-    groups.create(f"{top}/ctr", limit(2))
-    assert (take(2), take(3)) == (0, errno.ENOMEM)
-    before = change(groups, f"{top}/ctr", limit(3))
-    assert (take(3), take(4)) == (0, errno.ENOMEM)
-    take_back(before)
-    assert (take(2), take(3)) == (0, errno.ENOMEM)
-
-
-@pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
-def test_a_burst_is_set_after_the_quota_that_it_may_not_exceed(groups: Cgroups, top: str) -> None:
-    resources = {"cpu": {"quota": 50000, "period": 100000, "burst": 20000}}
-    groups.create(f"{top}/ctr", resources)
-    file = groups.plan(f"{top}/ctr", resources)[-1].file
-    assert Path(file).read_text().strip() == "20000"
-    with pytest.raises(KernelError, match="burst"):
-        groups.create(f"{top}/more", {"cpu": {"quota": 50000, "period": 100000, "burst": 60000}})
-
-
-@pytest.mark.parametrize("groups", WITH_LIMITS, indirect=True)
-def test_a_kill_ends_a_fork_bomb_that_fills_its_group(groups: Cgroups, top: str, member: MakeMember) -> None:
-    groups.create(f"{top}/ctr", {"pids": {"limit": 60}})
-
-    def bomb() -> None:
-        while True:
-            with suppress(OSError):
-                os.fork()
-            time.sleep(0.002)
-
-    pid = member(lambda: groups.enter(f"{top}/ctr"), bomb)
-    groups.kill(f"{top}/ctr", 60)
-    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-    groups.remove(f"{top}/ctr")
 
 
 # --------------------------------------------------------------------- devices
