@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from typing import NamedTuple
 
 from cri_py.errors import KernelError
@@ -98,6 +99,19 @@ def state(pid: int, proc: str = "/proc") -> str | None:
     """R, S, D, T, t, Z or X (field 3)."""
     raw = read_of(pid, "stat", proc)
     return None if raw is None else stat_fields(raw)[0].decode()
+
+
+def is_ending(pid: int, proc: str = "/proc") -> bool:
+    """Whether it is gone or a zombie, exits just now, or has a SIGKILL before it, which nobody can take back.
+
+    Fields 3, 9 (PF_EXITING, PF_SIGNALED of linux/sched.h) and 31: a fatal signal to a process is pending for each of
+    its threads (kernel/signal.c, complete_signal).
+    """
+    raw = read_of(pid, "stat", proc)
+    if raw is None:
+        return True
+    fields = stat_fields(raw)
+    return fields[0] in b"ZX" or bool(int(fields[6]) & 0x404 or int(fields[28]) & 1 << (signal.SIGKILL - 1))
 
 
 def children(pid: int, proc: str = "/proc") -> tuple[int, ...] | None:

@@ -20,24 +20,24 @@ from typing import NamedTuple, NoReturn
 from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import CriError, FailedPrecondition, KernelError
 from cri_py.kernel import procfs, syscalls
-from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
+from cri_py.kernel.constants import PR_SET_CHILD_SUBREAPER
 from cri_py.monitor import hooked, protocol, transport
 from cri_py.monitor.output import OutputStream
-from cri_py.monitor.stream import REPORT_BYTES, Attached, Executed, Forwarded, Target, report_of_killed, serve
+from cri_py.monitor.stream import Attached, Forwarded, StreamProcess, Target, report_of_killed, start
+from cri_py.monitor.stream_process import Executed
 from cri_py.monitor.tracked import (
-    KILLED,
     ContainerProcess,
     Create,
     ExecProcess,
     Missing,
     WrongState,
     dropped,
-    end_scope,
+    end_all,
     exit_code,
 )
 from cri_py.runtime import container, holder
 from cri_py.runtime import exec as runtime_exec
-from cri_py.runtime.child import BORN, READY, ChildError, Parent, keep_only, said_text
+from cri_py.runtime.child import BORN, READY, ChildError, Parent, said_text
 
 _KILL_S = 5.0
 _LOOKED_AT = 16  # groups that are left over, at the end of each exec
@@ -83,7 +83,7 @@ class Monitor:
         self._held = False  # there was a pod to keep
         self._containers: dict[bytes, ContainerProcess] = {}
         self._execs: dict[int, ExecProcess] = {}  # by pid
-        self._streams: dict[int, tuple[int, Target]] = {}  # pid of a stream process: the pipe of its report, its target
+        self._streams: dict[int, StreamProcess] = {}  # by pid
         self._hooked: dict[int, tuple[hooked.Runner, Callable[[bytes], None]]] = {}  # by pid
         self._enders: dict[int, int] = {}  # pid of a child that ends scopes: seq of the request that this answers, or 0
         self._left: list[ExecScope] = []  # groups of execs that have ended, kept by processes which they started
@@ -386,21 +386,19 @@ class Monitor:
         kind, container_id, name, stdin = request.words
         target = self._target(kind, container_id, name, fds, wants_stdin=stdin == b"1")
         try:
-            report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            monitor = os.getpid()
-            try:
-                pid = syscalls.clone3(0)
-                if pid == 0:
-                    serve(request.body, fds[0], report_end, target, monitor)
-            except BaseException:
-                os.close(report)
-                raise
-            finally:
-                os.close(report_end)
+            pid, process = start(request.body, fds[0], target)
         finally:
             for fd in target.fds():
                 os.close(fd)
-        self._streams[pid] = report, target
+        self._streams[pid] = process
+        self._watch(process.fd, partial(self._hear_stream, process))
+
+    def _hear_stream(self, process: StreamProcess) -> None:
+        """Its exec was killed, or it has reported, which waits until it is reaped."""
+        if process.hear() and isinstance(process.target, Executed):
+            self._outlive(process.target.scope)
+        if process.silent:
+            self._forget(process.fd)
 
     def _target(self, kind: bytes, container_id: bytes, name: bytes, fds: list[int], *, wants_stdin: bool) -> Target:
         """What a stream process works on."""
@@ -421,22 +419,21 @@ class Monitor:
             os.close(pidfd)
             raise
 
-    def _stream_ended(self, report: int, target: Target) -> None:
+    def _stream_ended(self, process: StreamProcess) -> None:
         """Pass on what the process has said of its session; one that was killed has said nothing, and left its exec."""
-        try:
-            said = os.read(report, REPORT_BYTES)
-        except BlockingIOError:
-            said = b""
-        os.close(report)
+        self._hear_stream(process)
+        self._forget(process.fd)
+        os.close(process.fd)
+        target = process.target
         if isinstance(target, Executed):
-            if said:
+            if process.report:
                 self._let_go(target.scope)
             else:
                 self._end_scopes([target.scope])
         elif isinstance(target, Attached):
             for stream in (each for process in self._containers.values() for each in process.streams):
                 stream.drop_unread_taps()
-        self._tell(protocol.event(b"stream_end", said or report_of_killed(target)))
+        self._tell(protocol.event(b"stream_end", process.report or report_of_killed(target)))
 
     def _kill_execs(self, execs: list[ExecProcess], seq: int = 0) -> None:
         """SIGKILL them and all that they have started; then, if that was asked for, answer."""
@@ -452,7 +449,7 @@ class Monitor:
         monitor = os.getpid()
         child = syscalls.clone3(0)
         if child == 0:
-            _end_all(scopes, monitor)
+            end_all(scopes, monitor)
         self._enders[child] = seq
 
     def _let_go(self, scope: ExecScope) -> None:
@@ -514,7 +511,7 @@ class Monitor:
                 self._tell(protocol.event(b"holder_exit"))
             return
         if pid in self._streams:
-            self._stream_ended(*self._streams.pop(pid))
+            self._stream_ended(self._streams.pop(pid))
             return
         if pid in self._hooked:
             runner, then = self._hooked.pop(pid)
@@ -563,24 +560,15 @@ class Monitor:
             self._tell(protocol.step_refusal(process.seq, *process.failure))
         else:
             assert process.status is not None
-            code = exit_code(process.status)
-            for each in self._containers.values():
-                if code == KILLED and process.scope.path.startswith(f"{each.cgroup}/"):
-                    each.outlive_exec()
-            self._tell(protocol.answer(process.seq, b'{"code":%d}' % code))
+            if process.was_killed():
+                self._outlive(process.scope)
+            self._tell(protocol.answer(process.seq, b'{"code":%d}' % exit_code(process.status)))
         self._let_go(process.scope)
 
-
-def _end_all(scopes: list[ExecScope], monitor: int) -> NoReturn:
-    """In a child of the process ``monitor``."""
-    try:
-        syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == monitor:  # else it died before that
-            keep_only(null_stdio=True)  # the end of the monitor's sockets and pipes must not wait for this process
-            for scope in scopes:
-                end_scope(scope)
-    finally:
-        os._exit(0)
+    def _outlive(self, scope: ExecScope) -> None:
+        """An exec was killed: its container may live on."""
+        for process in self._containers.values():
+            process.outlive_exec(scope)
 
 
 def _held(pid: int) -> int:

@@ -12,32 +12,22 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
-from cri_py.cgroups import ExecScope
 from cri_py.kernel import procfs, syscalls
 from cri_py.kernel.constants import PR_SET_PDEATHSIG
 from cri_py.monitor.link import Link
 from cri_py.monitor.stream_command import CommandPump
 from cri_py.monitor.stream_forward import ForwardPump
-from cri_py.monitor.stream_process import AttachedProcess, ExecutedProcess, ExecutedTold, Process
+from cri_py.monitor.stream_process import AttachedProcess, Executed, ExecutedProcess, ExecutedTold, Process
 from cri_py.runtime.child import keep_only
 from cri_py.wire.channels import Agreement, Streams, Transport
 from cri_py.wire.session import port_forward, remote_command
 
 # A client may take its time before it opens its streams, so what it works on is held by a pidfd: a pid alone might be
 # that of a process outside of the container by then.
-
-
-class Executed(NamedTuple):
-    """A new process in the container whose init ``pidfd`` holds."""
-
-    pidfd: int
-    scope: ExecScope
-    program: int  # a descriptor
-
-    def fds(self) -> tuple[int, ...]:
-        return self.pidfd, self.program
 
 
 class Attached(NamedTuple):
@@ -63,8 +53,46 @@ class Forwarded(NamedTuple):
 
 Target: TypeAlias = Executed | Attached | Forwarded
 _ERROR_CHARACTERS = 500  # of at most 12 bytes each in JSON
-REPORT_BYTES = 8192
+_REPORT_BYTES = 8192
+_EXEC_KILLED = b"k"  # said at once, before the report, which may wait for the client
 _KINDS = {Executed: "exec", Attached: "attach", Forwarded: "portforward"}
+
+
+class StreamProcess:
+    """What the monitor knows of one. ``report``: JSON, once it has ended; ``fd``: of the pipe on which that comes, and
+    which the owner closes."""
+
+    def __init__(self, fd: int, target: Target) -> None:
+        self.fd = fd
+        self.target = target
+        self.report = b""
+        self.silent = False  # nothing more will come
+
+    def hear(self) -> bool:
+        """Take what it has said; whether its exec was killed, but not by it."""
+        try:
+            said = os.read(self.fd, _REPORT_BYTES)
+        except BlockingIOError:
+            return False
+        self.silent = not said
+        self.report += said.removeprefix(_EXEC_KILLED)
+        return said.startswith(_EXEC_KILLED)
+
+
+def start(body: bytes, client_fd: int, target: Target) -> tuple[int, StreamProcess]:
+    """Fork one. Its pid, and what the monitor keeps of it; the descriptors stay the caller's."""
+    fd, report_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    monitor = os.getpid()
+    try:
+        pid = syscalls.clone3(0)
+        if pid == 0:
+            serve(body, client_fd, report_fd, target, monitor)
+    except BaseException:
+        os.close(fd)
+        raise
+    finally:
+        os.close(report_fd)
+    return pid, StreamProcess(fd, target)
 
 
 def serve(body: bytes, client_fd: int, report_fd: int, target: Target, monitor: int) -> NoReturn:
@@ -78,7 +106,7 @@ def serve(body: bytes, client_fd: int, report_fd: int, target: Target, monitor: 
                 os._exit(1)
             keep_only(client_fd, report_fd, *target.fds(), null_stdio=True)
             procfs.set_own_name("cri-stream")
-            link, error = _converse(body, socket.socket(fileno=client_fd), target)
+            link, error = _converse(body, socket.socket(fileno=client_fd), target, report_fd)
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
         _report(report_fd, target, time.monotonic() - begun, link, error)
@@ -86,7 +114,7 @@ def serve(body: bytes, client_fd: int, report_fd: int, target: Target, monitor: 
         os._exit(0)  # whatever it was, nothing of the child may go on as a second monitor
 
 
-def _converse(body: bytes, client: socket.socket, target: Target) -> tuple[Link, str]:
+def _converse(body: bytes, client: socket.socket, target: Target, report_fd: int) -> tuple[Link, str]:
     """Agree to speak, then pump. Returns the link, and what went wrong by the client's or the pod's fault."""
     request = json.loads(body)
     answer, rest = request["answer"].encode("latin-1"), request["rest"].encode("latin-1")
@@ -98,13 +126,16 @@ def _converse(body: bytes, client: socket.socket, target: Target) -> tuple[Link,
     streams = Streams(**request["stdio"])
     command = remote_command(agreed, streams)
     link = Link(client, command, answer)
-    return link, CommandPump(link, command, _process(request, target, streams), request["idle_s"]).run(rest)
+    process = _process(request, target, streams, partial(os.write, report_fd, _EXEC_KILLED))
+    return link, CommandPump(link, command, process, request["idle_s"]).run(rest)
 
 
-def _process(request: dict[str, Any], target: Executed | Attached, streams: Streams) -> Process:
+def _process(
+    request: dict[str, Any], target: Executed | Attached, streams: Streams, tell_killed: Callable[[], object]
+) -> Process:
     if isinstance(target, Executed):
         told = ExecutedTold(request["words"], tuple(request["owner"]))
-        return ExecutedProcess(target.program, told, target.pidfd, target.scope, streams)
+        return ExecutedProcess(target, told, streams, tell_killed)
     return AttachedProcess(target.pidfd, target.stdin, (target.stdout, target.stderr), streams)
 
 

@@ -10,13 +10,14 @@ import signal
 import struct
 import termios
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cri_py.cgroups import ExecScope
 from cri_py.errors import KernelError
 from cri_py.kernel import syscalls
 from cri_py.kernel.steps import told
-from cri_py.monitor.tracked import dropped, end_scope, exit_code
+from cri_py.monitor.tracked import KILLED, dropped, end_scope, exit_code
 from cri_py.runtime import container
 from cri_py.runtime import exec as runtime_exec
 from cri_py.runtime.child import ChildError, Parent
@@ -85,6 +86,17 @@ class Process(ABC):
         return bool(poll.poll(timeout_s * 1000))
 
 
+class Executed(NamedTuple):
+    """A new process in the container whose init ``pidfd`` holds."""
+
+    pidfd: int
+    scope: ExecScope
+    program: int  # a descriptor, of its steps (``kernel.steps``)
+
+    def fds(self) -> tuple[int, ...]:
+        return self.pidfd, self.program
+
+
 class ExecutedTold(NamedTuple):
     """What the daemon tells of an exec: the words of its program's steps (``kernel.steps``), and who it runs as on the
     node (uid, gid)."""
@@ -97,13 +109,15 @@ class ExecutedProcess(Process):
     """A further process in a container, a child of this one. ``program``: of its steps (``kernel.steps``); ``target``:
     a pidfd of the container's init."""
 
-    def __init__(self, program: int, asked: ExecutedTold, target: int, scope: ExecScope, streams: Streams) -> None:
+    def __init__(
+        self, target: Executed, asked: ExecutedTold, streams: Streams, tell_killed: Callable[[], object]
+    ) -> None:
         super().__init__(tty=streams.tty)
-        self._program = program
+        self._target, self._scope, self._program = target
         self._words, self._owner = asked
-        self._target = target
-        self._scope = scope
         self._streams = streams
+        self._tell_killed = tell_killed
+        self._abandoned = False
         self._pid = 0
         self._code = 0
 
@@ -179,11 +193,14 @@ class ExecutedProcess(Process):
         if self._pid:
             self._code = exit_code(os.waitpid(self._pid, 0)[1])
             self._pid = 0
+            if self._code == KILLED and not self._abandoned:
+                self._tell_killed()
 
     def abandon(self) -> None:
         """A terminal's process is told by the hang-up and then killed; without one it is killed with all it started."""
         if not self._pid:
             return
+        self._abandoned = True
         if self.tty:
             self._hang_up()
         os.kill(self._pid, signal.SIGKILL)

@@ -9,17 +9,19 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from cri_py.cgroups import Cgroups, ExecScope
 from cri_py.errors import KernelError
+from cri_py.kernel import procfs, syscalls
+from cri_py.kernel.constants import PR_SET_PDEATHSIG
 from cri_py.kernel.null import open_null
 from cri_py.kernel.steps import Report
 from cri_py.monitor.output import PIPE_BYTES, LogFile, OutputStream
 from cri_py.monitor.protocol import Request
 from cri_py.runtime import container
 from cri_py.runtime import exec as runtime_exec
-from cri_py.runtime.child import Parent
+from cri_py.runtime.child import Parent, keep_only
 
 EXITS = "exits"
 KILLED = 128 + signal.SIGKILL  # as an exit code
@@ -252,11 +254,17 @@ class ContainerProcess:
             return "state", "init was killed for want of memory before it was ready: the container's limit is too low"
         return "failed", f"init ended before it was ready, with code {exit_code(status)}"
 
-    def outlive_exec(self) -> None:
-        """An exec was killed, perhaps for want of memory. If the container lives on, that will not be why it ends."""
-        with contextlib.suppress(ChildProcessError):  # who bore it has not ended yet
-            if not self.ended and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                self._outlived = self._oom_kills()
+    def outlive_exec(self, scope: ExecScope) -> None:
+        """An exec was killed, perhaps for want of memory. If it was this container's, which lives on, that will not be
+        why the container ends.
+
+        An init that is killed takes execs along, and memory.oom.group takes all, so it may be an exec that is reaped
+        first. The kernel counts a kill before it sends the signal; so this counts before it looks who was to die.
+        """
+        if not self.ended and scope.path.startswith(f"{self.cgroup}/"):
+            kills = self._oom_kills()
+            if not procfs.is_ending(self.pid):
+                self._outlived = kills
 
     def _end_rest(self) -> None:
         try:
@@ -340,6 +348,18 @@ def end_scope(scope: ExecScope) -> None:
         return  # in uninterruptible sleep, frozen, or gone: it goes with its container's group
 
 
+def end_all(scopes: list[ExecScope], monitor: int) -> NoReturn:
+    """In a child of the process ``monitor``."""
+    try:
+        syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == monitor:  # else it died before that
+            keep_only(null_stdio=True)  # the end of the monitor's sockets and pipes must not wait for this process
+            for scope in scopes:
+                end_scope(scope)
+    finally:
+        os._exit(0)
+
+
 def dropped(scope: ExecScope) -> bool:
     """Remove the scope's group; False where processes that the exec has left behind keep it."""
     try:
@@ -358,6 +378,7 @@ class ExecProcess:
         self.parent = parent
         self.scope = scope
         self.status: int | None = None
+        self.was_told_to_end = False
         self.heard = False
         self.failure: Report | None = None
 
@@ -373,4 +394,9 @@ class ExecProcess:
     def kill(self) -> None:
         """SIGKILL it, wherever it is on its way into its scope; what it has started is there."""
         if self.status is None:  # else its number may be another's by now
+            self.was_told_to_end = True
             os.kill(self.pid, signal.SIGKILL)
+
+    def was_killed(self) -> bool:
+        """By somebody else than us, which is the OOM killer more often than not; or it passed a child's such end on."""
+        return self.status is not None and exit_code(self.status) == KILLED and not self.was_told_to_end

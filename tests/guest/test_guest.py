@@ -86,7 +86,8 @@ NOT_IN_GUESTS: Final = {
 }
 # What the host may lack: AppArmor in its kernel, systemd as init.
 ONLY_IN_GUESTS: Final = ("tests/system/apparmor_in_guest.py", "tests/system/systemd_in_guest.py")
-ONLY_WITH_PRESSURE: Final = "tests/system/pressure_in_guest.py"  # the host has it with cgroup v2 alone
+# And what user-mode Linux lacks besides: PSI, huge pages, a disk, cpuset.
+ONLY_IN_QEMU: Final = ("tests/system/pressure_in_guest.py", "tests/system/systemd_limits_in_guest.py")
 # On the console of one that has died of what is no fault of ours: of the panic above, and in qemu of an instruction
 # that the kernel patched on one processor while the other's was translated already (int3 where nobody expects one).
 PANICS: Final = ("fork_handler", "Kernel panic - not syncing: Fatal exception in interrupt")
@@ -133,7 +134,7 @@ def _size(file: str) -> int:
 # In the order in which they begin: what computes ten times slower first.
 QEMU: Final = "qemu"
 ALL: Final[Mapping[str, Boot]] = {
-    QEMU: Boot("tcg", (*(f"tests/{name}" for name in IN_QEMU), ONLY_WITH_PRESSURE)),
+    QEMU: Boot("tcg", (*(f"tests/{name}" for name in IN_QEMU), *ONLY_IN_QEMU)),
     **_shards(),
 }
 

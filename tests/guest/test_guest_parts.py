@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.guest import machine
-from tests.guest.test_guest import ALL, IN_QEMU, NOT_IN_GUESTS, ONLY_IN_GUESTS, ONLY_WITH_PRESSURE
+from tests.guest.test_guest import ALL, IN_QEMU, NOT_IN_GUESTS, ONLY_IN_GUESTS, ONLY_IN_QEMU
 
 
 def test_what_user_mode_linux_does_not_run_is_there() -> None:
@@ -20,7 +20,7 @@ def test_each_file_is_left_out_or_in_one_guest() -> None:
     listed = sorted(argument for boot in ALL.values() for argument in boot.arguments if argument.endswith(".py"))
     rooms = [machine.ROOT / "tests" / room for room in ("kernel", "system")]
     files = {f"{room.name}/{path.name}" for room in rooms for path in room.glob("test_*.py")}
-    by_name = {*ONLY_IN_GUESTS, ONLY_WITH_PRESSURE}
+    by_name = {*ONLY_IN_GUESTS, *ONLY_IN_QEMU}
     assert listed == sorted({*(f"tests/{name}" for name in files - set(NOT_IN_GUESTS)), *by_name})
 
 

@@ -148,10 +148,13 @@ def test_a_forward_without_descriptors_left_fails_alone() -> None:
 
 
 def test_a_report_is_whole_json_whatever_the_error_says() -> None:
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    heard = stream.StreamProcess(read_end, stream.Forwarded(-1))
     try:
+        assert not heard.hear()
         stream._report(write_end, stream.Forwarded(-1), 1.0, None, "\U0001f525" * 2000)
-        told = json.loads(os.read(read_end, stream.REPORT_BYTES))
+        assert not heard.hear()
+        told = json.loads(heard.report)
     finally:
         os.close(read_end)
         os.close(write_end)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from cri_py.cgroups import detect
 from cri_py.rpc.gen import api_pb2 as pb
-from tests.simulators.kubelet import Kubelet, Pod, wait_for
+from tests.simulators.kubelet import Kubelet, Pod, refused, wait_for
+from tests.simulators.stream_client import StreamClient
 from tests.system.daemon import Daemon
+from tests.system.test_streaming import exec_url
 
 MIB = 1 << 20
 TIGHT = pb.LinuxContainerConfig(
@@ -36,21 +40,62 @@ def test_the_reason_is_the_containers_own(kubelet: Kubelet, pod: Pod, script: st
     assert (status.exit_code, status.reason) == (code, reason)
 
 
-def test_an_exec_that_was_killed_is_not_the_end_of_its_container(kubelet: Kubelet, pod: Pod) -> None:
+def execute(kubelet: Kubelet, container: str, script: str, way: str) -> int:
+    """The exit code of a shell in the container, by ``way`` of CRI's two, the streamed one with and without a tty."""
+    if way == "sync":
+        return kubelet.exec(container, "sh", "-c", script).exit_code
+    tty = way == "tty"
+    with StreamClient(exec_url(kubelet, container, "sh", "-c", script, tty=tty)) as client:
+        return client.open("error", "stdout", *(["resize"] if tty else [])).exit_code()
+
+
+WAYS: Final = pytest.mark.parametrize("way", ["sync", "stream", "tty"])
+
+
+@WAYS
+def test_an_exec_that_was_killed_is_not_the_end_of_its_container(kubelet: Kubelet, pod: Pod, way: str) -> None:
     container = kubelet.run(pod, "sh", "-c", "while [ ! -e /go ]; do sleep 0.05; done; exit 1", linux=TIGHT)
-    assert kubelet.exec(container, "sh", "-c", f"exec {EATS}").exit_code == 137
+    assert execute(kubelet, container, f"exec {EATS}", way) == 137
     assert kubelet.status(container).state == pb.CONTAINER_RUNNING
     kubelet.shell(container, "touch /go")
     status = kubelet.wait(container)
     assert (status.exit_code, status.reason) == (1, "Error")
 
 
-def test_an_exec_that_was_killed_does_not_hide_the_containers_own_end(kubelet: Kubelet, pod: Pod) -> None:
+@WAYS
+def test_an_exec_that_was_killed_does_not_hide_the_containers_own_end(kubelet: Kubelet, pod: Pod, way: str) -> None:
     script = f"while [ ! -e /go ]; do sleep 0.05; done; exec {EATS}"
     container = kubelet.run(pod, "sh", "-c", script, linux=TIGHT)
-    assert kubelet.exec(container, "sh", "-c", f"exec {EATS}").exit_code == 137
+    assert execute(kubelet, container, f"exec {EATS}", way) == 137
     kubelet.shell(container, "touch /go")
     assert kubelet.wait(container).reason == "OOMKilled"
+
+
+@WAYS
+def test_an_exec_that_goes_with_its_container_does_not_hide_why(kubelet: Kubelet, pod: Pod, way: str) -> None:
+    """The kernel kills it with the pid namespace, and it is reaped before init is."""
+    script = f"while [ ! -e /go ]; do sleep 0.05; done; exec {EATS}"
+    container = kubelet.run(pod, "sh", "-c", script, linux=TIGHT)
+    with ThreadPoolExecutor(1) as pool:
+        along = pool.submit(execute, kubelet, container, "touch /go; exec sleep 1000", way)
+        status = kubelet.wait(container)
+        assert along.result() == 137
+    assert (status.exit_code, status.reason) == (137, "OOMKilled")
+
+
+@WAYS
+def test_where_all_are_killed_together_an_exec_does_not_hide_it(kubelet: Kubelet, pod: Pod, way: str) -> None:
+    """As a kubelet wants it on cgroup v2, whoever took the memory."""
+    whole = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(unified={"memory.oom.group": "1"}))
+    if not detect().leaves_only:
+        with refused("INVALID_ARGUMENT", "memory.oom.group", "only cgroup v2"):
+            kubelet.create(pod, "true", linux=whole)
+        return
+    whole.MergeFrom(TIGHT)
+    container = kubelet.run(pod, "sleep", "1000", linux=whole)
+    assert execute(kubelet, container, f"exec {EATS}", way) == 137
+    status = kubelet.wait(container)
+    assert (status.exit_code, status.reason) == (137, "OOMKilled")
 
 
 def test_a_stop_after_a_childs_end_is_a_stop(kubelet: Kubelet, pod: Pod) -> None:

@@ -30,6 +30,28 @@ def test_a_name_with_brackets_and_blanks_does_not_shift_the_fields(proc: Path) -
     assert procfs.state(42, str(proc)) == "S"
 
 
+@pytest.mark.parametrize(
+    ("state", "flags", "pending", "ending"),
+    [
+        ("S", 0x400100, 0, False),
+        ("S", 0x400100, 1 << 14, False),  # SIGTERM, which it may catch
+        ("D", 0x400100, 1 << 8, True),
+        ("S", 0x400104, 0, True),
+        ("R", 0x400500, 0, True),
+        ("Z", 0x400100, 0, True),
+    ],
+    ids=["lives", "asked to end", "to be killed", "exits", "dies", "zombie"],
+)
+def test_a_process_that_can_only_end_is_told_apart(
+    tmp_path: Path, state: str, flags: int, pending: int, ending: bool
+) -> None:
+    (tmp_path / "42").mkdir()
+    fields = f"1 42 42 0 -1 {flags} {' '.join(['0'] * 21)} {pending} 0 0 0 0 0 0\n"
+    (tmp_path / "42/stat").write_text(f"42 (a) {state} {fields}")
+    assert procfs.is_ending(42, str(tmp_path)) == ending
+    assert procfs.is_ending(7, str(tmp_path))
+
+
 def test_what_a_process_has_is_read(proc: Path) -> None:
     assert procfs.children(42, str(proc)) == (43, 99)
     assert procfs.status(42, str(proc)) == {"Name": "x", "VmRSS": "2048 kB"}
